@@ -1,0 +1,1 @@
+"""MiniGPT-4: a frozen language model learns to see by training one linear layer."""

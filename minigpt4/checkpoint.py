@@ -1,0 +1,187 @@
+"""Weights on disk: ours, the original's, BLIP-2's and EVA's; reading, renaming, atomic writing.
+
+``convert_*`` are pure functions from one set of names to another. Hugging Face folders are read by
+transformers itself (``models/language_model.py``).
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from minigpt4.errors import CheckpointError, MiniGPT4Error
+
+Tensors = dict[str, torch.Tensor]
+
+# Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
+_SAVED_BUFFERS = re.compile(
+    r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq|llama_proj\.\d+\..*"
+)
+# What EVA's and BLIP-2's files hold beside the parts that are used here.
+_UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
+_UNUSED_Q_FORMER = re.compile(  # the text branch
+    r"embeddings\.(position_ids|word_embeddings|position_embeddings)|pooler\."
+    r"|encoder\.layer\.\d+\.(intermediate|output)\."
+)
+_Q_FORMER_NAMES = (
+    ("embeddings.LayerNorm.", "layernorm."),
+    (".attention.self.", ".attention.attention."),
+    (".crossattention.self.", ".crossattention.attention."),
+)
+
+
+def load_weights(path: str | Path) -> Any:
+    """The content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: holds more than plain weights, or is damaged ({reason})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """``torch.save`` that leaves the file as it was, or whole; never half of it.
+
+    Raises:
+        MiniGPT4Error: when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise MiniGPT4Error(
+            f"{path}: cannot be written ({error}); free space or choose another output_dir"
+        ) from error
+
+
+def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
+    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
+
+    Names are equal; blocks from ``depth`` on and unused heads are left out.
+    """
+    converted = {}
+    for name, value in weights.items():
+        unused = _UNUSED_EVA.match(name)
+        block = unused.group(1) if unused else None
+        if unused and (block is None or int(block) >= depth):
+            continue
+        converted[name] = value
+    return converted
+
+
+def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """``Qformer.bert.*`` of BLIP-2 or the original, for transformers' ``Blip2QFormerModel``.
+
+    The text branch (word and position embeddings, its feed-forward) is left out.
+    """
+    converted = {}
+    prefix = "Qformer.bert."
+    for name, value in weights.items():
+        if not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix)
+        if _UNUSED_Q_FORMER.match(name):
+            continue
+        for theirs, ours in _Q_FORMER_NAMES:
+            if theirs.startswith("."):
+                name = name.replace(theirs, ours)
+            elif name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        converted[name] = value
+    return converted
+
+
+def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The ``llama_model.*`` part of the original's weights, for transformers' LLaMA."""
+    prefix = "llama_model."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
+    }
+
+
+def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Strictly load ``weights``; what is missing, left over or of another size is one line.
+
+    Raises:
+        CheckpointError: naming the file and the first entries that do not fit.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    surplus = sorted(weights.keys() - own.keys())
+    sizes = [
+        f"{name} is {list(weights[name].shape)}, the model wants {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    complaints = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+    complaints += [f"{len(surplus)} unknown (first: {surplus[0]})"] if surplus else []
+    complaints += sizes[:1]
+    if complaints:
+        raise CheckpointError(f"{origin}: does not fit this model: {'; '.join(complaints)}")
+    module.load_state_dict(dict(weights))
+
+
+def trained_weights(checkpoint: Any, origin: str) -> Tensors:
+    """The trained parameters of a checkpoint in the original's form, its saved buffers dropped.
+
+    Raises:
+        CheckpointError: when there is no ``"model"`` part.
+    """
+    weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(weights, Mapping) or not weights:
+        raise CheckpointError(
+            f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
+        )
+    return {name: value for name, value in weights.items() if not _SAVED_BUFFERS.fullmatch(name)}
+
+
+def load_trained(model: torch.nn.Module, checkpoint: Any, origin: str) -> None:
+    """Put a checkpoint's trained parameters into ``model``; they must be exactly its trained ones.
+
+    Raises:
+        CheckpointError: for a projection of another size, or any other parameter.
+    """
+    weights = trained_weights(checkpoint, origin)
+    own = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    surplus, missing = sorted(weights.keys() - own.keys()), sorted(own.keys() - weights.keys())
+    if surplus or missing:
+        raise CheckpointError(
+            f"{origin}: holds {', '.join(surplus[:3]) or 'nothing else'}"
+            f" and lacks {', '.join(missing[:3]) or 'nothing'}; the model trains {', '.join(own)}"
+        )
+    for name, value in own.items():
+        if weights[name].shape != value.shape:
+            raise CheckpointError(
+                f"{origin}: {name} is {list(weights[name].shape)}, this model wants "
+                f"{list(value.shape)}: it belongs to another language model or Q-Former"
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])

@@ -1,0 +1,1 @@
+"""What only the command line needs: one small file per command."""

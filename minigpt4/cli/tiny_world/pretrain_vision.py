@@ -1,0 +1,282 @@
+"""Pretrain the tiny visual encoder and Q-Former on scenes; they never meet the tiny LLM.
+
+The encoder learns what lies on each patch and where the patch is. The Q-Former learns to caption
+scenes through a throw-away projection into a throw-away language model with words of its own.
+"""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
+
+from minigpt4.cli.tiny_world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    IMAGE_SIZE,
+    PAIR_LAYOUTS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TRIPLE_LAYOUTS,
+    Scene,
+    draw_scene,
+    sample_mosaic,
+    sample_scene,
+)
+from minigpt4.models.q_former import QFormerSize, build_q_former, build_query_tokens
+from minigpt4.models.visual_encoder import VisualEncoderSize, build_ln_vision, build_visual_encoder
+from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
+
+VISUAL_SIZE = VisualEncoderSize(embed_dim=128, depth=5, num_heads=4, mlp_ratio=4.0)
+Q_FORMER_SIZE = QFormerSize(
+    hidden_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=512,
+    cross_attention_frequency=1,
+)
+NUM_QUERIES = 32
+_GRID = IMAGE_SIZE // VISUAL_SIZE.patch_size
+_COLOR_NAMES, _SIZE_NAMES, _GROUNDS = list(COLORS), list(SIZES), list(BACKGROUNDS)
+_LEVELS = 7  # coordinates are told to the throw-away captioner on a 7 x 7 grid
+# The throw-away captioner's own words; nothing of the tiny LLM's text.
+_WORDS = ["begin", "end", *_GROUNDS, *PLACES, *PAIR_LAYOUTS, *TRIPLE_LAYOUTS]
+_WORDS += [*_SIZE_NAMES, *_COLOR_NAMES, *SHAPES]
+_WORDS += [f"{axis}{level}" for axis in "xy" for level in range(_LEVELS)]
+_WORD_ID = {word: index for index, word in enumerate(_WORDS)}
+
+logger = logging.getLogger(__name__)
+
+
+def cosine_schedule(steps: int, warmup: int = 100) -> Callable[[int], float]:
+    """Factor on the learning rate: linear warm-up, then a cosine down to 2 %."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * 0.5 * (
+            1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+        )
+
+    return factor
+
+
+def autocast() -> torch.autocast:
+    """bf16 where the CPU computes in it (about four times faster), else fp32."""
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(fast))
+
+
+def optimise(
+    name: str,
+    parameters: Sequence[nn.Parameter],
+    steps: int,
+    lr: float,
+    loss_of: Callable[[], torch.Tensor],
+) -> None:
+    """AdamW over ``steps`` calls of ``loss_of``, with a log line every 100."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(steps))
+    started, running = time.monotonic(), 0.0
+    for step in range(1, steps + 1):
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        running += loss.item()
+        if step % 100 == 0 or step == steps:
+            elapsed = time.monotonic() - started
+            logger.info(
+                "%s step %d/%d loss %.4f (%.0f s)", name, step, steps, running / 100, elapsed
+            )
+            running = 0.0
+
+
+def scenes_to_pixels(scenes: Sequence[Scene]) -> torch.Tensor:
+    """Drawn and normalised scenes ``[B, 3, 112, 112]``."""
+    pixels = torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]))
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _patch_labels(scenes: Sequence[Scene]) -> torch.Tensor:
+    """Shape, colour and size index of the thing on each patch ``[B, patches, 3]``; -1 = none."""
+    centres = (np.arange(_GRID) + 0.5) * VISUAL_SIZE.patch_size
+    grid_y, grid_x = (axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij"))
+    labels = np.full((len(scenes), _GRID * _GRID, 3), -1, dtype=np.int64)
+    for row, scene in zip(labels, scenes, strict=True):
+        for thing in scene.things:
+            near = np.hypot(grid_x - thing.x, grid_y - thing.y) <= SIZES[thing.size] + 2
+            row[near] = (
+                SHAPES.index(thing.shape),
+                _COLOR_NAMES.index(thing.color),
+                _SIZE_NAMES.index(thing.size),
+            )
+    return torch.from_numpy(labels)
+
+
+def pretrain_visual_encoder(steps: int, seed: int, batch_size: int = 64) -> tuple[nn.Module, float]:
+    """A trained encoder and its gate: share of thing patches whose shape is read right."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    encoder = build_visual_encoder(IMAGE_SIZE, VISUAL_SIZE)
+    width = VISUAL_SIZE.embed_dim
+    norm = build_ln_vision(width)
+    patch_head = nn.Linear(width, len(SHAPES) + 1 + len(COLORS) + len(SIZES) + 2)
+    image_head = nn.Linear(width, len(BACKGROUNDS))
+    parts = (len(SHAPES) + 1, len(COLORS), len(SIZES), 2)
+    steps_of_grid = torch.linspace(-1, 1, _GRID)
+    coordinates = torch.cartesian_prod(steps_of_grid, steps_of_grid)
+
+    def predict(scenes: Sequence[Scene]) -> tuple[torch.Tensor, ...]:
+        with autocast():
+            features = norm(encoder.forward_features(scenes_to_pixels(scenes)))
+            shape, color, size, place = patch_head(features[:, 1:]).float().split(parts, dim=-1)
+            return shape, color, size, place, image_head(features[:, 0]).float()
+
+    def loss_of() -> torch.Tensor:
+        scenes = [
+            sample_mosaic(rng) if rng.random() < 0.75 else sample_scene(rng)
+            for _ in range(batch_size)
+        ]
+        shape, color, size, place, ground = predict(scenes)
+        labels = _patch_labels(scenes)
+        shape_label = labels[..., 0].masked_fill(labels[..., 0] < 0, len(SHAPES))
+        ground_label = torch.tensor([_GROUNDS.index(scene.background) for scene in scenes])
+        return (
+            functional.cross_entropy(shape.flatten(0, 1), shape_label.flatten())
+            + functional.cross_entropy(
+                color.flatten(0, 1), labels[..., 1].flatten(), ignore_index=-1
+            )
+            + functional.cross_entropy(
+                size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=-1
+            )
+            + functional.mse_loss(place, coordinates.expand_as(place))
+            + 0.3 * functional.cross_entropy(ground, ground_label)
+        )
+
+    modules = nn.ModuleList([encoder, norm, patch_head, image_head])
+    optimise("visual encoder", list(modules.parameters()), steps, 1.5e-3, loss_of)
+    encoder.eval()
+    with torch.no_grad():
+        scenes = [sample_scene(rng) for _ in range(300)]
+        shape, *_ = predict(scenes)
+        label = _patch_labels(scenes)[..., 0]
+        on_thing = label >= 0
+        accuracy = (shape.argmax(-1)[on_thing] == label[on_thing]).float().mean().item()
+    return encoder, accuracy
+
+
+def _level(position: float) -> int:
+    return min(_LEVELS - 1, int(position / IMAGE_SIZE * _LEVELS))
+
+
+def _facts(scene: Scene) -> list[int]:
+    """The scene in the throw-away captioner's words."""
+    words = ["begin", scene.background, scene.layout]
+    for thing in scene.things:
+        words += [thing.size, thing.color, thing.shape]
+        words += [f"x{_level(thing.x)}", f"y{_level(thing.y)}"]
+    return [_WORD_ID[word] for word in [*words, "end"]]
+
+
+def pretrain_q_former(
+    encoder: nn.Module, steps: int, seed: int, batch_size: int = 64
+) -> tuple[nn.LayerNorm, nn.Parameter, Blip2QFormerModel, float]:
+    """``ln_vision``, queries, Q-Former; the gate: a linear probe for the layout."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    width = Q_FORMER_SIZE.hidden_size
+    ln_vision = build_ln_vision(VISUAL_SIZE.embed_dim)
+    query_tokens = build_query_tokens(NUM_QUERIES, width)
+    q_former = build_q_former(VISUAL_SIZE.embed_dim, Q_FORMER_SIZE).eval()  # eval: no dropout
+    captioner = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(_WORDS),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+    )
+    to_captioner = nn.Linear(width, 128)
+
+    def features_of(scenes: Sequence[Scene]) -> torch.Tensor:
+        with autocast():
+            with torch.no_grad():
+                patches = encoder.forward_features(scenes_to_pixels(scenes))  # type: ignore[operator]
+            queries = query_tokens.expand(len(scenes), -1, -1)
+            return q_former(
+                query_embeds=queries, encoder_hidden_states=ln_vision(patches)
+            ).last_hidden_state
+
+    def loss_of() -> torch.Tensor:
+        scenes = [sample_scene(rng) for _ in range(batch_size)]
+        facts = [torch.tensor(_facts(scene)) for scene in scenes]
+        ids = nn.utils.rnn.pad_sequence(facts, batch_first=True, padding_value=-100)
+        with autocast():
+            soft = to_captioner(features_of(scenes))
+            text = captioner.get_input_embeddings()(ids.clamp(min=0))
+            logits = captioner(inputs_embeds=torch.cat([soft, text], 1), use_cache=False).logits
+        return functional.cross_entropy(
+            logits[:, NUM_QUERIES:-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=-100
+        )
+
+    modules = nn.ModuleList([ln_vision, q_former, captioner, to_captioner])
+    optimise("q-former", [query_tokens, *modules.parameters()], steps, 1.5e-3, loss_of)
+    return ln_vision, query_tokens, q_former, _probe_layout(features_of, rng)
+
+
+def _probe_layout(
+    features_of: Callable[[Sequence[Scene]], torch.Tensor], rng: random.Random
+) -> float:
+    """Accuracy of a ridge regression from the flattened Q-Former output to the layout."""
+    layouts = [*PLACES, *PAIR_LAYOUTS, *TRIPLE_LAYOUTS]
+    scenes = [sample_scene(rng, layout=None) for _ in range(6000)]
+    with torch.no_grad():
+        chunks = [features_of(scenes[i : i + 200]).flatten(1).float() for i in range(0, 6000, 200)]
+    features = torch.cat(chunks)
+    features = torch.cat([features, torch.ones(len(scenes), 1)], 1)
+    labels = torch.tensor([layouts.index(scene.layout) for scene in scenes])
+    train, test = features[:5000], features[5000:]
+    target = functional.one_hot(labels[:5000], len(layouts)).float()
+    gram = train.T @ train + 10.0 * torch.eye(train.shape[1])
+    weights = torch.linalg.solve(gram, train.T @ target)
+    return ((test @ weights).argmax(1) == labels[5000:]).float().mean().item()
+
+
+def save_vision(
+    folder: Path,
+    encoder: nn.Module,
+    ln_vision: nn.LayerNorm,
+    query_tokens: nn.Parameter,
+    q_former: nn.Module,
+) -> None:
+    """Write both towers in fp16 under the names of the files that full-size users download."""
+    names = (
+        ("layernorm.", "embeddings.LayerNorm."),
+        (".attention.attention.", ".attention.self."),
+        (".crossattention.attention.", ".crossattention.self."),
+    )
+    blip2 = {"query_tokens": query_tokens.detach().half()}
+    blip2 |= {f"ln_vision.{name}": value.half() for name, value in ln_vision.state_dict().items()}
+    for name, value in q_former.state_dict().items():
+        for ours, theirs in names:
+            name = (
+                theirs + name[len(ours) :] if name.startswith(ours) else name.replace(ours, theirs)
+            )
+        blip2[f"Qformer.bert.{name}"] = value.half()
+    torch.save({"model": blip2}, folder / "q_former.pth")
+    torch.save(
+        {name: value.half() for name, value in encoder.state_dict().items()}, folder / "eva_vit.pth"
+    )

@@ -1,0 +1,1 @@
+"""Presets: what a YAML need not say about a model or a data set."""

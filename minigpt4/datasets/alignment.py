@@ -1,0 +1,76 @@
+"""A folder of curated pairs: ``filter_cap.json`` and ``image/``, the form of ``cc_sbu_align``."""
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from minigpt4.checks import is_placeholder
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample
+from minigpt4.errors import DataError
+
+ANNOTATION_FILE = "filter_cap.json"
+
+logger = logging.getLogger(__name__)
+
+
+def check_alignment_folder(storage: str) -> str | None:
+    """Complaint about a folder that does not hold the two parts."""
+    if is_placeholder(storage):
+        return f"{storage!r} is a placeholder; put the folder of your pairs there"
+    folder = Path(storage)
+    if not folder.is_dir():
+        return f"no such folder: {storage}"
+    for part in (ANNOTATION_FILE, "image"):
+        if not (folder / part).exists():
+            return f"{storage} holds no {part}"
+    return None
+
+
+class AlignmentSource:
+    """Pairs held in memory (names and texts only), split over readers sample by sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pairs = read_pairs(folder)
+
+    @property
+    def units(self) -> int:
+        return len(self.pairs)
+
+    def read_pass(
+        self, reader: int, readers: int, rng: random.Random
+    ) -> Iterator[RawSample | BadSample]:
+        pairs = self.pairs[reader::readers] if len(self.pairs) >= readers else list(self.pairs)
+        rng.shuffle(pairs)
+        yield from pairs
+
+
+def read_pairs(folder: Path) -> list[RawSample]:
+    """The pairs whose image is there; missing images are counted in one line.
+
+    Raises:
+        DataError: for annotations that cannot be read, or without a single image.
+    """
+    file = folder / ANNOTATION_FILE
+    try:
+        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
+        entries = [(str(entry["image_id"]), str(entry["caption"])) for entry in annotations]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{file}: must hold {{"annotations": [{{"image_id": …, "caption": …}}, …]}} '
+            f"({type(error).__name__}: {error})"
+        ) from error
+    files = {
+        image.stem: image
+        for image in sorted((folder / "image").iterdir())
+        if image.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    }
+    pairs = [RawSample(name, files[name], text) for name, text in entries if name in files]
+    missing = [name for name, _ in entries if name not in files]
+    if not pairs:
+        raise DataError(f"{file}: none of its {len(entries)} images is in {folder / 'image'}")
+    if missing:
+        text = "%s: %d of %d images are missing and left out (first: %s)"
+        logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))
+    return pairs

@@ -1,0 +1,100 @@
+"""Builders: the ``datasets:`` section of a YAML → data sets."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from minigpt4.checks import Positive, check_not_negative
+from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
+from minigpt4.datasets.samples import DataSet
+from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.registry import BUILDERS, PROCESSORS, Hidden, build_named
+
+Processors = dict[str, Annotated[dict[str, Any], PROCESSORS]]  # split → {"name": …, options}
+SampleRatio = Annotated[float, check_not_negative]
+
+_DEFAULT_IMAGES: Processors = {"train": {"name": "blip2_image_train"}}
+_DEFAULT_CAPTIONS: Processors = {"train": {"name": "blip_caption"}}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardStorage:
+    """Where shards lie: a pattern with braces, a folder, or a list of these."""
+
+    storage: Annotated[str | list[str], check_shards]
+
+
+@dataclass(frozen=True)
+class FolderStorage:
+    """The folder that holds ``filter_cap.json`` and ``image/``."""
+
+    storage: Annotated[str, check_alignment_folder]
+
+
+@BUILDERS.register("laion")
+@BUILDERS.register("cc_sbu")
+def build_caption_shards(
+    name: Annotated[str, Hidden],
+    build_info: ShardStorage,
+    vis_processor: Processors = _DEFAULT_IMAGES,
+    text_processor: Processors = _DEFAULT_CAPTIONS,
+    sample_ratio: SampleRatio = 1.0,
+    buffer_size: Positive = 1000,
+    data_type: Literal["images"] = "images",
+) -> DataSet:
+    """Image-caption pairs in webdataset shards (stage 1).
+
+    Args:
+        name: The data set's name in the YAML.
+        build_info: Where the shards lie.
+        vis_processor: Image processor of each split.
+        text_processor: Caption processor of each split.
+        sample_ratio: Relative weight with which a step draws this data set.
+        buffer_size: Samples in the shuffle buffer of each reader.
+        data_type: As in the original; only images exist.
+    """
+    shards = list_shards(build_info.storage)
+    existing = [shard for shard in shards if Path(shard).is_file()]
+    if len(existing) < len(shards):
+        text = "datasets.%s: %d of %d shards are missing and left out"
+        logger.warning(text, name, len(shards) - len(existing), len(shards))
+    return DataSet(
+        name,
+        ShardSource(existing, buffer_size),
+        build_named(PROCESSORS, vis_processor["train"]),
+        build_named(PROCESSORS, text_processor["train"]),
+        sample_ratio,
+    )
+
+
+@BUILDERS.register("cc_sbu_align")
+def build_cc_sbu_align(
+    name: Annotated[str, Hidden],
+    build_info: FolderStorage,
+    vis_processor: Processors = _DEFAULT_IMAGES,
+    text_processor: Processors | None = None,
+    sample_ratio: SampleRatio = 1.0,
+    data_type: Literal["images"] = "images",
+) -> DataSet:
+    """Curated image-description pairs in a folder (stage 2).
+
+    Args:
+        name: The data set's name in the YAML.
+        build_info: Where the folder lies.
+        vis_processor: Image processor of each split.
+        text_processor: Accepted because the original's YAML names one; as there, descriptions
+            reach the model unprocessed.
+        sample_ratio: Relative weight with which a step draws this data set.
+        data_type: As in the original; only images exist.
+    """
+    return DataSet(
+        name,
+        AlignmentSource(Path(build_info.storage)),
+        build_named(PROCESSORS, vis_processor["train"]),
+        str,
+        sample_ratio,
+        countable=True,
+    )

@@ -1,0 +1,174 @@
+"""Streams: what a source reads, decoded, processed and endless.
+
+The stream of one reader is a function of (seed, data set, reader, number of readers) alone. A
+reader is one worker process of one rank.
+"""
+
+import io
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from minigpt4.errors import DataError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+# More unreadable samples than this in a row is a wrong data set, not a few broken files.
+MAX_BAD_IN_A_ROW = 1000
+_LOGGED_BAD_SAMPLES = 5  # per reader; later ones are only counted
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """An image still encoded, or the file that holds it, with its raw caption."""
+
+    key: str
+    image: bytes | Path
+    text: str
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample (or the rest of a shard) that cannot be read, and why."""
+
+    key: str
+    reason: str
+
+
+class Source(Protocol):
+    """Where samples come from: shards or a folder."""
+
+    def read_pass(
+        self, reader: int, readers: int, rng: random.Random
+    ) -> Iterator[RawSample | BadSample]:
+        """This reader's share, once, in an order that ``rng`` decides."""
+
+    @property
+    def units(self) -> int:
+        """How many parts can be split over readers (shards, or samples)."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A source with its processors; what a builder returns."""
+
+    name: str
+    source: Source
+    image_processor: Callable[[Image.Image], torch.Tensor]
+    text_processor: Callable[[str], str]
+    sample_ratio: float = 1.0
+    countable: bool = False  # whether the source's units are samples
+
+
+class Sample(TypedDict):
+    """One training pair: ``image`` ``[3, size, size]``."""
+
+    key: str
+    image: torch.Tensor
+    text: str
+
+
+class Batch(TypedDict):
+    """Several pairs: ``image`` ``[B, 3, size, size]``."""
+
+    keys: list[str]
+    image: torch.Tensor
+    text: list[str]
+
+
+class SampleStream(IterableDataset[Sample | DataError]):
+    """An endless stream of one data set for one rank.
+
+    A fault ends it by *yielding* a ``DataError``: raised in a worker, it would reach the user as
+    that worker's traceback.
+    """
+
+    def __init__(self, dataset: DataSet, seed: int, rank: int, world_size: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[Sample | DataError]:
+        worker = get_worker_info()
+        workers = worker.num_workers if worker else 1
+        reader = self.rank * workers + (worker.id if worker else 0)
+        identity = f"{self.seed}/{self.dataset.name}/{reader}"
+        position = bad = bad_in_a_row = 0
+        for number in itertools.count():
+            rng = random.Random(f"{identity}/{number}")
+            good = 0
+            for raw in self.dataset.source.read_pass(reader, self.world_size * workers, rng):
+                # A random transform depends on the sample's position, not on what ran before it.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(random.Random(f"{identity}@{position}").getrandbits(62))
+                    sample = raw if isinstance(raw, BadSample) else self._process(raw)
+                position += 1
+                if not isinstance(sample, BadSample):
+                    good += 1
+                    bad_in_a_row = 0
+                    yield sample
+                    continue
+                bad += 1
+                bad_in_a_row += 1
+                if bad <= _LOGGED_BAD_SAMPLES or bad % 1000 == 0:
+                    text = "%s: skipped %s: %s (%d skipped so far by this reader)"
+                    logger.warning(text, self.dataset.name, sample.key, sample.reason, bad)
+                if bad_in_a_row > MAX_BAD_IN_A_ROW:
+                    break
+            if good == 0 or bad_in_a_row > MAX_BAD_IN_A_ROW:
+                yield DataError(
+                    f"datasets.{self.dataset.name}: no readable sample among the last "
+                    f"{max(1, bad_in_a_row)} read; the warnings above name the first ones"
+                )
+                return
+
+    def _process(self, raw: RawSample) -> Sample | BadSample:
+        try:
+            image = load_image(raw.image)
+        except DataError as error:
+            return BadSample(raw.key, str(error))
+        return Sample(
+            key=raw.key,
+            image=self.dataset.image_processor(image),
+            text=self.dataset.text_processor(raw.text),
+        )
+
+
+def load_image(image: bytes | str | Path) -> Image.Image:
+    """An RGB image from encoded bytes or a file.
+
+    Raises:
+        DataError: when it is not an image that PIL can read to its end.
+    """
+    name = "the image" if isinstance(image, bytes) else str(image)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is not a readable picture ({error})") from error
+
+
+def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
+    """A batch, or the first fault among its samples."""
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        good.append(sample)
+    return Batch(
+        keys=[sample["key"] for sample in good],
+        image=torch.stack([sample["image"] for sample in good]),
+        text=[sample["text"] for sample in good],
+    )

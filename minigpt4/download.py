@@ -1,0 +1,109 @@
+"""Published weights: fetched once into a cache folder, resumable and never half there."""
+
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from minigpt4.errors import CheckpointError
+
+_LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+EVA_VIT_G = _LAVIS + "eva_vit_g.pth"
+BLIP2_Q_FORMER = _LAVIS + "blip2_pretrained_flant5xxl.pth"
+_BLOCK = 1 << 20
+_STALE_LOCK_SECONDS = 120
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """``MINIGPT4_CACHE``, else ``minigpt4`` under the user's cache folder."""
+    chosen = os.environ.get("MINIGPT4_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt4"
+
+
+def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
+    """The local file of a path or URL; a URL is downloaded into the cache first.
+
+    A download goes on where an earlier one stopped, is checked against the size that the server
+    names, and appears under its name only when it is whole. Of several processes on one machine
+    the first to come downloads and the others wait.
+
+    Raises:
+        CheckpointError: when the file cannot be fetched; the line says where to put it by hand.
+    """
+    if not path_or_url.startswith(("http://", "https://")):
+        return Path(path_or_url)
+    target = cache_folder() / path_or_url.rsplit("/", 1)[-1]
+    if target.is_file():
+        return target
+    part = target.with_name(target.name + ".part")
+    lock = target.with_name(target.name + ".lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while not _take(lock):
+            time.sleep(1.0)
+            if target.is_file():
+                return target
+        try:
+            if not target.is_file():
+                _download(path_or_url, part, lock, timeout)
+                os.replace(part, target)
+        finally:
+            lock.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path_or_url}: cannot be fetched ({error}){_expected_size(part)}; "
+            f"download it elsewhere and put it at {target}"
+        ) from error
+    return target
+
+
+def _take(lock: Path) -> bool:
+    """Whether this process may download; a lock that nobody has touched for long is stale."""
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        try:
+            if time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
+                lock.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass  # its owner has just finished; the next try tells
+        return False
+
+
+def _expected_size(part: Path) -> str:
+    return f", {part.stat().st_size} bytes are there" if part.is_file() else ""
+
+
+def _download(url: str, part: Path, lock: Path, timeout: float) -> None:
+    start = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # the part is already as long as the file, or longer
+            part.unlink()
+            _download(url, part, lock, timeout)
+            return
+        raise
+    with response:
+        if response.status != 206:
+            start = 0  # the server sends the whole file
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        logger.info("fetching %s (%s bytes)", url, total or "unknown")
+        with open(part, "ab" if start else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                lock.touch()
+            file.flush()
+            os.fsync(file.fileno())
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"{size} of {total} bytes arrived; run again to go on")

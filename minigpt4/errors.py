@@ -1,0 +1,38 @@
+"""The errors a user can cause: each carries one line saying what, where and how to mend it."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class MiniGPT4Error(Exception):
+    """Something the user can put right; entry points show it as one line and exit with code 2."""
+
+
+class ConfigError(MiniGPT4Error):
+    """A fault in the YAML file, its presets or ``--options``."""
+
+
+class CheckpointError(MiniGPT4Error):
+    """A weights file that is missing, damaged or does not fit the model."""
+
+
+class DataError(MiniGPT4Error):
+    """A data set, image or text that cannot be read."""
+
+
+def run_guarded(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point and exit: 2 after a user's mistake (one line), 130 when interrupted.
+
+    Under torchrun every process meets the same mistake; only rank 0 tells it.
+    """
+    try:
+        sys.exit(main() or 0)
+    except MiniGPT4Error as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,210 @@
+"""Builder of the model: options of a YAML → loaded, frozen parts and an untrained projection."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from torch import nn
+
+from minigpt4.checkpoint import (
+    convert_q_former,
+    convert_visual_encoder,
+    load_into,
+    load_trained,
+    load_weights,
+)
+from minigpt4.checks import (
+    ExistingFile,
+    FileOrUrl,
+    ModelFolder,
+    Positive,
+    check_file,
+)
+from minigpt4.download import BLIP2_Q_FORMER, EVA_VIT_G, fetch
+from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.language_model import check_vocabulary, load_language_model
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.q_former import QFormerSize, build_q_former
+from minigpt4.models.splice import IMAGE_MARK
+from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.visual_encoder import (
+    VisualEncoderSize,
+    build_ln_vision,
+    build_visual_encoder,
+    resize_position_embedding,
+)
+from minigpt4.registry import MODELS, Hidden
+
+EVA_VIT_G_SIZE, BLIP2_SIZE = VisualEncoderSize(), QFormerSize()
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_prompts(path: str) -> str | None:
+    """Complaint about a prompt file that is missing or shows the model no image."""
+    complaint = check_file(path)
+    if path and not complaint and not _lines_with_image(path):
+        return f"{path} has no line with {IMAGE_MARK}, which says where the image goes"
+    return complaint
+
+
+def check_template(template: str) -> str | None:
+    if template and template.count("{}") != 1:
+        return f"{template!r} must hold {{}} once, where the prompt goes"
+    return None
+
+
+def _lines_with_image(path: str) -> list[str]:
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if IMAGE_MARK in line]
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Arithmetic of the frozen parts: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+    if precision == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if device.type == "cpu" and precision == "fp16":
+        raise ConfigError("model.precision: fp16 needs a GPU; use auto, fp32 or bf16 on a CPU")
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+@MODELS.register("minigpt4")
+@MODELS.register("mini_gpt4")
+def build_minigpt4(
+    device: Annotated[torch.device, Hidden],
+    llama_model: ModelFolder,
+    vit_model: FileOrUrl = EVA_VIT_G,
+    q_former_model: FileOrUrl = BLIP2_Q_FORMER,
+    image_size: Positive = 224,
+    num_query_token: Positive = 32,
+    has_qformer: bool = True,
+    prompt_path: Annotated[str, check_prompts] = "",
+    prompt_template: Annotated[str, check_template] = "",
+    max_txt_len: Positive = 32,
+    end_sym: str = "\n",
+    ckpt: ExistingFile = "",
+    precision: Precision = "auto",
+    vit_precision: Literal["fp16", "fp32"] = "fp16",
+    low_resource: bool = False,
+    drop_path_rate: float = 0.0,
+    use_grad_checkpoint: bool = False,
+    prompt: str = "",
+    visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
+    q_former: QFormerSize = BLIP2_SIZE,
+) -> MiniGPT4:
+    """The model with its weights loaded, on ``device``.
+
+    Args:
+        device: Where it runs.
+        llama_model: Folder or hub id of the language model.
+        vit_model: File or URL of the visual encoder (EVA's names).
+        q_former_model: File or URL of BLIP-2's Q-Former; also holds ``ln_vision``.
+        image_size: Pixels of each side; other sizes resize the position embedding.
+        num_query_token: Image tokens of the Q-Former.
+        has_qformer: False: four consecutive patches make one image token, no Q-Former.
+        prompt_path: Stage-2 prompts, one a line; empty in stage 1.
+        prompt_template: Put around each prompt, e.g. ``###Human: {} ###Assistant: ``.
+        max_txt_len: Longest answer in tokens.
+        end_sym: Put behind every answer that is learnt.
+        ckpt: Trained projection to start from.
+        precision: Arithmetic of the frozen parts; auto is fp32 on a CPU, bf16 or fp16 on a GPU.
+        vit_precision: fp32 keeps the visual encoder's weights in fp32; fp16 follows ``precision``.
+        low_resource: Load the language model in 8 bits where that is possible.
+        drop_path_rate: As in the original; a frozen encoder never drops paths.
+        use_grad_checkpoint: As in the original; the visual encoder has no gradients to save.
+        prompt: As in the original's presets; unused there too.
+        visual_encoder: Dimensions, for towers of another size.
+        q_former: Dimensions, for towers of another size.
+
+    Raises:
+        MiniGPT4Error: for weights that are missing or do not fit together.
+    """
+    dtype = choose_dtype(precision, device)
+    encoder = _load_visual_encoder(vit_model, image_size, visual_encoder)
+    ln_vision = build_ln_vision(visual_encoder.embed_dim)
+    former, queries = None, None
+    blip2 = _load_blip2(q_former_model)
+    load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
+    if has_qformer:
+        with torch.device("meta"):
+            former = build_q_former(visual_encoder.embed_dim, q_former)
+        _materialise(former, convert_q_former(blip2), q_former_model)
+        queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
+    elif visual_encoder_tokens(image_size, visual_encoder) % 4:
+        raise ConfigError(
+            "model.image_size: without a Q-Former the patches must be a multiple of 4"
+        )
+    tokenizer = load_tokenizer(llama_model)
+    language_model = load_language_model(llama_model, dtype, int8=low_resource)
+    check_vocabulary(language_model, tokenizer, llama_model)
+    model = MiniGPT4(
+        encoder.to(torch.float32 if vit_precision == "fp32" else dtype),
+        ln_vision,
+        former,
+        queries,
+        language_model,
+        tokenizer,
+        prompts=[
+            prompt_template.format(line) if prompt_template else line
+            for line in (_lines_with_image(prompt_path) if prompt_path else [])
+        ],
+        max_txt_len=max_txt_len,
+        end_sym=end_sym,
+        compute_dtype=dtype,
+    )
+    if ckpt:
+        load_trained(model, load_weights(ckpt), ckpt)
+        logger.info("projection loaded from %s", ckpt)
+    return model.to(device)
+
+
+def visual_encoder_tokens(image_size: int, size: VisualEncoderSize) -> int:
+    """Patches of an image, without the class token."""
+    return (image_size // size.patch_size) ** 2
+
+
+def _load_visual_encoder(origin: str, image_size: int, size: VisualEncoderSize) -> nn.Module:
+    weights = load_weights(fetch(origin))
+    if not isinstance(weights, dict) or "pos_embed" not in weights:
+        raise CheckpointError(f"{origin}: not a visual encoder (no pos_embed in it)")
+    with torch.device("meta"):
+        encoder = build_visual_encoder(image_size, size)
+    converted = convert_visual_encoder(weights, size.depth)
+    side = image_size // size.patch_size
+    if converted["pos_embed"].shape[1] != 1 + side * side:
+        converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
+    _materialise(encoder, converted, origin)
+    return encoder
+
+
+def _load_blip2(origin: str) -> dict[str, torch.Tensor]:
+    content = load_weights(fetch(origin))
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or "query_tokens" not in weights:
+        raise CheckpointError(f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it)")
+    return {name: value.float() for name, value in weights.items() if value.is_floating_point()}
+
+
+def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _queries(blip2: dict[str, torch.Tensor], count: int, width: int, origin: str) -> torch.Tensor:
+    queries = blip2["query_tokens"]
+    if queries.shape != (1, count, width):
+        raise CheckpointError(
+            f"{origin}: query_tokens is {list(queries.shape)}, not [1, {count}, {width}]"
+            " (model.num_query_token, model.q_former.hidden_size)"
+        )
+    return queries
+
+
+def _materialise(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Fill a module built on the meta device; fp32, so that dtypes are chosen in one place."""
+    module.to_empty(device="cpu")
+    load_into(module, {name: value.float() for name, value in weights.items()}, origin)

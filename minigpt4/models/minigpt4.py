@@ -1,0 +1,205 @@
+"""MiniGPT-4: frozen eyes, a frozen language model, and the one linear layer between them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Blip2QFormerModel, PreTrainedModel
+
+from minigpt4.errors import DataError
+from minigpt4.models.splice import IGNORED, IMAGE_MARK, Segment, Spliced, splice
+from minigpt4.models.tokenizer import Tokenizer
+
+PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
+
+logger = logging.getLogger(__name__)
+
+
+def freeze(part: nn.Module) -> None:
+    """No gradients, and no dropout: a frozen part is always in eval mode."""
+    part.requires_grad_(False)
+    part.eval()
+
+
+class MiniGPT4(nn.Module):
+    """The whole system over parts that are built already.
+
+    Args:
+        visual_encoder: timm ``Eva``; ``forward_features`` gives ``[B, 1 + P, Dv]``.
+        ln_vision: LayerNorm(Dv), computed in fp32.
+        q_former: Frozen Q-Former, or None for the variant without it.
+        query_tokens: Learned queries ``[1, Q, Dq]``; None without a Q-Former.
+        llama_model: Any causal LM of transformers that takes ``inputs_embeds``, width H.
+        tokenizer: The language model's.
+        prompts: Stage-2 prompts with ``<ImageHere>``; none in stage 1.
+        max_txt_len: Longest answer in tokens; truncation drops the end symbol, as in the original.
+        end_sym: Put behind every answer that is learnt.
+        compute_dtype: Of the frozen towers' and the language model's arithmetic.
+    """
+
+    def __init__(
+        self,
+        visual_encoder: nn.Module,
+        ln_vision: nn.LayerNorm,
+        q_former: Blip2QFormerModel | None,
+        query_tokens: torch.Tensor | None,
+        llama_model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        prompts: Sequence[str] = (),
+        max_txt_len: int = 32,
+        end_sym: str = "\n",
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.ln_vision = ln_vision
+        self.q_former = q_former
+        self.query_tokens = None if query_tokens is None else nn.Parameter(query_tokens)
+        self.llama_model = llama_model
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.max_txt_len = max_txt_len
+        self.end_sym = end_sym
+        self.compute_dtype = compute_dtype
+        vision_width = ln_vision.normalized_shape[0]
+        width = (
+            PATCHES_PER_TOKEN * vision_width if q_former is None else q_former.config.hidden_size
+        )
+        freeze(self)
+        self.llama_proj = nn.Linear(width, llama_model.get_input_embeddings().weight.shape[1])
+
+    def train(self, mode: bool = True) -> "MiniGPT4":
+        """Frozen parts stay in eval mode whatever the mode; the projection has no other."""
+        super().train(False)
+        self.training = mode
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.llama_proj.weight.device
+
+    def encode_img(self, image: torch.Tensor) -> torch.Tensor:
+        """Image tokens ``[B, Q, H]`` in the compute dtype, from pixels ``[B, 3, s, s]``."""
+        half = self.compute_dtype != torch.float32
+        with torch.autocast(image.device.type, dtype=self.compute_dtype, enabled=half):
+            with torch.no_grad():
+                features = self.encode_frozen(image)
+            projected = self.llama_proj(features)
+            assert isinstance(projected, torch.Tensor)
+            return projected
+
+    def encode_frozen(self, image: torch.Tensor) -> torch.Tensor:
+        """What the projection reads: ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former."""
+        weight = self.ln_vision.weight
+        patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
+        patches = functional.layer_norm(
+            patches.float(),
+            self.ln_vision.normalized_shape,
+            weight.float(),
+            self.ln_vision.bias.float(),
+            self.ln_vision.eps,
+        )
+        if self.q_former is None:
+            patches = patches[:, 1:]
+            batch, count, width = patches.shape
+            return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)
+        assert self.query_tokens is not None
+        queries = self.query_tokens.expand(len(image), -1, -1)
+        output = self.q_former(query_embeds=queries, encoder_hidden_states=patches)
+        assert isinstance(output.last_hidden_state, torch.Tensor)
+        return output.last_hidden_state
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Word embeddings ``[n, H]`` of ids ``[n]``."""
+        embedded = self.llama_model.get_input_embeddings()(ids)
+        assert isinstance(embedded, torch.Tensor)
+        return embedded
+
+    def prompt_segments(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Segment]:
+        """A prompt as segments: bos, text, and one image (``[Q, H]``) at each ``<ImageHere>``.
+
+        Each stretch of text is tokenised on its own, so that a trailing space becomes a token.
+
+        Raises:
+            DataError: when marks and images are not equally many.
+        """
+        parts = prompt.split(IMAGE_MARK)
+        if len(parts) - 1 != len(images):
+            raise DataError(
+                f"the prompt has {len(parts) - 1} {IMAGE_MARK} for {len(images)} images: {prompt!r}"
+            )
+        segments: list[Segment] = [[self.tokenizer.bos_id, *self.tokenizer.encode(parts[0])]]
+        for image, part in zip(images, parts[1:], strict=True):
+            segments += [image, self.tokenizer.encode(part)]
+        return segments
+
+    def splice_batch(
+        self, image: torch.Tensor | None, text: Sequence[str], prompts: Sequence[str] | None
+    ) -> Spliced:
+        """Training rows: prompt with its image, then the answer as targets.
+
+        Args:
+            image: ``[B, 3, s, s]``, or None when no prompt has an image.
+            text: B answers.
+            prompts: B prompts; None in stage 1, where bos and the image alone come first.
+        """
+        tokens = None if image is None else self.encode_img(image)
+        contexts = []
+        for index in range(len(text)):
+            images = [] if tokens is None else [tokens[index]]
+            prompt = IMAGE_MARK if prompts is None else prompts[index]
+            contexts.append(self.prompt_segments(prompt, images))
+        answers = [
+            self.tokenizer.encode(answer + self.end_sym)[: self.max_txt_len] for answer in text
+        ]
+        return splice(contexts, answers, self.embed_tokens, self.device)
+
+    def logits(self, spliced: Spliced) -> torch.Tensor:
+        """The language model's output ``[B, S, V]``; only real positions mean anything."""
+        output = self.llama_model(
+            inputs_embeds=spliced.embeds, attention_mask=spliced.attention_mask, use_cache=False
+        )
+        assert isinstance(output.logits, torch.Tensor)
+        return output.logits
+
+    def forward(
+        self,
+        image: torch.Tensor | None,
+        text: Sequence[str],
+        prompts: Sequence[str] | None = None,
+    ) -> torch.Tensor:
+        """Mean cross-entropy over the target tokens of the batch, a scalar in fp32.
+
+        Arguments are those of :meth:`splice_batch`.
+        """
+        spliced = self.splice_batch(image, text, prompts)
+        return target_loss(self.logits(spliced), spliced.targets)
+
+
+def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits ``[B, S, V]`` over the targets ``[B, S]`` not ignored."""
+    following = targets[:, 1:]
+    learnt = following != IGNORED
+    return functional.cross_entropy(logits[:, :-1][learnt].float(), following[learnt])
+
+
+def parameter_table(model: MiniGPT4) -> str:
+    """Which part is frozen and which is trained, with counts; printed at the start of a run."""
+    rows: list[tuple[str, str, int, str]] = []
+    parts: dict[str, Any] = {name: list(part.parameters()) for name, part in model.named_children()}
+    if model.query_tokens is not None:
+        parts["query_tokens"] = [model.query_tokens]
+    for name, parameters in parts.items():
+        if parameters:
+            trained = "trained" if any(p.requires_grad for p in parameters) else "frozen"
+            dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+            rows.append((name, trained, sum(p.numel() for p in parameters), ", ".join(dtypes)))
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [f"  {name:<15} {state:<8} {count:>15,}  {dtype}" for name, state, count, dtype in rows]
+    share = 100 * total / sum(count for _, _, count, _ in rows)
+    lines.append(f"  {total:,} parameters are trained, {share:.3g} % of all")
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""Q-Former: patch features → a fixed number of query features (second frozen part).
+
+Source: BLIP-2's Q-Former, query branch only, built from transformers' ``Blip2QFormerModel``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+
+@dataclass(frozen=True)
+class QFormerSize:
+    """Dimensions of the Q-Former; the defaults are BLIP-2's (BERT-base)."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    cross_attention_frequency: int = 2
+
+
+def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QFormerModel:
+    """An untrained Q-Former reading features of width ``encoder_dim``."""
+    size = size or QFormerSize()
+    return Blip2QFormerModel(
+        Blip2QFormerConfig(
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.num_hidden_layers,
+            num_attention_heads=size.num_attention_heads,
+            intermediate_size=size.intermediate_size,
+            cross_attention_frequency=size.cross_attention_frequency,
+            encoder_hidden_size=encoder_dim,
+            use_qformer_text_input=False,
+        )
+    )
+
+
+def build_query_tokens(num_query_token: int, hidden_size: int) -> nn.Parameter:
+    """Learned queries ``[1, num_query_token, hidden_size]`` (untrained)."""
+    return nn.Parameter(torch.randn(1, num_query_token, hidden_size) * 0.02)

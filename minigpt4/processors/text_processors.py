@@ -1,0 +1,31 @@
+"""Text processors: a raw caption → the text that is learnt.
+
+Source: BLIP's caption processor; exact against ``tests/golden/processors/blip_caption.json``.
+"""
+
+import re
+from collections.abc import Callable
+
+from minigpt4.checks import Positive
+from minigpt4.registry import PROCESSORS
+
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_SPACES = re.compile(r"\s{2,}")
+
+
+@PROCESSORS.register("blip_caption")
+def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[str], str]:
+    """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words."""
+
+    def process(caption: str) -> str:
+        text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))
+        words = text.rstrip("\n").strip(" ").split(" ")
+        return prompt + " ".join(words[:max_words])
+
+    return process
+
+
+@PROCESSORS.register("plain_text")
+def build_plain_text() -> Callable[[str], str]:
+    """Leave the text as it is (stage-2 descriptions)."""
+    return str

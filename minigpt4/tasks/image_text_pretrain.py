@@ -1,0 +1,44 @@
+"""The task of both stages: predict an image's text."""
+
+import random
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from minigpt4.datasets.samples import Batch
+from minigpt4.registry import TASKS, Hidden
+
+
+@TASKS.register("image_text_pretrain")
+class ImageTextPretrainTask:
+    """Language modelling on the text of image-text pairs.
+
+    Args:
+        prompts: Stage-2 prompts; one is drawn for each batch. None of them in stage 1.
+        seed: Of the run.
+        rank: This process; ranks draw on their own, as in the original.
+    """
+
+    def __init__(
+        self,
+        prompts: Annotated[list[str], Hidden],
+        seed: Annotated[int, Hidden],
+        rank: Annotated[int, Hidden],
+    ) -> None:
+        self._prompts = prompts
+        self._identity = f"{seed}/prompt/{rank}"
+
+    def prompt_of(self, step: int) -> str | None:
+        """The prompt of a step (counted over the whole run); a function of seed, rank and step."""
+        if not self._prompts:
+            return None
+        return random.Random(f"{self._identity}/{step}").choice(self._prompts)
+
+    def train_step(self, model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+        """Mean loss over the target tokens of one batch."""
+        prompt = self.prompt_of(step)
+        prompts = None if prompt is None else [prompt] * len(batch["text"])
+        loss = model(batch["image"], batch["text"], prompts)
+        assert isinstance(loss, torch.Tensor)
+        return loss
