@@ -145,7 +145,8 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
     complaints += sizes[:1]
     if complaints:
         raise CheckpointError(f"{origin}: does not fit this model: {'; '.join(complaints)}")
-    module.load_state_dict(dict(weights))
+    # assign: a module built without memory takes these tensors as they are.
+    module.load_state_dict(dict(weights), assign=True)
 
 
 def trained_weights(checkpoint: Any, origin: str) -> Tensors:

@@ -271,7 +271,7 @@ def _with_processor_defaults(
         specs = entry.get(kind)
         if isinstance(specs, dict):
             entry[kind] = {
-                split: {**(defaults.get(spec.get("name")) or {}), **spec}
+                split: {**(defaults.get(str(spec.get("name"))) or {}), **spec}
                 if isinstance(spec, dict)
                 else spec
                 for split, spec in specs.items()

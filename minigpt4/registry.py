@@ -152,10 +152,9 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
         bound, faults = bind(hint, value, where, dry)
         return (value if faults else hint(**bound)), faults
     if typing.get_origin(hint) in (typing.Union, UnionType):
-        options = typing.get_args(hint)
-        nested = [option for option in options if dataclasses.is_dataclass(option)]
-        if nested and isinstance(value, Mapping):
-            return _fit(value, nested[0], where, dry)
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is not None and len(options) == 1:
+            return _fit(value, options[0], where, dry)
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
         _, inner = typing.get_args(hint)
         if typing.get_origin(inner) is typing.Annotated:

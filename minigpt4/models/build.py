@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from minigpt4.checkpoint import (
@@ -87,7 +88,7 @@ def build_minigpt4(
     prompt_template: Annotated[str, check_template] = "",
     max_txt_len: Positive = 32,
     end_sym: str = "\n",
-    ckpt: ExistingFile = "",
+    ckpt: ExistingFile | None = None,
     precision: Precision = "auto",
     vit_precision: Literal["fp16", "fp32"] = "fp16",
     low_resource: bool = False,
@@ -131,9 +132,9 @@ def build_minigpt4(
     blip2 = _load_blip2(q_former_model)
     load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
     if has_qformer:
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False):
             former = build_q_former(visual_encoder.embed_dim, q_former)
-        _materialise(former, convert_q_former(blip2), q_former_model)
+        load_into(former, convert_q_former(blip2), q_former_model)
         queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
     elif visual_encoder_tokens(image_size, visual_encoder) % 4:
         raise ConfigError(
@@ -172,13 +173,14 @@ def _load_visual_encoder(origin: str, image_size: int, size: VisualEncoderSize) 
     weights = load_weights(fetch(origin))
     if not isinstance(weights, dict) or "pos_embed" not in weights:
         raise CheckpointError(f"{origin}: not a visual encoder (no pos_embed in it)")
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         encoder = build_visual_encoder(image_size, size)
     converted = convert_visual_encoder(weights, size.depth)
     side = image_size // size.patch_size
     if converted["pos_embed"].shape[1] != 1 + side * side:
         converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
-    _materialise(encoder, converted, origin)
+    fp32 = {name: value.float() for name, value in converted.items()}
+    load_into(encoder, fp32, origin)
     return encoder
 
 
@@ -202,9 +204,3 @@ def _queries(blip2: dict[str, torch.Tensor], count: int, width: int, origin: str
             " (model.num_query_token, model.q_former.hidden_size)"
         )
     return queries
-
-
-def _materialise(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Fill a module built on the meta device; fp32, so that dtypes are chosen in one place."""
-    module.to_empty(device="cpu")
-    load_into(module, {name: value.float() for name, value in weights.items()}, origin)

@@ -1,6 +1,7 @@
 """The trainer: draws batches, steps the optimizer, keeps checkpoints and a log."""
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -48,7 +49,7 @@ def make_accelerator(device: Device) -> Accelerator:
         )
     # Without cpu=True, accelerate on a machine without GPU believes every process to be rank 0.
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
     return Accelerator(cpu=use_cpu, kwargs_handlers=[ddp])
 
 
@@ -225,7 +226,8 @@ class RunnerBase:
     def _train_epoch(self, epoch: int) -> None:
         main = self.accelerator.is_main_process
         title = f"epoch {epoch + 1}/{self.max_epoch}"
-        bar = tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=1.0)
+        calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
+        bar = tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=calm)
         losses: list[torch.Tensor] = []
         epoch_losses: list[float] = []
         since = time.monotonic()
@@ -238,7 +240,9 @@ class RunnerBase:
             loss = self._mean_over_ranks(losses)
             samples = len(losses) * self.batch_size * self.accelerator.num_processes
             rate = samples / max(time.monotonic() - since, 1e-9)
-            bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s")
+            bar.set_postfix_str(
+                f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s", refresh=False
+            )
             if main:
                 position = {"epoch": epoch, "step": step + 1}
                 self.folder.log(**position, loss=loss, lr=lr, samples_per_second=round(rate, 2))

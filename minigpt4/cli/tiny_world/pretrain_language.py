@@ -248,8 +248,8 @@ class Batcher:
 
 def pretrain_llama(
     tokenizer: SentencePieceTokenizer, steps: int, seed: int, batch_size: int = 64
-) -> tuple[LlamaForCausalLM, float]:
-    """A trained LLaMA and its gate: share of exact answers to plain notes it has not seen."""
+) -> tuple[LlamaForCausalLM, dict[str, float]]:
+    """A trained LLaMA and its text-only ceilings on notes it has not seen, by kind."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     llama = build_llama()
@@ -274,11 +274,9 @@ def pretrain_llama(
 
     optimise("llama", list(llama.parameters()), steps, 2e-3, loss_of)
     llama.eval()
-    exact = text_ceiling(llama, tokenizer, seed + 2)
-    for kind, share in exact.items():
-        logger.info("llama text-only exact, %s: %.3f", kind, share)
+    ceilings = text_ceiling(llama, tokenizer, seed + 2)
     scale_residual_stream(llama)
-    return llama, sum(exact.values()) / len(exact)
+    return llama, ceilings
 
 
 @torch.no_grad()

@@ -1,0 +1,192 @@
+"""Watch it learn: draw scenes, train stage 1 and 2 on them, score held-out scenes, make a sheet."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
+from minigpt4.errors import MiniGPT4Error
+
+_EVAL_CONFIG = "eval_configs/tiny_eval.yaml"
+_SHOWN = 6  # scenes on the contact sheet
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``quickstart``."""
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and training")
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--pairs", type=int, default=5000, help="image-caption pairs for stage 1")
+    parser.add_argument("--heldout", type=int, default=300, help="scenes in each held-out split")
+    parser.add_argument("--stage1-options", nargs="*", default=[], metavar="a.b=c")
+    parser.add_argument("--stage2-options", nargs="*", default=[], metavar="a.b=c")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All of it; ends with a table, ``summary.json`` and ``contact_sheet.png``."""
+    output, seed = arguments.output, arguments.seed
+    scenes = output / "scenes"
+    write_data_sets(scenes, seed, pairs=arguments.pairs, heldout=arguments.heldout)
+    stage1_seconds = _train(
+        "stage 1",
+        "train_configs/tiny_stage1_pretrain.yaml",
+        [
+            f"datasets.laion.build_info.storage={scenes}/laion/",
+            f"datasets.cc_sbu.build_info.storage={scenes}/cc_sbu/",
+            f"run.seed={seed}",
+            f"run.output_dir={output}/stage1",
+            *arguments.stage1_options,
+        ],
+        output / "stage1",
+        output / "stage1.pth",
+    )
+    stage2_seconds = _train(
+        "stage 2",
+        "train_configs/tiny_stage2_finetune.yaml",
+        [
+            f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
+            f"model.ckpt={output}/stage1.pth",
+            f"run.seed={seed}",
+            f"run.output_dir={output}/stage2",
+            *arguments.stage2_options,
+        ],
+        output / "stage2",
+        output / "stage2.pth",
+    )
+    logger.info("\n== scoring %d held-out scenes of each split", arguments.heldout)
+    summary, examples = evaluate(output, scenes, seed)
+    summary |= {"stage1_seconds": stage1_seconds, "stage2_seconds": stage2_seconds}
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    from minigpt4.cli.tiny_world.sheet import draw_contact_sheet
+
+    draw_contact_sheet(examples, output / "contact_sheet.png")
+    print(_table(summary))
+    print(f"figures: {output}/summary.json   pictures: {output}/contact_sheet.png")
+    print("now chat with it: make demo")
+
+
+def _train(title: str, config: str, options: list[str], runs: Path, result: Path) -> float:
+    """One stage under torchrun; its last checkpoint lands at ``result``. Seconds of wall time."""
+    shutil.rmtree(runs, ignore_errors=True)
+    arguments = ["train.py", "--cfg-path", config, "--options", *options]
+    logger.info("\n== %s: torchrun --nproc-per-node 1 %s", title, " ".join(arguments))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    # torchrun leaves the number of threads open for one process; accelerate warns about that.
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ}
+    started = time.monotonic()
+    status = subprocess.run([*launcher, "1", *arguments], check=False, env=environment).returncode
+    seconds = time.monotonic() - started
+    checkpoints = sorted(runs.glob("*/checkpoint_*.pth"), key=lambda f: int(f.stem.split("_")[1]))
+    if status != 0 or not checkpoints:
+        raise MiniGPT4Error(f"{title} failed (exit code {status}); its own message stands above")
+    shutil.copyfile(checkpoints[-1], result)
+    return round(seconds, 1)
+
+
+def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures before training, after stage 1 and after stage 2, and examples for the sheet."""
+    import torch
+
+    from minigpt4.chat import load_chat
+    from minigpt4.cli.tiny_world import evaluate as score
+
+    heldout = {name: read_heldout(scenes / name) for name in ("heldout_seen", "heldout_withheld")}
+    caption_exact: dict[str, float] = {}
+    chat_failure: dict[str, float] = {}
+    chat_exact: dict[str, float] = {}
+    chat_questions: dict[str, float] = {}
+    controls: dict[str, float] = {}
+    examples: list[dict[str, Any]] = []
+    for stage in ("before", "stage1", "stage2"):
+        torch.manual_seed(seed)  # the untrained projection's init
+        ckpt = "" if stage == "before" else f"{output}/{stage}.pth"
+        chat = load_chat(_EVAL_CONFIG, [f"model.ckpt={ckpt}"])
+        split = score.encode_split(chat, heldout["heldout_seen"])
+        captions = score.write_captions(chat, split.images)
+        figures = score.caption_figures(split.scenes, captions)
+        caption_exact[stage] = figures["exact"]
+        answers = score.answer_question(chat, [score.DESCRIBE] * len(split.scenes), split.images)
+        told = score.description_figures(split.scenes, answers)
+        for index in range(_SHOWN):
+            if stage == "before":
+                examples.append({"scene": split.scenes[index], "file": split.files[index]})
+            examples[index][stage] = answers[index] if stage == "stage2" else captions[index]
+        if stage == "before":
+            continue
+        chat_failure[stage] = told["failure"]
+        withheld = score.encode_split(chat, heldout["heldout_withheld"])
+        if stage == "stage1":
+            for name in ("two_objects", "three_objects", "layout"):
+                caption_exact[f"stage1_{name}"] = figures[name]
+            named = score.write_captions(chat, withheld.images)
+            caption_exact["stage1_withheld_pairs"] = score.caption_figures(withheld.scenes, named)[
+                "exact"
+            ]
+            others = score.write_captions(chat, split.images.roll(1, 0))
+            controls["shuffled_images"] = score.caption_figures(split.scenes, others)["exact"]
+            continue
+        chat_exact["stage2"] = told["exact"]
+        answers = score.answer_question(
+            chat, [score.DESCRIBE] * len(withheld.scenes), withheld.images
+        )
+        figures = score.description_figures(withheld.scenes, answers)
+        chat_exact["stage2_withheld_pairs"] = figures["exact"]
+        chat_questions = score.question_figures(chat, split, seed)
+    summary = {
+        "seed": seed,
+        "scenes": len(heldout["heldout_seen"]),
+        "caption_exact": caption_exact,
+        "chat_failure": chat_failure,
+        "chat_exact": chat_exact,
+        "chat_questions": chat_questions,
+        "controls": controls,
+    }
+    return summary, examples
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """The summary as people read it."""
+    exact, failure = summary["caption_exact"], summary["chat_failure"]
+
+    def row(label: str, *values: float | None) -> str:
+        cells = ["      –" if value is None else f"{100 * value:5.1f} %" for value in values]
+        return f"  {label:<44}" + "  ".join(f"{cell:>8}" for cell in cells)
+
+    lines = [
+        f"\n  {summary['scenes']} held-out scenes, seed {summary['seed']}"
+        f"{'before':>27}  {'stage 1':>8}  {'stage 2':>8}",
+        row("caption names the right things", exact["before"], exact["stage1"], exact["stage2"]),
+        row("  two things", None, exact["stage1_two_objects"], None),
+        row("  three things", None, exact["stage1_three_objects"], None),
+        row("  pairs never shown in training", None, exact["stage1_withheld_pairs"], None),
+        row("  says where they are", None, exact["stage1_layout"], None),
+        row(
+            "  control: another scene's picture", None, summary["controls"]["shuffled_images"], None
+        ),
+        row(
+            "chat: answer fails (cut, repeated, wrong form)",
+            None,
+            failure["stage1"],
+            failure["stage2"],
+        ),
+        row("chat: description exact", None, None, summary["chat_exact"]["stage2"]),
+        row(
+            "  pairs never shown in training",
+            None,
+            None,
+            summary["chat_exact"]["stage2_withheld_pairs"],
+        ),
+    ]
+    for kind, value in summary["chat_questions"].items():
+        lines.append(row(f"  question: {kind}", None, None, value))
+    seconds = summary["stage1_seconds"], summary["stage2_seconds"]
+    lines.append("  training took {:.0f} s for stage 1, {:.0f} s for stage 2".format(*seconds))
+    return "\n".join(lines)
