@@ -31,10 +31,11 @@ def main() -> None:
     # torch and transformers take seconds to import: a YAML that cannot be read fails before.
     from accelerate.utils import set_seed
 
+    from minigpt4.chat import check_chat
     from minigpt4.registry import BUILDERS, MODELS, RUNNERS
     from minigpt4.runners.runner_base import check_run, make_accelerator
 
-    check_config(config, extra=check_run)
+    check_config(config, extra=lambda c: check_run(c) + check_chat(c))
     options = config.run_options()
     accelerator = make_accelerator(options.get("device", "auto"))
     set_seed(options.get("seed", 42) + accelerator.process_index)

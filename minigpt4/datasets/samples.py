@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypedDict
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import IterableDataset, get_worker_info
 
 from minigpt4.errors import DataError
@@ -156,6 +156,8 @@ def load_image(image: bytes | str | Path) -> Image.Image:
             return opened.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a readable picture (unknown format)") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is not a readable picture ({error})") from error
 

@@ -1,6 +1,7 @@
 """The trainer: draws batches, steps the optimizer, keeps checkpoints and a log."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.checkpoint import load_trained, load_weights
 from minigpt4.checks import (
@@ -227,37 +229,42 @@ class RunnerBase:
         main = self.accelerator.is_main_process
         title = f"epoch {epoch + 1}/{self.max_epoch}"
         calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
-        bar = tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=calm)
-        losses: list[torch.Tensor] = []
         epoch_losses: list[float] = []
-        since = time.monotonic()
-        for step in range(self.iters_per_epoch):
-            lr = self._set_lr(epoch, step)
-            losses.append(self._step(epoch, step))
-            bar.update()
-            if (step + 1) % self.log_freq and step + 1 != self.iters_per_epoch:
-                continue
-            loss = self._mean_over_ranks(losses)
-            samples = len(losses) * self.batch_size * self.accelerator.num_processes
-            rate = samples / max(time.monotonic() - since, 1e-9)
-            bar.set_postfix_str(
-                f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s", refresh=False
-            )
-            if main:
-                position = {"epoch": epoch, "step": step + 1}
-                self.folder.log(**position, loss=loss, lr=lr, samples_per_second=round(rate, 2))
-            if loss != loss or loss in (float("inf"), float("-inf")):
-                raise MiniGPT4Error(
-                    f"the loss is {loss} at epoch {epoch}, step {step + 1}; the last checkpoint is "
-                    f"in {self.folder.path}; try a lower run.init_lr, or model.precision: bf16"
-                )
-            epoch_losses += [loss] * len(losses)
-            losses, since = [], time.monotonic()
-        bar.close()
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=calm) as bar,
+        ):
+            losses: list[torch.Tensor] = []
+            since = time.monotonic()
+            for step in range(self.iters_per_epoch):
+                lr = self._set_lr(epoch, step)
+                losses.append(self._step(epoch, step))
+                bar.update()
+                if (step + 1) % self.log_freq and step + 1 != self.iters_per_epoch:
+                    continue
+                loss = self._mean_over_ranks(losses)
+                samples = len(losses) * self.batch_size * self.accelerator.num_processes
+                rate = samples / max(time.monotonic() - since, 1e-9)
+                text = f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s"
+                bar.set_postfix_str(text, refresh=False)
+                self._report(epoch, step + 1, loss, lr, rate)
+                epoch_losses += [loss] * len(losses)
+                losses, since = [], time.monotonic()
         if main:
             mean = sum(epoch_losses) / len(epoch_losses)
             self.folder.log(epoch=epoch, train_loss=mean, train_lr=lr)
             logger.info("epoch %d/%d: mean loss %.4f", epoch + 1, self.max_epoch, mean)
+
+    def _report(self, epoch: int, step: int, loss: float, lr: float, rate: float) -> None:
+        """One line in the log; a loss that is no number ends the run."""
+        if self.accelerator.is_main_process:
+            figures = {"loss": loss, "lr": lr, "samples_per_second": round(rate, 2)}
+            self.folder.log(epoch=epoch, step=step, **figures)
+        if not math.isfinite(loss):
+            raise MiniGPT4Error(
+                f"the loss is {loss} at epoch {epoch}, step {step}; the last checkpoint is in "
+                f"{self.folder.path}; try a lower run.init_lr, or model.precision: bf16"
+            )
 
     def _step(self, epoch: int, step: int) -> torch.Tensor:
         """One micro-batch, and the optimizer's step where one is due; this rank's loss."""

@@ -1,0 +1,207 @@
+"""What a user can get wrong: one clear line, exit code 2, nothing lost."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from minigpt4.chat import load_chat
+from minigpt4.errors import DataError
+from tests.conftest import EntryPoint
+from tests.test_train import STAGE1, STAGE2, stage1_options
+
+
+def one_line(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, stderr
+    return lines[0]
+
+
+@pytest.fixture
+def options(scenes: Path, tmp_path: Path) -> list[str]:
+    return stage1_options(scenes, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("model.max_text_len", "did you mean 'max_txt_len'?"),
+        ("datasets.laion.sample_ration", "did you mean 'sample_ratio'?"),
+        ("datasets.laion.build_info.storag", "did you mean 'storage'?"),
+        ("datasets.laion.vis_processor.train.image_sise", "did you mean 'image_size'?"),
+        ("model.visual_encoder.embed_dims", "did you mean 'embed_dim'?"),
+        ("run.warm_up_steps", "did you mean 'warmup_steps'?"),
+        ("chat.temprature", "did you mean 'temperature'?"),
+    ],
+)
+def test_a_typo_in_any_key(run_entry: EntryPoint, options: list[str], key: str, hint: str):
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, f"{key}=1")
+    assert code == 2
+    assert key in one_line(stderr)
+    assert hint in one_line(stderr)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("model.llama_model=/no/such/folder", "no such folder: /no/such/folder"),
+        ("model.vit_model=nowhere.pth", "no such file: nowhere.pth"),
+        ("model.ckpt=/path/to/stage1/checkpoint_3.pth", "placeholder"),
+        ("model.llama_model=/path/to/vicuna", "placeholder"),
+        ("datasets.laion.build_info.storage=/path/to/laion/{00000..9}.tar", "placeholder"),
+        ("datasets.laion.build_info.storage=/tmp/none/{00000..00003}.tar", "none of the 4 shards"),
+        ("datasets.laion.build_info.storage=assets/", "names no shard"),
+        ("datasets.laion.build_info.storage=[]", "names no shard"),
+        ("run.output_dir=README.md/runs", "README.md is a file"),
+        ("run.lr_sched=cosine", "known: linear_warmup_cosine_lr, linear_warmup_step_lr"),
+        ("run.lr_sched=linear_warmup_step_lr", "run.lr_decay_rate"),
+        ("run.task=captioning", "known: image_text_pretrain"),
+        ("run.batch_size_train=0", "must be greater than 0"),
+        ("run.init_lr=fast", "'fast'"),
+        ("model.image_size=224", "model.image_size is 224"),
+        ("model.arch=minigpt_v2", "not supported"),
+        ("model.model_type=tinny", "known: "),
+        ("run.resume_ckpt_path=gone.pth", "no such file: gone.pth"),
+    ],
+)
+def test_a_fault_before_anything_is_loaded(
+    run_entry: EntryPoint, options: list[str], option: str, expected: str
+):
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, option)
+    assert code == 2
+    assert expected in one_line(stderr)
+    assert option.split("=")[0].split(".")[0] in one_line(stderr)
+
+
+def test_all_faults_are_told_at_once(run_entry: EntryPoint, options: list[str]):
+    wrong = [
+        "model.max_text_len=3",
+        "run.batch_size_train=abc",
+        "datasets.laion.build_info.storage=no.tar",
+    ]
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, *wrong)
+    assert code == 2
+    for key in ("model.max_text_len", "run.batch_size_train", "datasets.laion.build_info.storage"):
+        assert f"{STAGE1}: {key}: " in stderr
+
+
+def test_a_prompt_file_without_an_image_mark(run_entry: EntryPoint, scenes: Path, tmp_path: Path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Describe this image.\n")
+    code, stderr = run_entry(
+        train.main,
+        "--cfg-path",
+        STAGE2,
+        "--options",
+        f"model.prompt_path={prompts}",
+        f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align",
+        "model.ckpt=",
+        f"run.output_dir={tmp_path}/out",
+    )
+    assert code == 2
+    assert "model.prompt_path" in one_line(stderr)
+    assert "<ImageHere>" in one_line(stderr)
+
+
+def test_a_projection_of_another_size(run_entry: EntryPoint, options: list[str], tmp_path: Path):
+    file = tmp_path / "vicuna7b.pth"
+    weights = {"llama_proj.weight": torch.zeros(4096, 768), "llama_proj.bias": torch.zeros(4096)}
+    torch.save({"model": weights}, file)
+    code, stderr = run_entry(
+        train.main, "--cfg-path", STAGE1, "--options", *options, f"model.ckpt={file}"
+    )
+    assert code == 2
+    assert "llama_proj.weight is [4096, 768], this model wants [160, 128]" in one_line(stderr)
+
+
+def test_cuda_where_there_is_none(run_entry: EntryPoint, options: list[str]):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    code, stderr = run_entry(
+        train.main, "--cfg-path", STAGE1, "--options", *options, "run.device=cuda"
+    )
+    assert code == 2
+    assert "run.device" in one_line(stderr)
+
+
+def break_images(shard: Path, share: float) -> int:
+    """Replace a share of a shard's images by noise; how many."""
+    with tarfile.open(shard) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]  # type: ignore[union-attr]
+    images = [name for name, _ in members if name.endswith(".jpg")]
+    broken = set(images[: int(len(images) * share)])
+    with tarfile.open(shard, "w") as tar:
+        for name, content in members:
+            content = b"no picture" if name in broken else content
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return len(broken)
+
+
+def test_broken_images_in_a_shard_are_skipped_and_named(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    assert break_images(copy / "laion" / "00000.tar", 0.3) > 10
+    options = stage1_options(copy, tmp_path / "out", max_epoch=1, iters_per_epoch=6)
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
+    assert code == 0, stderr
+    skipped = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
+    assert skipped
+    assert "00000.tar/" in skipped[0]
+    assert "not a readable picture" in skipped[0]
+
+
+def test_shards_without_a_readable_image_end_the_run(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    break_images(copy / "laion" / "00000.tar", 1.0)
+    for workers in (0, 1):
+        options = stage1_options(copy, tmp_path / "out", num_workers=workers)
+        code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
+        assert code == 2
+        assert "datasets.laion: no readable sample" in one_line(stderr)
+
+
+def test_a_text_file_shown_as_an_image(tmp_path: Path):
+    file = tmp_path / "notes.png"
+    file.write_text("these are notes")
+    chat = load_chat("eval_configs/tiny_eval.yaml", ["model.ckpt="])
+    session = chat.start()
+    with pytest.raises(DataError, match=r"notes\.png is not a readable picture") as error:
+        chat.ask("What is this?", images=[file], session=session)
+    assert "\n" not in str(error.value)
+    assert session.conversation.messages == []
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    run_entry: EntryPoint, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import errno
+    import os
+
+    calls = []
+
+    def full_at_the_second(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
+    assert code == 2
+    assert "No space left on device" in one_line(stderr)
+    (run,) = (tmp_path / "out").iterdir()
+    assert sorted(f.name for f in run.iterdir()) == ["checkpoint_0.pth", "config.yaml", "log.txt"]
+    assert json.loads((run / "log.txt").read_text().splitlines()[0])["epoch"] == 0
+    torch.load(run / "checkpoint_0.pth", weights_only=True)

@@ -1,0 +1,95 @@
+"""The floors of the house: a file imports downward only, and never in a circle."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "minigpt4"
+FLOORS = [
+    {"errors"},
+    {"registry", "checkpoint", "checks", "download"},
+    {"config", "processors", "datasets", "models", "conversation", "configs"},
+    {"chat"},
+    {"tasks"},
+    {"runners"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules of ours that a file imports, anywhere in it."""
+    found = set()
+    known = {module_name(other) for other in FILES}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            base = node.module or ""
+            found |= {f"{base}.{alias.name}" for alias in node.names} & known
+            if base not in {module_name(file), "minigpt4"}:
+                found.add(base)
+    return {name for name in found if name.startswith("minigpt4.")}
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_file_stands_on_a_floor():
+    for file in FILES:
+        part = part_of(module_name(file))
+        assert part == "" or part in FLOOR_OF, f"{file} stands on no floor"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_go_downward_only(file: Path):
+    part = part_of(module_name(file))
+    for imported in imports_of(file):
+        other = part_of(imported)
+        if other == part or other == "":
+            continue
+        assert FLOOR_OF[other] < FLOOR_OF[part], f"{part} must not import {other}"
+
+
+def test_there_is_no_circle():
+    graph = {module_name(file): imports_of(file) for file in FILES}
+    # A package's own __init__ naming its files is how a registry's home is imported.
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        for imported in graph.get(module, set()):
+            visit(imported, (*path, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_config_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, minigpt4.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_demo_loads_nothing_at_import():
+    import subprocess
+    import sys
+
+    code = "import sys, demo; sys.exit(bool({'torch', 'gradio'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,340 @@
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from minigpt4.checks import NotNegative, Positive, PositiveFloat
+from minigpt4.errors import ConfigError
+from minigpt4.registry import (
+    BUILDERS,
+    LR_SCHEDULES,
+    MODELS,
+    PROCESSORS,
+    RUNNERS,
+    TASKS,
+    Fault,
+    Hidden,
+    Registry,
+    bind,
+    build_named,
+    import_plugins,
+    nearest,
+)
+from tests.messages import one_line, several_lines
+
+HOME = "minigpt4.errors"  # any module that can be imported
+SHAPES = Registry("shape", home=HOME)
+
+
+@SHAPES.register("circle")
+def build_circle(radius: Positive = 1, label: str = "") -> dict[str, Any]:
+    """A small entry to bind options to."""
+    return {"radius": radius, "label": label}
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Positive
+    height: int = 2
+
+
+def entry(
+    injected: Annotated[object, Hidden],
+    number: int,
+    share: float = 0.5,
+    flag: bool = False,
+    words: tuple[str, str] = ("a", "b"),
+    size: Size | None = None,
+    kind: Literal["big", "small"] = "big",
+    shape: Annotated[str, SHAPES] = "circle",
+    shapes: dict[str, Annotated[dict[str, Any], SHAPES]] | None = None,
+    steps: NotNegative | None = None,
+    norm: PositiveFloat | None = None,
+    storage: str | list[str] = "",
+) -> dict[str, Any]:
+    return {**locals()}
+
+
+def faults_of(options: Mapping[str, Any], dry: bool = True) -> list[Fault]:
+    return bind(entry, {"number": 1, **options}, "part", dry)[1]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("registry", "known"),
+    [
+        (BUILDERS, {"laion", "cc_sbu", "cc_sbu_align"}),
+        (MODELS, {"minigpt4", "mini_gpt4"}),
+        (PROCESSORS, {"blip2_image_train", "blip2_image_eval", "blip_caption"}),
+        (LR_SCHEDULES, {"linear_warmup_cosine_lr", "linear_warmup_step_lr"}),
+        (RUNNERS, {"runner_base"}),
+        (TASKS, {"image_text_pretrain"}),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Registry) else "",
+)
+def test_registries_know_the_originals_names(registry: Registry, known: set[str]) -> None:
+    assert known <= set(registry.names())
+    assert registry.names() == sorted(registry.names())
+    for name in known:
+        assert callable(registry.get(name))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with one_line(ConfigError, "unknown data set 'coco'", "cc_sbu, cc_sbu_align, laion"):
+        BUILDERS.get("coco")
+    with one_line(ConfigError, "unknown shape 'square'; known: circle"):
+        SHAPES.build("square", {})
+
+
+def test_a_registry_imports_its_home_on_first_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home_of_tests.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry("thing", home="home_of_tests")
+    assert "home_of_tests" not in sys.modules
+    assert registry.names() == []
+    assert "home_of_tests" in sys.modules
+
+
+def test_a_name_taken_by_something_else_is_refused() -> None:
+    registry = Registry("thing", home=HOME)
+    registry.register("x")(build_circle)
+    registry.register("x")(build_circle)
+    with one_line(ConfigError, "thing 'x'", "registered already"):
+        registry.register("x")(entry)
+    assert registry.get("x") is build_circle
+
+
+def test_two_names_can_stand_for_one_thing() -> None:
+    assert BUILDERS.get("laion") is BUILDERS.get("cc_sbu")
+
+
+# Options against a signature
+
+
+def test_options_reach_the_callable_with_what_is_injected() -> None:
+    registry = Registry("thing", home=HOME)
+    registry.register("x")(entry)
+    built = registry.build("x", {"number": 3, "size": {"width": 4}}, injected="here")
+    assert built["number"] == 3
+    assert built["injected"] == "here"
+    assert built["size"] == Size(4, 2)
+    assert built["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({"share": 1}, 1.0),
+        ({"words": ["x", "y"]}, ("x", "y")),
+        ({"size": None}, None),
+        ({"steps": None}, None),
+        ({"steps": 3}, 3),
+        ({"kind": "small"}, "small"),
+        ({"storage": ["a", "b"]}, ["a", "b"]),
+        ({"storage": "a"}, "a"),
+        ({"number": -7}, -7),
+    ],
+)
+def test_values_that_fit(options: dict[str, Any], value: object) -> None:
+    bound, faults = bind(entry, {"number": 1, **options}, "part", dry=True)
+    assert faults == []
+    (key,) = options
+    assert bound[key] == value
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "text"),
+    [
+        ({"number": "many"}, "part.number", "'many': input should be a valid integer"),
+        ({"number": True}, "part.number", "True: input should be a valid integer"),
+        ({"number": 1.5}, "part.number", "1.5: input should be a valid integer"),
+        ({"number": None}, "part.number", "None: input should be a valid integer"),
+        ({"number": [1]}, "part.number", "[1]: input should be a valid integer"),
+        ({"share": "0.5"}, "part.share", "'0.5': input should be a valid number"),
+        ({"flag": 1}, "part.flag", "1: input should be a valid boolean"),
+        ({"flag": "yes"}, "part.flag", "'yes': input should be a valid boolean"),
+        ({"words": ["x"]}, "part.words", "['x']"),
+        ({"kind": "huge"}, "part.kind", "'huge': input should be 'big' or 'small'"),
+        ({"size": 3}, "part.size", "3 is not a set of keys"),
+        ({"size": {}}, "part.size.width", "missing"),
+        ({"size": {"width": 0}}, "part.size.width", "0 must be greater than 0"),
+        ({"size": {"width": 1, "heigth": 2}}, "part.size.heigth", "did you mean 'height'?"),
+        ({"shape": "cirlce"}, "part.shape", "unknown shape 'cirlce'; known: circle"),
+        ({"shapes": {"a": 5}}, "part.shapes.a", "must be a set of keys with a 'name'"),
+        ({"shapes": {"a": {}}}, "part.shapes.a", "must be a set of keys with a 'name'"),
+        ({"shapes": {"a": {"name": "dot"}}}, "part.shapes.a.name", "known: circle"),
+        (
+            {"shapes": {"a": {"name": "circle", "raduis": 2}}},
+            "part.shapes.a.raduis",
+            "did you mean 'radius'?",
+        ),
+        (
+            {"shapes": {"a": {"name": "circle", "radius": 0}}},
+            "part.shapes.a.radius",
+            "0 must be greater than 0",
+        ),
+        ({"steps": -1}, "part.steps", "-1 must not be negative"),
+        ({"norm": 0.0}, "part.norm", "0.0 must be greater than 0"),
+        ({"storage": 5}, "part.storage", "5: "),
+        ({"nubmer": 3}, "part.nubmer", "unknown key; did you mean 'number'?"),
+        ({"zzzzzz": 3}, "part.zzzzzz", "unknown key; known: flag, kind, "),
+        ({"injected": 3}, "part.injected", "unknown key"),
+        ({"storage": {1, 2}}, "part.storage", "is not a plain value"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(options: dict[str, Any], key: str, text: str) -> None:
+    (fault,) = faults_of(options)
+    assert fault.key == key
+    assert text in fault.text
+    assert "\n" not in fault.text
+
+
+def test_a_missing_option_is_named() -> None:
+    (fault,) = bind(entry, {}, "part")[1]
+    assert fault == Fault("part.number", "missing; it has no default")
+
+
+def test_checks_run_only_when_asked() -> None:
+    assert faults_of({"steps": -1}, dry=False) == []
+    assert len(faults_of({"steps": -1})) == 1
+
+
+def test_all_faults_come_at_once() -> None:
+    registry = Registry("thing", home=HOME)
+    registry.register("x")(entry)
+    with several_lines(ConfigError, "x.share: ", "x.flagg: ", "x.size.width: ", "x.number: "):
+        registry.build("x", {"share": "a", "flagg": True, "size": {}}, injected=None)
+
+
+@pytest.mark.parametrize("key", [1, True])
+def test_a_key_that_is_no_word_is_a_fault(key: Any) -> None:
+    (fault,) = faults_of({key: 2})
+    assert fault.key == f"part.{key}"
+    assert "unknown key" in fault.text
+
+
+def test_build_named_takes_name_and_options_together() -> None:
+    assert build_named(SHAPES, {"name": "circle", "radius": 3}) == {"radius": 3, "label": ""}
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("batch_size_trian", ["batch_size_train", "seed"], "did you mean 'batch_size_train'?"),
+        ("xyz", ["batch_size_train", "seed"], "known: batch_size_train, seed"),
+        ("xyz", [], "known: none"),
+    ],
+)
+def test_hint_for_an_unknown_word(word: str, known: list[str], hint: str) -> None:
+    assert nearest(word, known) == hint
+
+
+# Plugins
+
+
+@pytest.fixture
+def own_builders(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The data-set registry; what a test registers is forgotten afterwards."""
+    BUILDERS.names()
+    monkeypatch.setattr(BUILDERS, "_entries", dict(BUILDERS._entries))
+    return BUILDERS
+
+
+PLUGIN = """
+from typing import Annotated
+from minigpt4.registry import BUILDERS, Hidden
+
+@BUILDERS.register("mine")
+def build_mine(name: Annotated[str, Hidden], size: int = 1) -> str:
+    return f"{name} of {size}"
+"""
+
+
+def test_a_plugin_file_registers_a_data_set(tmp_path: Path, own_builders: Registry) -> None:
+    (tmp_path / "my_pairs.py").write_text(PLUGIN)
+    import_plugins(["./my_pairs.py"], tmp_path)
+    assert "mine" in own_builders.names()
+    assert own_builders.build("mine", {"size": 3}, name="mine") == "mine of 3"
+
+
+def test_a_plugin_can_be_imported_twice(tmp_path: Path, own_builders: Registry) -> None:
+    (tmp_path / "my_pairs.py").write_text(PLUGIN)
+    import_plugins(["./my_pairs.py", "./my_pairs.py"], tmp_path)
+    import_plugins(["./my_pairs.py"], tmp_path)
+    assert "mine" in own_builders.names()
+
+
+def test_a_plugin_is_also_looked_up_in_the_current_folder(
+    tmp_path: Path, own_builders: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_pairs.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    import_plugins(["my_pairs.py"], tmp_path / "configs")
+    assert "mine" in own_builders.names()
+
+
+def test_a_plugin_can_be_a_module(
+    tmp_path: Path, own_builders: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_plugin_module.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import_plugins(["my_plugin_module"], tmp_path)
+    assert "mine" in own_builders.names()
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [
+        ("def (", "invalid syntax"),
+        ("import no_such_thing", "no_such_thing"),
+        ("undefined_name", "undefined_name"),
+        ("1 / 0", "division by zero"),
+        ("raise ValueError('two\\nlines')", "two lines"),
+        ("raise KeyError('lost')", "lost"),
+    ],
+)
+def test_an_error_in_a_plugin_is_one_line_that_names_it(
+    tmp_path: Path, content: str, mention: str
+) -> None:
+    (tmp_path / "broken.py").write_text(content)
+    with one_line(ConfigError, "plugins: ./broken.py", mention):
+        import_plugins(["./broken.py"], tmp_path)
+
+
+@pytest.mark.parametrize("plugin", ["./none.py", "no_such_module", "no.such.module", ".here", ""])
+def test_a_plugin_that_is_not_there_is_one_line(tmp_path: Path, plugin: str) -> None:
+    with one_line(ConfigError, f"plugins: {plugin}"):
+        import_plugins([plugin], tmp_path)
+
+
+def test_a_plugin_that_takes_a_name_in_use_is_named(tmp_path: Path, own_builders: Registry) -> None:
+    (tmp_path / "clash.py").write_text(PLUGIN.replace('"mine"', '"laion"'))
+    before = own_builders.get("laion")
+    with one_line(ConfigError, "clash.py", "'laion' is registered already"):
+        import_plugins(["./clash.py"], tmp_path)
+    assert own_builders.get("laion") is before
+
+
+def test_two_plugins_with_one_name_do_not_replace_each_other_in_silence(
+    tmp_path: Path, own_builders: Registry
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(PLUGIN)
+    with one_line(ConfigError, "two.py", "'mine' is registered already"):
+        import_plugins(["./one.py", "./two.py"], tmp_path)
+
+
+def test_a_plugins_parameter_without_a_type_is_one_line(
+    tmp_path: Path, own_builders: Registry
+) -> None:
+    (tmp_path / "untyped.py").write_text(PLUGIN.replace("size: int = 1", "size=1"))
+    import_plugins(["./untyped.py"], tmp_path)
+    with one_line(ConfigError, "mine.size", "type"):
+        own_builders.build("mine", {"size": 3}, name="mine")

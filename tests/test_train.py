@@ -1,0 +1,181 @@
+"""The main job on real files: train.py alone and under torchrun."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.config import load_config
+from minigpt4.datasets.loaders import MixedLoader
+from minigpt4.registry import BUILDERS, MODELS
+from minigpt4.runners.runner_base import parameter_groups
+from tests.conftest import ROOT
+
+STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
+STAGE2 = "train_configs/tiny_stage2_finetune.yaml"
+
+
+def stage1_options(scenes: Path, output: Path, **run: object) -> list[str]:
+    short = {"max_epoch": 2, "iters_per_epoch": 3, "batch_size_train": 4, "num_workers": 0} | run
+    return [
+        f"datasets.laion.build_info.storage={scenes}/laion/",
+        f"datasets.cc_sbu.build_info.storage={scenes}/cc_sbu/",
+        f"run.output_dir={output}",
+        *[f"run.{key}={value}" for key, value in short.items()],
+    ]
+
+
+def train(
+    *options: str, config: str = STAGE1, processes: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if processes:
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
+    command = [*launcher, "train.py", "--cfg-path", config, "--options", *options]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def only_run(output: Path) -> Path:
+    (run,) = output.iterdir()
+    return run
+
+
+def projection(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+def test_stage1_then_stage2_in_plain_python(scenes: Path, tmp_path: Path):
+    first = train(*stage1_options(scenes, tmp_path / "one"))
+    assert first.returncode == 0, first.stderr
+    run = only_run(tmp_path / "one")
+    assert {file.name for file in run.iterdir()} == {
+        "config.yaml",
+        "log.txt",
+        "checkpoint_0.pth",
+        "checkpoint_1.pth",
+    }
+    checkpoint = torch.load(run / "checkpoint_1.pth", weights_only=True)
+    assert set(checkpoint) == {"model", "optimizer", "config", "scaler", "epoch"}
+    assert {k: tuple(v.shape) for k, v in checkpoint["model"].items()} == {
+        "llama_proj.weight": (160, 128),
+        "llama_proj.bias": (160,),
+    }
+    assert checkpoint["epoch"] == 1
+    lines = [json.loads(line) for line in (run / "log.txt").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1]
+    assert {"loss", "lr", "samples_per_second", "step"} <= set(lines[0])
+    assert {"train_loss", "train_lr"} <= set(lines[1])
+    assert "llama_proj      trained" in first.stderr
+    assert "llama_model     frozen" in first.stderr
+    assert load_config(run / "config.yaml").run["iters_per_epoch"] == 3
+
+    second = train(
+        f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
+        f"model.ckpt={run}/checkpoint_1.pth",
+        f"run.output_dir={tmp_path}/two",
+        "run.max_epoch=1",
+        "run.iters_per_epoch=null",
+        "run.num_workers=1",
+        config=STAGE2,
+    )
+    assert second.returncode == 0, second.stderr
+    assert f"projection loaded from {run}/checkpoint_1.pth" in second.stderr
+    lines = [
+        json.loads(x) for x in (only_run(tmp_path / "two") / "log.txt").read_text().splitlines()
+    ]
+    assert lines[0]["step"] == 2  # 24 pairs in batches of 12: once through
+
+
+def test_two_processes_equal_one_step_on_both_their_batches(scenes: Path, tmp_path: Path):
+    """The gradient of two ranks is the mean of their batches' gradients, each a mean of its own."""
+    start = tmp_path / "start.pth"
+    torch.manual_seed(3)
+    init = torch.nn.Linear(128, 160).state_dict()
+    torch.save({"model": {f"llama_proj.{name}": value for name, value in init.items()}}, start)
+    options = [
+        *stage1_options(
+            scenes, tmp_path / "two", max_epoch=1, iters_per_epoch=1, warmup_steps=0, seed=5
+        ),
+        f"model.ckpt={start}",
+    ]
+    result = train(*options, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("what is trained") == 1, "only the main process speaks"
+
+    config = load_config(STAGE1, options)
+    model = MODELS.build(config.arch, config.model_options(), device=torch.device("cpu"))
+    datasets = [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-2, betas=(0.9, 0.999))
+    losses = []
+    for rank in range(2):
+        batch = next(iter(MixedLoader(datasets, 4, 0, seed=5, rank=rank, world_size=2)))
+        loss = model(batch["image"], batch["text"])
+        (loss / 2).backward()
+        losses.append(loss.item())
+    optimizer.step()
+    run = only_run(tmp_path / "two")
+    for name, value in projection(run / "checkpoint_0.pth").items():
+        expected = dict(model.named_parameters())[name]
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
+    logged = json.loads((run / "log.txt").read_text().splitlines()[0])
+    assert logged["loss"] == pytest.approx(sum(losses) / 2, abs=1e-4)
+
+
+def test_more_readers_than_shards_works_and_says_so(scenes: Path, tmp_path: Path):
+    options = stage1_options(scenes, tmp_path, max_epoch=1, iters_per_epoch=4, num_workers=3)
+    result = train(*options)
+    assert result.returncode == 0, result.stderr
+    assert "datasets.cc_sbu: 1 parts for 3 readers" in result.stderr
+
+
+def test_resume_goes_on_with_the_next_epoch(scenes: Path, tmp_path: Path):
+    assert train(*stage1_options(scenes, tmp_path / "a", max_epoch=1)).returncode == 0
+    checkpoint = only_run(tmp_path / "a") / "checkpoint_0.pth"
+    options = stage1_options(scenes, tmp_path / "b", resume_ckpt_path=checkpoint)
+    result = train(*options)
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path / "b")
+    assert [f.name for f in sorted(run.glob("*.pth"))] == ["checkpoint_1.pth"]
+    state = torch.load(run / "checkpoint_1.pth", weights_only=True)["optimizer"]["state"]
+    assert state[0]["step"] == 6, "the optimizer went on from step 3"
+
+
+def test_a_run_repeats_bit_for_bit(scenes: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        options = stage1_options(scenes, tmp_path / name, max_epoch=1, num_workers=2)
+        assert train(*options).returncode == 0
+    a, b = (projection(only_run(tmp_path / name) / "checkpoint_0.pth") for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(scenes: Path, tmp_path: Path):
+    result = train(*stage1_options(scenes, tmp_path), "run.max_epcoh=3")
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines() == [
+        f"error: {STAGE1}: run.max_epcoh: unknown key; did you mean 'max_epoch'?"
+    ]
+
+
+def test_under_torchrun_the_line_appears_once(scenes: Path, tmp_path: Path):
+    result = train(*stage1_options(scenes, tmp_path), "run.max_epcoh=3", processes=2)
+    assert result.returncode != 0
+    assert result.stderr.count("error: ") == 1
+    assert "did you mean 'max_epoch'?" in result.stderr
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu_in_half_precision(scenes: Path, tmp_path: Path):
+    result = train(*stage1_options(scenes, tmp_path, device="cuda"), processes=1)
+    assert result.returncode == 0, result.stderr
+    assert "bfloat16" in result.stderr or "float16" in result.stderr
