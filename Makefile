@@ -1,0 +1,46 @@
+# make quickstart   set up, train both stages on the embedded default, show what was learnt
+# make test         set up, run the tests
+# make demo         chat with the result of the quickstart in a browser
+# make lint         ruff and mypy
+# SEED=n chooses another seed of the quickstart; PYTHON=python3.12 another Python.
+
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+NEEDED_KB := 8000000
+
+.PHONY: quickstart test slow-test demo lint env clean
+
+quickstart: env
+	@$(BIN)/python -m minigpt4 quickstart --seed $(SEED)
+
+test: env
+	@$(BIN)/python -m pytest -m "not slow and not browser"
+
+slow-test: env
+	@$(BIN)/python -m pytest -m "slow or browser"
+
+demo: env
+	@$(BIN)/python demo.py --cfg-path eval_configs/tiny_eval.yaml
+
+lint: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+env: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "error: Python 3.10 or newer is needed, '$(PYTHON)' is not; say PYTHON=/path/of/python3"; exit 2; }
+	@free=$$(df -Pk . | awk 'NR == 2 { print $$4 }'); [ "$$free" -ge $(NEEDED_KB) ] || { \
+	  echo "error: about 8 GB of free disk are needed here, $$((free / 1000000)) GB are free"; exit 2; }
+	@echo "== making .venv and installing into it (about 6 GB; a few minutes the first time)"
+	@$(PYTHON) -m venv .venv || { \
+	  echo "error: 'venv' does not work here; on Debian: apt-get install python3-venv"; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt || { \
+	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
