@@ -20,57 +20,37 @@ if TYPE_CHECKING:  # gradio and torch take seconds to import: a wrong argument f
 
     from minigpt4.chat import Chat, ChatSession
 
-INTRODUCTION = (
-    "# MiniGPT-4\nA frozen language model that learnt to see by training one linear layer. "
-    "Upload a picture, then ask about it."
-)
+INTRODUCTION = """# MiniGPT-4
+A frozen language model that learnt to see by training one linear layer."""
 EXAMPLES = (
     "Describe this image in detail.",
     "What is in this picture?",
     "Which colors do you see?",
     "Where are the objects?",
 )
-MOST_BEAMS = 10
 STOPPED = "*(stopped: the model does not remember this turn)*"
+MOST_BEAMS = 10
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 #chatbot .message-buttons, #chatbot button[aria-label="Clear"] { display: none; }
 #chatbot .message img { max-height: 160px; width: auto; }
-#question button { background: var(--button-primary-background-fill);
-  color: var(--button-primary-text-color); }
-@media (max-width: 640px) {
-  #pictures { display: contents; }  /* picture, chat, settings: one above the other */
+#question button { background: var(--button-primary-background-fill); color: white; }
+@media (max-width: 640px) { /* picture, chat and settings, one below the other */
+  #pictures { display: contents; }
+  #picture { height: 220px !important; }
   #chat { order: 1; }
   #settings { order: 2; }
-  #picture { height: 220px !important; }
-}
-"""
+}"""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Talk:
-    """One visitor's chat: what the model remembers, and what the page shows.
-
-    Attributes:
-        session: Turns and encoded images.
-        pictures: Files of the session's images.
-        shown: Messages on the page.
-        answering: Whether the last turn is unfinished.
-    """
+    """What the model remembers of one visitor, and the files its images came from."""
 
     session: "ChatSession"
     pictures: list[str] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    answering: bool = False
-
-    def settle(self) -> None:
-        """Mark a turn that was broken off."""
-        if self.answering:
-            self.answering = False
-            partial = self.shown.pop()["content"] if self.shown[-1]["role"] == "assistant" else ""
-            self.shown.append({"role": "assistant", "content": f"{partial}\n\n{STOPPED}".strip()})
 
 
 class Desk:
@@ -87,59 +67,42 @@ class Desk:
     def answer(
         self,
         visitor: str,
+        talk: Talk | None,
+        history: list[Any],
         question: str,
         picture: dict[str, Any] | None,
         beams: int,
         temperature: float,
-        talk: Talk | None,
     ) -> Iterator[tuple[Any, ...]]:
         """Values of (talk, chatbot, question box) while an answer grows."""
         import gradio as gr
 
         self._talks[visitor] = talk = talk or Talk(self.chat.start())
-        talk.settle()
-        before, question = len(talk.shown), question.strip()
         # The picture box still holds the last question's picture: only another one is new.
         new = [picture["path"]] if picture and picture["path"] not in talk.pictures[-1:] else []
         options: dict[str, Any] = {"num_beams": min(beams, MOST_BEAMS), "do_sample": False}
         if temperature:
             options |= {"do_sample": True, "temperature": temperature}
         try:
-            if not question:
-                raise DataError("there is no question: type one, or click an example")
+            if not question.strip():
+                raise DataError("Type a question first, or click one below.")
             if not (new or talk.pictures):
-                raise DataError("there is no picture yet: upload one first")
-            opened = [_open_picture(path) for path in new]
-            for path in new:
-                file = {"path": path, "alt_text": "picture shown to the model"}
-                talk.shown.append({"role": "user", "content": file})
-            talk.shown.append({"role": "user", "content": question})
-            talk.answering = True
-            yield talk, talk.shown, gr.update(value="", submit_btn=False, stop_btn="Stop")
+                raise DataError("Upload a picture first.")
+            images = [open_picture(path) for path in new]
+            contents = [*({"path": path} for path in new), question]
+            asked = history + [{"role": "user", "content": content} for content in contents]
+            yield talk, asked, gr.update(value="", submit_btn=False, stop_btn="Stop")
             self._wake(talk)
-            message = {"role": "assistant", "content": ""}
-            for text in self.chat.stream(question, opened, talk.session, **options):
-                if not message["content"]:
-                    talk.shown.append(message)
-                message["content"] = text
-                yield talk, talk.shown, gr.skip()
-            if not message["content"]:
-                talk.shown.append({"role": "assistant", "content": "*(an empty answer)*"})
+            text = ""
+            # The talk is told once: said again, it could come back from under a Restart.
+            for text in self.chat.stream(question.strip(), images, talk.session, **options):
+                yield gr.skip(), [*asked, says(text)], gr.skip()
         except Exception as error:  # whatever happens, the page stays usable
-            _complain(error)
-            del talk.shown[before:]
-            talk.answering = False
-            yield talk, talk.shown, _ready(value=question)
+            complain(error)
+            yield gr.skip(), history, ready(value=question)
             return
         talk.pictures += new
-        talk.answering = False
-        yield talk, talk.shown, _ready()
-
-    def stop(self, talk: Talk | None) -> tuple[Any, ...]:
-        """Values of (chatbot, question box) after an answer was stopped."""
-        if talk is not None:
-            talk.settle()
-        return talk.shown if talk else [], _ready()
+        yield gr.skip(), [*asked, says(text or "*(an empty answer)*")], ready()
 
     def check_picture(self, picture: dict[str, Any] | None) -> Any:
         """The picture box's value after an upload: emptied if that is no picture."""
@@ -147,9 +110,9 @@ class Desk:
 
         try:
             if picture:
-                _open_picture(picture["path"])
+                open_picture(picture["path"])
         except DataError as error:
-            _complain(error)
+            complain(error)
             return None
         return gr.skip()
 
@@ -161,32 +124,36 @@ class Desk:
     def _wake(self, talk: Talk) -> None:
         """Encode anew what :meth:`leave` freed: gradio keeps a lost visitor's talk for an hour."""
         if len(talk.session.images) < len(talk.pictures):
-            pictures = [_open_picture(path) for path in talk.pictures]
+            pictures = [open_picture(path) for path in talk.pictures]
             talk.session.images = list(self.chat.encode_images(pictures))
 
 
-def _open_picture(path: str) -> Any:
+def open_picture(path: str) -> Any:
     from minigpt4.datasets.samples import load_image
 
     try:
         return load_image(path)
     except DataError as error:
         name = Path(path).name
-        raise DataError(f"{name} is not a readable picture; try a JPEG, PNG or WebP") from error
+        raise DataError(f"{name} is not a readable picture; try a JPEG, PNG or WebP.") from error
 
 
-def _complain(error: Exception) -> None:
+def complain(error: Exception) -> None:
     """Show a user's mistake as one line; ours goes to the log."""
     import gradio as gr
 
     text = str(error)
     if not isinstance(error, MiniGPT4Error):
         logger.error("an answer failed", exc_info=error)
-        text = "the answer failed inside the server, whose log says why; please ask again"
-    gr.Warning(html.escape(text), title="That did not work")
+        text = "The answer failed inside the server, whose log says why; please ask again."
+    gr.Warning(html.escape(text))
 
 
-def _ready(**changes: Any) -> Any:
+def says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def ready(**changes: Any) -> Any:
     """The question box when it may be used."""
     import gradio as gr
 
@@ -202,56 +169,43 @@ def build_page(chat: "Chat") -> "gr.Blocks":
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="pictures"):
-                clipboard = ["upload", "clipboard"]
-                picture = gr.Image(
-                    label="Picture", sources=clipboard, buttons=[], height=300, elem_id="picture"
-                )
+                sources = ["upload", "clipboard"]
+                picture = gr.Image(sources=sources, buttons=[], height=300, elem_id="picture")
                 with gr.Column(elem_id="settings"):
-                    beams, temperature = _sliders(chat)
+                    sliders = add_sliders(chat)
                     restart = gr.Button("Restart", elem_id="restart")
             with gr.Column(scale=3, min_width=300, elem_id="chat"):
-                hint = "Upload a picture, then ask about it."
                 chatbot = gr.Chatbot(
                     label="Chat",
-                    placeholder=hint,
+                    placeholder="Upload a picture, then ask about it.",
                     height="min(520px, 55vh)",
-                    buttons=[],
                     elem_id="chatbot",
                 )
                 box = gr.Textbox(
-                    show_label=False,
                     label="Question",
+                    show_label=False,
                     placeholder="Ask about the picture",
                     submit_btn="Send",
-                    max_lines=6,
                     elem_id="question",
                 )
                 gr.Examples([[text] for text in EXAMPLES], box, label="Questions to try")
-        _connect(page, Desk(chat), (box, picture, beams, temperature), chatbot, restart)
+        connect(page, Desk(chat), chatbot, (box, picture, *sliders), restart)
     return page
 
 
-def _sliders(chat: "Chat") -> tuple[Any, Any]:
+def add_sliders(chat: "Chat") -> tuple[Any, Any]:
     import gradio as gr
 
-    options = chat.options
-    beams = gr.Slider(
-        *(1, MOST_BEAMS, options.num_beams),
-        step=1,
-        label="Beams",
-        info="Above 1: a wider search; the answer shows when it is complete.",
-    )
-    start = options.temperature if options.do_sample else 0
-    temperature = gr.Slider(
-        *(0, max(2, start), start),
-        step=0.1,
-        label="Temperature (0 = always the likeliest word)",
-        info="The higher, the more the answers vary.",
-    )
+    label, info = "Beams", "Above 1: a wider search; the answer shows when it is complete."
+    start: float = min(chat.options.num_beams, MOST_BEAMS)
+    beams = gr.Slider(1, MOST_BEAMS, start, step=1, label=label, info=info)
+    label, info = "Temperature (0 = always the likeliest word)", "Higher: answers vary more."
+    start = chat.options.temperature if chat.options.do_sample else 0
+    temperature = gr.Slider(0, max(2, start), start, step=0.1, label=label, info=info)
     return beams, temperature
 
 
-def _connect(page: Any, desk: Desk, asked: tuple[Any, ...], chatbot: Any, restart: Any) -> None:
+def connect(page: Any, desk: Desk, chatbot: Any, asked: tuple[Any, ...], restart: Any) -> None:
     import gradio as gr
 
     # gradio hands over the request where it sees this annotation.
@@ -262,27 +216,15 @@ def _connect(page: Any, desk: Desk, asked: tuple[Any, ...], chatbot: Any, restar
         desk.leave(str(request.session_hash))
 
     box, picture, *_ = asked
-    talk = gr.State(None)
-    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    asking = box.submit(
-        answer,
-        [*asked, talk],
-        [talk, chatbot, box],
-        preprocess=False,
-        concurrency_limit=1,  # answers take turns on the device
-        **quick,
-    )
-    box.stop(desk.stop, talk, [chatbot, box], cancels=asking, queue=False, **quick)
-    fresh = [talk, chatbot, box, picture]
-    restart.click(
-        lambda: (None, [], _ready(value=""), None),
-        None,
-        fresh,
-        cancels=asking,
-        queue=False,
-        **quick,
-    )
-    picture.upload(desk.check_picture, picture, picture, preprocess=False, **quick)
+    state = [gr.State(None), chatbot]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    raw: dict[str, Any] = {"preprocess": False, **quiet}
+    # One at a time: answers take turns on the device.
+    asking = box.submit(answer, [*state, *asked], [*state, box], concurrency_limit=1, **raw)
+    ends: dict[str, Any] = {"cancels": asking, "queue": False, **quiet}
+    box.stop(lambda shown: ([*shown, says(STOPPED)], ready()), chatbot, [chatbot, box], **ends)
+    restart.click(lambda: (None, [], ready(value=""), None), None, [*state, box, picture], **ends)
+    picture.upload(desk.check_picture, picture, picture, **raw)
     page.unload(leave)
 
 
@@ -306,8 +248,8 @@ def check_address(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
-        text = f"--host {host} --port {port}: no page can be served there ({error}); "
-        raise ConfigError(text + "is it in use? choose another --port") from error
+        text = f"--host {host} --port {port}: no page can be served there ({error})"
+        raise ConfigError(f"{text}; choose another --port") from error
 
 
 def main() -> None:
@@ -320,9 +262,9 @@ def main() -> None:
 
     from minigpt4.chat import load_chat
 
+    chat = load_chat(arguments.cfg_path, arguments.options, arguments.device, arguments.gpu_id)
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    chat = load_chat(arguments.cfg_path, arguments.options, arguments.device, arguments.gpu_id)
     build_page(chat).queue(max_size=32).launch(
         server_name=arguments.host,
         server_port=arguments.port,

@@ -1,0 +1,66 @@
+"""Real shards and folders of pairs, written by the tests that read them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minigpt4.datasets.samples import DataSet, Source
+from minigpt4.processors.image_processors import build_blip2_image_eval
+
+_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def picture(suffix: str = "jpg", colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
+    """A small picture, encoded."""
+    file = io.BytesIO()
+    Image.new("RGB", (12, 9), colour).save(file, _FORMATS[suffix])
+    return file.getvalue()
+
+
+def pair(key: str, caption: str | None = None, suffix: str = "jpg") -> dict[str, bytes]:
+    """The two files of one sample; the caption is the key unless told."""
+    text = json.dumps({"caption": caption if caption is not None else key, "key": key})
+    return {f"{key}.{suffix}": picture(suffix), f"{key}.json": text.encode()}
+
+
+def write_tar(path: Path, *samples: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for sample in samples:
+            for name, content in sample.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_shards(folder: Path, shards: int, samples: int) -> list[str]:
+    """``00000.tar`` and so on; the captions are ``<shard>-<sample>``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for shard in range(shards):
+        pairs = [pair(f"{shard}-{sample}") for sample in range(samples)]
+        paths.append(str(write_tar(folder / f"{shard:05d}.tar", *pairs)))
+    return paths
+
+
+def write_pairs(
+    folder: Path, entries: Sequence[tuple[Any, Any]], images: Mapping[str, bytes]
+) -> Path:
+    """A folder as ``cc_sbu_align``; ``images`` maps file names to contents."""
+    (folder / "image").mkdir(parents=True)
+    annotations = [{"image_id": name, "caption": caption} for name, caption in entries]
+    text = json.dumps({"annotations": annotations})
+    (folder / "filter_cap.json").write_text(text, encoding="utf-8")
+    for name, content in images.items():
+        (folder / "image" / name).write_bytes(content)
+    return folder
+
+
+def data_set(source: Source, name: str = "mine", sample_ratio: float = 1.0) -> DataSet:
+    """A data set of tiny images whose texts stay as they are."""
+    return DataSet(name, source, build_blip2_image_eval(4), str, sample_ratio)

@@ -1,0 +1,212 @@
+import itertools
+import json
+import logging
+import random
+from pathlib import Path
+
+import pytest
+
+from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder, read_pairs
+from minigpt4.datasets.samples import DataSet, RawSample, Sample, SampleStream
+from minigpt4.errors import DataError
+from minigpt4.registry import BUILDERS
+from tests.datasets.files import data_set, picture, write_pairs
+from tests.messages import one_line
+
+
+def texts(dataset: DataSet, count: int, rank: int = 0, ranks: int = 1, seed: int = 0) -> list[str]:
+    samples: list[Sample] = []
+    for sample in itertools.islice(SampleStream(dataset, seed, rank, ranks), count):
+        assert not isinstance(sample, DataError)
+        samples.append(sample)
+    return [sample["text"] for sample in samples]
+
+
+def folder_of(folder: Path, count: int) -> Path:
+    entries = [(i, f"text {i}") for i in range(count)]
+    return write_pairs(folder, entries, {f"{i}.jpg": picture() for i in range(count)})
+
+
+@pytest.mark.parametrize("image_id", ["2", 2])
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "JPG"])
+def test_ids_may_be_numbers_and_pictures_of_any_kind(
+    tmp_path: Path, image_id: object, suffix: str
+) -> None:
+    content = picture(suffix.lower())
+    folder = write_pairs(tmp_path / "pairs", [(image_id, "a text")], {f"2.{suffix}": content})
+    (found,) = read_pairs(folder)
+    assert found == RawSample("2", folder / "image" / f"2.{suffix}", "a text")
+    assert texts(data_set(AlignmentSource(folder)), 2) == ["a text", "a text"]
+
+
+def test_descriptions_are_not_processed(tmp_path: Path) -> None:
+    text = "  Two  LINES;\nand a space. "
+    folder = write_pairs(tmp_path / "pairs", [("a", text)], {"a.png": picture("png")})
+    options = {
+        "build_info": {"storage": str(folder)},
+        "vis_processor": {"train": {"name": "blip2_image_train", "image_size": 4}},
+        "text_processor": {"train": {"name": "blip_caption"}},
+    }
+    built = BUILDERS.build("cc_sbu_align", options, name="cc_sbu_align")
+    assert texts(built, 1) == [text]
+    assert built.countable
+    assert built.source.units == 1
+
+
+def test_missing_images_are_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [(name, name) for name in ("a", "b", "c", "d")]
+    folder = write_pairs(tmp_path / "pairs", entries, {"b.jpg": picture(), "x.jpg": picture()})
+    (folder / "image" / "a.txt").write_text("no picture")
+    with caplog.at_level(logging.WARNING):
+        assert [pair.key for pair in read_pairs(folder)] == ["b"]
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert str(folder) in line
+    assert "3 of 4 images are missing" in line
+    assert "a, c, d" in line
+
+
+def test_nothing_is_said_when_all_images_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(read_pairs(folder_of(tmp_path / "pairs", 3))) == 3
+    assert caplog.records == []
+
+
+def test_without_a_single_image_it_is_an_error(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], {"c.jpg": picture()})
+    with one_line(DataError, folder / "filter_cap.json", "none of its 2 images"):
+        read_pairs(folder)
+
+
+def test_without_an_annotation_it_is_an_error(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [], {"c.jpg": picture()})
+    with one_line(DataError, folder / "filter_cap.json"):
+        read_pairs(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"annotations": 5}',
+        '{"annotations": [5]}',
+        '{"annotations": {"a": "b"}}',
+        '{"annotations": [{"image_id": "a"}]}',
+        '{"annotations": [{"caption": "a"}]}',
+    ],
+)
+def test_annotations_of_another_form_are_one_line(tmp_path: Path, content: str) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    (folder / "filter_cap.json").write_text(content)
+    with one_line(DataError, folder / "filter_cap.json", "annotations"):
+        read_pairs(folder)
+
+
+def test_annotations_that_are_no_text_are_one_line(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    (folder / "filter_cap.json").write_bytes(b"\xff\xfe\xff")
+    with one_line(DataError, folder / "filter_cap.json"):
+        read_pairs(folder)
+
+
+@pytest.mark.parametrize("caption", [None, 3, ["a"]])
+def test_a_caption_that_is_no_text_is_not_learnt_as_one(tmp_path: Path, caption: object) -> None:
+    entries = [("a", "a text"), ("b", caption)]
+    images = {f"{name}.jpg": picture() for name in "ab"}
+    folder = write_pairs(tmp_path / "pairs", entries, images)
+    try:
+        pairs = read_pairs(folder)
+    except DataError as error:
+        assert "\n" not in str(error)
+    else:
+        assert [pair.text for pair in pairs] == ["a text"]
+
+
+def test_a_broken_image_is_skipped_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = {"a.jpg": picture(), "b.jpg": b"not a picture"}
+    folder = write_pairs(tmp_path / "pairs", [("a", "good"), ("b", "bad")], images)
+    with caplog.at_level(logging.WARNING):
+        assert texts(data_set(AlignmentSource(folder)), 3) == ["good"] * 3
+    line = caplog.records[0].getMessage()
+    assert "skipped b: " in line
+    assert str(folder / "image" / "b.jpg") in line
+
+
+def test_only_broken_images_end_with_one_line(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": b"no picture"})
+    (fault,) = list(SampleStream(data_set(AlignmentSource(folder)), 0, 0, 1))
+    assert isinstance(fault, DataError)
+    assert "datasets.mine: no readable sample" in str(fault)
+    assert "\n" not in str(fault)
+
+
+@pytest.mark.parametrize("caption", ["", "caf\u00e9 \u4f60\u597d \U0001f600"])
+def test_any_text_is_a_description(tmp_path: Path, caption: str) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", caption)], {"a.jpg": picture()})
+    assert [pair.text for pair in read_pairs(folder)] == [caption]
+
+
+# The config's check
+
+
+def test_a_whole_folder_is_not_complained_about(tmp_path: Path) -> None:
+    assert check_alignment_folder(str(folder_of(tmp_path / "pairs", 1))) is None
+
+
+def test_a_folder_that_lacks_a_part_is_complained_about(tmp_path: Path) -> None:
+    assert "placeholder" in str(check_alignment_folder("/path/to/cc_sbu_align/"))
+    nowhere = str(tmp_path / "none")
+    assert f"no such folder: {nowhere}" in str(check_alignment_folder(nowhere))
+    assert "holds no filter_cap.json" in str(check_alignment_folder(str(tmp_path)))
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": []}))
+    assert "holds no image" in str(check_alignment_folder(str(tmp_path)))
+
+
+def test_parts_of_the_wrong_kind_are_complained_about(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", 1)
+    for file in (folder / "image").iterdir():
+        file.unlink()
+    (folder / "image").rmdir()
+    (folder / "image").write_text("a file")
+    assert check_alignment_folder(str(folder)) is not None
+    folder = folder_of(tmp_path / "b", 1)
+    (folder / "filter_cap.json").unlink()
+    (folder / "filter_cap.json").mkdir()
+    assert check_alignment_folder(str(folder)) is not None
+
+
+# Order and readers
+
+
+def test_every_pair_comes_once_a_pass_in_changing_order(tmp_path: Path) -> None:
+    dataset = data_set(AlignmentSource(folder_of(tmp_path / "pairs", 8)))
+    read = texts(dataset, 16)
+    assert sorted(read[:8]) == sorted(read[8:]) == [f"text {i}" for i in range(8)]
+    assert read[:8] != read[8:]
+    assert read == texts(dataset, 16)
+    assert read != texts(dataset, 16, seed=1)
+
+
+def test_readers_share_the_pairs_without_overlap(tmp_path: Path) -> None:
+    source = AlignmentSource(folder_of(tmp_path / "pairs", 7))
+    parts = []
+    for reader in range(3):
+        passed = source.read_pass(reader, 3, random.Random(0))
+        parts.append({sample.key for sample in passed})
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 7
+
+
+def test_more_readers_than_pairs_read_all_of_them(tmp_path: Path) -> None:
+    source = AlignmentSource(folder_of(tmp_path / "pairs", 2))
+    for reader in range(3):
+        assert len(list(source.read_pass(reader, 3, random.Random(0)))) == 2

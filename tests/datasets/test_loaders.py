@@ -1,0 +1,167 @@
+import itertools
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.datasets.loaders import MixedLoader
+from minigpt4.datasets.samples import Batch, DataSet
+from minigpt4.datasets.shards import ShardSource
+from minigpt4.errors import DataError
+from tests.datasets.files import data_set, write_shards, write_tar
+from tests.messages import one_line
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    return write_shards(tmp_path / "shards", 4, 5)
+
+
+def mine(shards: list[str], name: str = "mine", ratio: float = 1.0) -> DataSet:
+    return data_set(ShardSource(shards, 10), name, ratio)
+
+
+def batches(
+    datasets: list[DataSet],
+    count: int,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[Batch]:
+    loader = MixedLoader(datasets, 3, workers, seed, rank, ranks)
+    return list(itertools.islice(loader, count))
+
+
+def keys(found: list[Batch]) -> list[str]:
+    return [key for batch in found for key in batch["keys"]]
+
+
+def test_a_batch_holds_pixels_texts_and_keys(shards: list[str]) -> None:
+    (batch,) = batches([mine(shards)], 1)
+    assert batch["image"].shape == (3, 3, 4, 4)
+    assert batch["image"].dtype == torch.float32
+    assert len(batch["text"]) == len(batch["keys"]) == 3
+    for key, text in zip(batch["keys"], batch["text"], strict=True):
+        assert key.endswith(f"/{text}")
+
+
+def test_the_stream_has_no_end_and_no_short_batch(shards: list[str]) -> None:
+    found = batches([mine(shards)], 20)
+    assert {len(batch["text"]) for batch in found} == {3}
+    counts = Counter(keys(found))
+    assert len(counts) == 20
+    assert set(counts.values()) == {3}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_seed_decides_the_sequence(shards: list[str], workers: int) -> None:
+    one, again, other = (
+        keys(batches([mine(shards)], 8, seed=seed, workers=workers)) for seed in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+
+
+def test_two_workers_give_the_same_sequence_again(shards: list[str]) -> None:
+    one = batches([mine(shards)], 12, workers=2)
+    again = batches([mine(shards)], 12, workers=2)
+    assert keys(one) == keys(again)
+    for left, right in zip(one, again, strict=True):
+        assert torch.equal(left["image"], right["image"])
+    # With a pass of 20 samples over two readers of two shards each, all are seen.
+    assert len(set(keys(one))) == 20
+
+
+def test_workers_read_disjoint_shards(shards: list[str]) -> None:
+    found = batches([mine(shards)], 6, workers=2)
+    # Workers take turns, batch by batch.
+    parts = [{Path(key).parent for key in keys(found[worker::2])} for worker in (0, 1)]
+    assert parts[0]
+    assert parts[1]
+    assert not parts[0] & parts[1]
+
+
+def test_ranks_read_disjoint_shards(shards: list[str]) -> None:
+    parts = [
+        {Path(key).parent for key in keys(batches([mine(shards)], 8, rank=rank, ranks=2))}
+        for rank in (0, 1)
+    ]
+    assert [len(part) for part in parts] == [2, 2]
+    assert not parts[0] & parts[1]
+
+
+def test_ranks_that_share_shards_read_them_in_different_orders(
+    shards: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        zero, one = (
+            keys(batches([mine(shards[:1])], 5, rank=rank, ranks=2)) for rank in (0, 1)
+        )
+    assert zero != one
+    assert set(zero) == set(one)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("datasets.mine: 1 parts for 2 readers; they share")
+
+
+def test_nothing_is_said_when_there_are_enough_shards(
+    shards: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        batches([mine(shards)], 1, rank=0, ranks=4)
+    assert caplog.records == []
+
+
+def test_more_workers_than_shards_works_and_says_so(
+    shards: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = batches([mine(shards[:1])], 6, workers=2)
+    assert len(set(keys(found))) == 5
+    assert "1 parts for 2 readers" in caplog.records[0].getMessage()
+
+
+def of_data_set(found: list[Batch]) -> list[str]:
+    """The folder of each batch; a step draws from one data set."""
+    folders = [{Path(key).parent.parent.name for key in batch["keys"]} for batch in found]
+    assert all(len(folder) == 1 for folder in folders)
+    return [folder.pop() for folder in folders]
+
+
+def test_each_step_draws_one_data_set_by_its_ratio(tmp_path: Path) -> None:
+    large = mine(write_shards(tmp_path / "large", 1, 4), "large", 3.0)
+    small = mine(write_shards(tmp_path / "small", 1, 4), "small", 1.0)
+    drawn = of_data_set(batches([large, small], 200))
+    assert 120 <= drawn.count("large") <= 180  # 150 expected, standard deviation 6
+    assert drawn == of_data_set(batches([large, small], 200))
+    assert drawn != of_data_set(batches([large, small], 200, seed=1))
+    assert drawn != of_data_set(batches([large, small], 200, rank=1, ranks=2))
+
+
+def test_a_data_set_of_ratio_0_is_never_drawn(tmp_path: Path) -> None:
+    used = mine(write_shards(tmp_path / "used", 1, 4), "used", 1.0)
+    unused = mine(write_shards(tmp_path / "unused", 1, 4), "unused", 0.0)
+    assert set(of_data_set(batches([used, unused], 50))) == {"used"}
+
+
+def test_two_data_sets_of_the_same_shards_have_orders_of_their_own(shards: list[str]) -> None:
+    one = keys(batches([mine(shards, "one")], 6))
+    two = keys(batches([mine(shards, "two")], 6))
+    assert one != two
+
+
+def test_ratios_that_are_all_0_are_refused(shards: list[str]) -> None:
+    with one_line(DataError, "sample_ratio"):
+        MixedLoader([mine(shards, ratio=0.0), mine(shards, ratio=0.0)], 3, 0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_data_set_without_a_good_sample_is_one_line_and_no_endless_loop(
+    tmp_path: Path, workers: int
+) -> None:
+    broken = {"bad.jpg": b"no picture", "bad.json": b'{"caption": "x"}'}
+    shards = [str(write_tar(tmp_path / f"{n}.tar", broken, broken | {})) for n in range(2)]
+    with one_line(DataError, "datasets.mine: no readable sample"):
+        batches([mine(shards)], 1, workers=workers)
