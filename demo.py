@@ -129,12 +129,17 @@ class Desk:
 
 
 def open_picture(path: str) -> Any:
+    """The picture in an uploaded file; no other file of the server is opened for a visitor."""
+    from gradio.utils import get_upload_folder
+
     from minigpt4.datasets.samples import load_image
 
+    name = Path(path).name
+    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise DataError(f"{name} was not uploaded.")
     try:
         return load_image(path)
     except DataError as error:
-        name = Path(path).name
         raise DataError(f"{name} is not a readable picture; try a JPEG, PNG or WebP.") from error
 
 

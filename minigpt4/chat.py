@@ -189,9 +189,13 @@ class Chat:
         cancelled = threading.Event()
         stop = self.template.stop
 
+        def show(text: str) -> None:
+            # A growing answer may end in half a stop text or half a character: not shown yet.
+            texts.put(_cut(text, stop).rstrip("#\ufffd"))
+
         def work() -> None:
             try:
-                listen = texts.put if options.num_beams == 1 else None
+                listen = show if options.num_beams == 1 else None
                 (text,) = self.generate(
                     [asked.prompt()], [encoded], stop, options, listen, cancelled
                 )
@@ -207,9 +211,8 @@ class Chat:
             while (item := texts.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                shown = _cut(item, stop).rstrip("#\ufffd")
-                if shown != answer:
-                    answer = shown
+                if item != answer:
+                    answer = item
                     yield answer
         finally:
             cancelled.set()

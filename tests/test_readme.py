@@ -1,0 +1,172 @@
+"""Every command in the README and the data set pages is known here, and tried in some way."""
+
+import re
+import shlex
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minigpt4.cli import check
+from tests.conftest import ROOT, EntryPoint
+
+PAGES = [
+    "README.md",
+    "assets/tiny/README.md",
+    *sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("dataset/*.md")),
+]
+# Commands that another test or .ci/run runs as they stand.
+TRIED_ELSEWHERE = {
+    "make quickstart": "tests/cli/test_quickstart.py, and whole in .ci/run",
+    "make quickstart SEED=1": "tests/cli/test_quickstart.py passes a seed",
+    "make test": ".ci/run",
+    "make demo": "tests/test_demo_browser.py starts demo.py on the same YAML",
+    "make lint": ".ci/run",
+    "python demo.py --cfg-path eval_configs/tiny_eval.yaml": "tests/test_demo_browser.py",
+    "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
+    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "tests/cli/test_tiny_world.py",
+}
+
+
+def commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
+    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
+
+
+def test_there_are_commands():
+    assert "make quickstart" in COMMANDS
+    assert "make test" in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
+    words = shlex.split(command)
+    if command in TRIED_ELSEWHERE:
+        if words[0] == "make":
+            dry = subprocess.run(
+                ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, check=False
+            )
+            assert dry.returncode == 0, dry.stderr
+        return
+    if "--cfg-path" in words and ("train.py" in words or "demo.py" in words or "check" in words):
+        yaml_file = words[words.index("--cfg-path") + 1]
+        given = words[words.index("--options") + 1 :] if "--options" in words else []
+        stand_ins = stand_in_paths(tmp_path)
+        keys = [option.split("=")[0] for option in given]
+        options = [
+            f"{key}={stand_ins.get(key, given[i].split('=', 1)[1])}" for i, key in enumerate(keys)
+        ]
+        text = (ROOT / yaml_file).read_text()
+        options += [
+            f"{key}={value}"
+            for key, value in stand_ins.items()
+            if key not in keys and yaml_names(key, text)
+        ]
+        arguments = [
+            "check",
+            "--cfg-path",
+            yaml_file,
+            *(["--options", *options] if options else []),
+        ]
+        from minigpt4.__main__ import main
+
+        code, stderr = run_entry(main, *arguments)
+        assert code == 0, stderr
+        return
+    if words[:2] == ["conda", "env"]:
+        environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+        assert {"pip": ["-e ."]} in environment["dependencies"]
+        return
+    if words[:3] == ["pip", "install", "-e"] or words[0] in {"git", "cd", "conda"}:
+        return
+    raise AssertionError(f"no test knows this command: {command}")
+
+
+def stand_in_paths(folder: Path) -> dict[str, str]:
+    """Files and folders that exist, for what a user would have."""
+    llama = folder / "vicuna"
+    llama.mkdir()
+    (llama / "config.json").write_text("{}")
+    weights = folder / "weights.pth"
+    weights.write_bytes(b"")
+    pairs = folder / "pairs"
+    (pairs / "image").mkdir(parents=True)
+    (pairs / "filter_cap.json").write_text("{}")
+    (folder / "00000.tar").write_bytes(b"")
+    return {
+        "model.llama_model": str(llama),
+        "model.ckpt": str(weights),
+        "run.resume_ckpt_path": str(weights),
+        "datasets.laion.build_info.storage": str(folder / "00000.tar"),
+        "datasets.cc_sbu.build_info.storage": str(folder / "00000.tar"),
+        "datasets.cc_sbu_align.build_info.storage": str(pairs),
+    }
+
+
+def test_environment_and_package_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "minigpt4"
+    python = next(d for d in environment["dependencies"] if str(d).startswith("python="))
+    assert tuple(map(int, python.split("=")[1].split("."))) >= (3, 10)
+    pinned = (ROOT / "constraints.txt").read_text()
+    for requirement in metadata.requires("minigpt4") or []:
+        name = re.split(r"[<>=;]", requirement)[0].strip()
+        if "extra ==" in requirement:
+            continue
+        assert re.search(rf"^{re.escape(name)}==", pinned, flags=re.M), f"{name} is not pinned"
+
+
+def test_links_in_the_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+            if not target.startswith("http"):
+                assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "train_configs").glob("*.yaml")), ids=lambda f: f.name
+)
+def test_every_training_yaml_is_sound_but_for_its_paths(
+    file: Path, run_entry: EntryPoint, tmp_path: Path
+):
+    from minigpt4.__main__ import main
+
+    text = file.read_text()
+    options = [f"{k}={v}" for k, v in stand_in_paths(tmp_path).items() if yaml_names(k, text)]
+    code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
+    assert code == 0, stderr
+
+
+def yaml_names(key: str, text: str) -> bool:
+    value = yaml.safe_load(text)
+    parts = key.split(".")
+    for part in parts:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "eval_configs").glob("*.yaml")), ids=lambda f: f.name
+)
+def test_every_chat_yaml_is_sound_but_for_its_paths(
+    file: Path, run_entry: EntryPoint, tmp_path: Path
+):
+    from minigpt4.__main__ import main
+
+    stand_ins = stand_in_paths(tmp_path)
+    options = [f"{key}={stand_ins[key]}" for key in ("model.ckpt", "model.llama_model")]
+    code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
+    assert code == 0, stderr
+
+
+def test_check_is_a_command():
+    assert check.__doc__
