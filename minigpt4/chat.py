@@ -6,7 +6,7 @@ Uses the same splice as training. An image is encoded once for each session.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import IMAGE_MARK, splice
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.registry import MODELS, PROCESSORS, Fault, bind, build_named
+from minigpt4.registry import IMAGE_PROCESSORS, MODELS, Fault, bind, build_named
 
 _TAIL = 16  # tokens decoded to see whether an answer has reached its stop text
 
@@ -169,7 +169,7 @@ class Chat:
         images: Sequence[ImageInput],
         session: ChatSession,
         **changes: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The answer as it grows; the last value is the whole answer, and joins the session.
 
         Closing the iterator stops the generation and leaves the session as it was. Beams show the
@@ -382,7 +382,7 @@ def _image_processor(config: Config) -> ImageProcessor:
         spec = (entry.get("vis_processor") or {}).get("train") or spec
         break
     size = config.model.get("image_size", 224)
-    processor = build_named(PROCESSORS, {**spec, "image_size": spec.get("image_size", size)})
+    processor = build_named(IMAGE_PROCESSORS, {**spec, "image_size": spec.get("image_size", size)})
     if not isinstance(processor, ImageProcessor) or processor.image_size != size:
         raise ConfigError(
             f"{config.path}: the image processor makes {processor.image_size} pixels, "

@@ -18,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
     BUILDERS,
+    IMAGE_PROCESSORS,
     MODELS,
     RUNNERS,
+    TEXT_PROCESSORS,
     Fault,
     bind,
     import_plugins,
@@ -90,24 +92,29 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     path = Path(path)
     merged = OmegaConf.merge(_read_yaml(path), *[_read_option(option) for option in options])
     assert isinstance(merged, DictConfig)
+    try:
+        return _merge(path, merged)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, a missing ???
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def _merge(path: Path, merged: DictConfig) -> Config:
     faults = _unknown_sections(merged)
     if faults:
         raise ConfigError(_lines(path, faults))
     import_plugins(_listed(merged.get("plugins"), path), path.parent)
     preset, faults = _model_preset(merged)
-    try:
-        layers = OmegaConf.merge(preset, *_data_presets(merged), merged)
-        whole: Any = OmegaConf.to_container(layers, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    layers = OmegaConf.merge(preset, *_data_presets(merged), merged)
+    whole: Any = OmegaConf.to_container(layers, resolve=True, throw_on_missing=True)
     faults += _retire(path, whole)
     defaults = whole.get("processors") or {}
+    processor_faults = _processor_faults(defaults)
     datasets = {
-        name: _with_processor_defaults(entry, defaults)
+        name: _with_processor_defaults(entry, {} if processor_faults else defaults)
         for name, entry in (whole.get("datasets") or {}).items()
     }
     model, run, chat = (whole.get(section) or {} for section in ("model", "run", "chat"))
-    return Config(path, model, datasets, run, chat, tuple(faults))
+    return Config(path, model, datasets, run, chat, (*faults, *processor_faults))
 
 
 def check_config(
@@ -215,9 +222,9 @@ def _model_preset(merged: DictConfig) -> tuple[DictConfig, list[Fault]]:
     model = merged.get("model") or {}
     arch, model_type = model.get("arch"), model.get("model_type")
     empty = OmegaConf.create({})
-    if arch is not None and arch in REFUSED_ARCHS:
+    if isinstance(arch, str) and arch in REFUSED_ARCHS:
         return empty, [Fault("model.arch", REFUSED_ARCHS[arch])]
-    if arch not in MODELS.names():
+    if not isinstance(arch, str) or arch not in MODELS.names():
         text = f"unknown model {arch!r}" if arch else "missing"
         return empty, [Fault("model.arch", f"{text}; known: {', '.join(MODELS.names())}")]
     folder = resources.files("minigpt4.configs") / "models"
@@ -228,7 +235,7 @@ def _model_preset(merged: DictConfig) -> tuple[DictConfig, list[Fault]]:
     }
     if not files and model_type is None:
         return empty, []
-    if model_type not in files:
+    if not isinstance(model_type, str) or model_type not in files:
         text = f"unknown model type {model_type!r}" if model_type else "missing"
         return empty, [Fault("model.model_type", f"{text}; known: {', '.join(sorted(files))}")]
     preset = OmegaConf.create(files[model_type].read_text(encoding="utf-8"))
@@ -259,6 +266,22 @@ def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
             logger.info("%s: %s is ignored: %s", path, key, reason)
         elif value is not True:
             faults.append(Fault(key, f"only True is supported: {reason}"))
+    return faults
+
+
+def _processor_faults(defaults: dict[str, Any]) -> list[Fault]:
+    """Faults of the ``processors:`` section, which sets options for every use of a processor."""
+    faults = []
+    known = [*IMAGE_PROCESSORS.names(), *TEXT_PROCESSORS.names()]
+    for name, options in defaults.items():
+        where = f"processors.{name}"
+        if name not in known:
+            faults.append(Fault(where, f"unknown processor; {nearest(name, known)}"))
+        elif not isinstance(options, dict):
+            faults.append(Fault(where, f"must be a set of keys, not {options!r}"))
+        else:
+            registry = IMAGE_PROCESSORS if name in IMAGE_PROCESSORS.names() else TEXT_PROCESSORS
+            faults += bind(registry.get(name), options, where)[1]
     return faults
 
 

@@ -18,6 +18,7 @@ import inspect
 import json
 import sys
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -45,7 +46,7 @@ class Fault:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown word: the nearest known one, else all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
@@ -61,7 +62,7 @@ class Registry:
         def add(entry: _Entry) -> _Entry:
             known = self._entries.get(name)
             # The same file imported twice (a plugin run again) is no conflict.
-            if known is not None and known.__qualname__ != entry.__qualname__:
+            if known is not None and _origin(known) != _origin(entry):
                 raise ConfigError(f"the {self.kind} {name!r} is registered already; choose another")
             self._entries[name] = entry
             return entry
@@ -96,6 +97,10 @@ class Registry:
         return entry(**bound, **injected)
 
 
+def _origin(entry: Callable[..., Any]) -> tuple[str, str]:
+    return entry.__module__, entry.__qualname__
+
+
 def bind(
     entry: Callable[..., Any], options: Mapping[str, Any], where: str, dry: bool = False
 ) -> tuple[dict[str, Any], list[Fault]]:
@@ -120,6 +125,11 @@ def bind(
     for name, value in options.items():
         if name not in parameters:
             faults.append(Fault(f"{where}.{name}", f"unknown key; {nearest(name, parameters)}"))
+            continue
+        if name not in hints:
+            faults.append(
+                Fault(f"{where}.{name}", f"has no type in the signature of {entry.__name__}")
+            )
             continue
         bound[name], found = _fit(value, hints[name], f"{where}.{name}", dry)
         faults += found
@@ -211,26 +221,35 @@ def import_plugins(plugins: Iterable[str], base: Path) -> None:
     """
     for plugin in plugins:
         try:
-            if not plugin.endswith(".py"):
+            if plugin.endswith(".py"):
+                _import_file(plugin, base)
+            else:
                 importlib.import_module(plugin)
-                continue
-            file = next((f for f in (base / plugin, Path(plugin)) if f.is_file()), None)
-            if file is None:
-                raise ConfigError(f"plugins: {plugin}: no such file (looked in {base} and here)")
-            name = f"minigpt4_plugin_{file.resolve().stem}"
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
-            spec.loader.exec_module(module)
-        except (ImportError, SyntaxError) as error:
-            raise ConfigError(f"plugins: {plugin}: cannot be imported ({error})") from error
+        except Exception as error:  # whatever the user's own code does at import
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, ConfigError | ImportError):
+                reason = f"{type(error).__name__}: {reason}"
+            raise ConfigError(f"plugins: {plugin}: cannot be imported ({reason})") from error
+
+
+def _import_file(plugin: str, base: Path) -> None:
+    file = next((f for f in (base / plugin, Path(plugin)) if f.is_file()), None)
+    if file is None:
+        raise ConfigError(f"no such file in {base} or the current folder")
+    file = file.resolve()
+    name = f"minigpt4_plugin_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
 
 
 BUILDERS = Registry("data set", home="minigpt4.datasets")
 MODELS = Registry("model", home="minigpt4.models")
-PROCESSORS = Registry("processor", home="minigpt4.processors")
+IMAGE_PROCESSORS = Registry("image processor", home="minigpt4.processors")
+TEXT_PROCESSORS = Registry("text processor", home="minigpt4.processors")
 LR_SCHEDULES = Registry("lr schedule", home="minigpt4.runners")
 RUNNERS = Registry("runner", home="minigpt4.runners")
 TASKS = Registry("task", home="minigpt4.tasks")

@@ -1,8 +1,10 @@
 """One inference core: streaming equals not streaming, batch equals single, sessions stay apart."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +43,7 @@ def pictures(scenes: Path) -> list[Path]:
 def test_streaming_ends_in_what_asking_gives(chat: Chat, pictures: list[Path]):
     steps = list(chat.stream("What is this?", pictures[:1], chat.start(), max_new_tokens=12))
     assert len(steps) > 1
-    assert all(len(a) < len(b) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(len(a) < len(b) for a, b in itertools.pairwise(steps))
     assert steps[-1] == chat.ask("What is this?", pictures[:1], max_new_tokens=12)
 
 
@@ -116,7 +118,7 @@ def test_old_turns_make_room_but_images_stay(chat: Chat, pictures: list[Path]):
         ({"template": "vicuna"}, "known: vicuna_v0"),
     ],
 )
-def test_options_are_checked(chat: Chat, change: dict[str, object], expected: str):
+def test_options_are_checked(chat: Chat, change: dict[str, Any], expected: str):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         chat.ask("What?", **change)
 

@@ -26,7 +26,7 @@ TRIED_ELSEWHERE = {
     "make lint": ".ci/run",
     "python demo.py --cfg-path eval_configs/tiny_eval.yaml": "tests/test_demo_browser.py",
     "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
-    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "tests/cli/test_tiny_world.py",
+    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_tiny_world.py",
 }
 
 

@@ -10,11 +10,12 @@ from minigpt4.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
     BUILDERS,
+    IMAGE_PROCESSORS,
     LR_SCHEDULES,
     MODELS,
-    PROCESSORS,
     RUNNERS,
     TASKS,
+    TEXT_PROCESSORS,
     Fault,
     Hidden,
     Registry,
@@ -70,7 +71,8 @@ def faults_of(options: Mapping[str, Any], dry: bool = True) -> list[Fault]:
     [
         (BUILDERS, {"laion", "cc_sbu", "cc_sbu_align"}),
         (MODELS, {"minigpt4", "mini_gpt4"}),
-        (PROCESSORS, {"blip2_image_train", "blip2_image_eval", "blip_caption"}),
+        (IMAGE_PROCESSORS, {"blip2_image_train", "blip2_image_eval"}),
+        (TEXT_PROCESSORS, {"blip_caption"}),
         (LR_SCHEDULES, {"linear_warmup_cosine_lr", "linear_warmup_step_lr"}),
         (RUNNERS, {"runner_base"}),
         (TASKS, {"image_text_pretrain"}),

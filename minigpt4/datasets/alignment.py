@@ -22,9 +22,10 @@ def check_alignment_folder(storage: str) -> str | None:
     folder = Path(storage)
     if not folder.is_dir():
         return f"no such folder: {storage}"
-    for part in (ANNOTATION_FILE, "image"):
-        if not (folder / part).exists():
-            return f"{storage} holds no {part}"
+    if not (folder / ANNOTATION_FILE).is_file():
+        return f"{storage} holds no {ANNOTATION_FILE}"
+    if not (folder / "image").is_dir():
+        return f"{storage} holds no image/"
     return None
 
 
@@ -55,7 +56,7 @@ def read_pairs(folder: Path) -> list[RawSample]:
     file = folder / ANNOTATION_FILE
     try:
         annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-        entries = [(str(entry["image_id"]), str(entry["caption"])) for entry in annotations]
+        entries = [(str(entry["image_id"]), entry["caption"]) for entry in annotations]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{file}: must hold {{"annotations": [{{"image_id": …, "caption": …}}, …]}} '
@@ -66,10 +67,15 @@ def read_pairs(folder: Path) -> list[RawSample]:
         for image in sorted((folder / "image").iterdir())
         if image.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
     }
+    wordless = [name for name, text in entries if not isinstance(text, str)]
+    entries = [(name, text) for name, text in entries if isinstance(text, str)]
     pairs = [RawSample(name, files[name], text) for name, text in entries if name in files]
     missing = [name for name, _ in entries if name not in files]
     if not pairs:
         raise DataError(f"{file}: none of its {len(entries)} images is in {folder / 'image'}")
+    if wordless:
+        text = "%s: %d captions are no text and left out (first: %s)"
+        logger.warning(text, folder, len(wordless), ", ".join(wordless[:3]))
     if missing:
         text = "%s: %d of %d images are missing and left out (first: %s)"
         logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))

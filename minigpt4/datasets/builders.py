@@ -9,13 +9,20 @@ from minigpt4.checks import Positive, check_not_negative
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.samples import DataSet
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
-from minigpt4.registry import BUILDERS, PROCESSORS, Hidden, build_named
+from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 
-Processors = dict[str, Annotated[dict[str, Any], PROCESSORS]]  # split → {"name": …, options}
+
+def _check_train(specs: dict[str, Any]) -> str | None:
+    return None if "train" in specs else "no 'train' in it: the processor of the training split"
+
+
+# split → {"name": …, option: …}
+ImageProcessors = Annotated[dict[str, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
+TextProcessors = Annotated[dict[str, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
 SampleRatio = Annotated[float, check_not_negative]
 
-_DEFAULT_IMAGES: Processors = {"train": {"name": "blip2_image_train"}}
-_DEFAULT_CAPTIONS: Processors = {"train": {"name": "blip_caption"}}
+_DEFAULT_IMAGES: ImageProcessors = {"train": {"name": "blip2_image_train"}}
+_DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +46,8 @@ class FolderStorage:
 def build_caption_shards(
     name: Annotated[str, Hidden],
     build_info: ShardStorage,
-    vis_processor: Processors = _DEFAULT_IMAGES,
-    text_processor: Processors = _DEFAULT_CAPTIONS,
+    vis_processor: ImageProcessors = _DEFAULT_IMAGES,
+    text_processor: TextProcessors = _DEFAULT_CAPTIONS,
     sample_ratio: SampleRatio = 1.0,
     buffer_size: Positive = 1000,
     data_type: Literal["images"] = "images",
@@ -64,8 +71,8 @@ def build_caption_shards(
     return DataSet(
         name,
         ShardSource(existing, buffer_size),
-        build_named(PROCESSORS, vis_processor["train"]),
-        build_named(PROCESSORS, text_processor["train"]),
+        build_named(IMAGE_PROCESSORS, vis_processor["train"]),
+        build_named(TEXT_PROCESSORS, text_processor["train"]),
         sample_ratio,
     )
 
@@ -74,8 +81,8 @@ def build_caption_shards(
 def build_cc_sbu_align(
     name: Annotated[str, Hidden],
     build_info: FolderStorage,
-    vis_processor: Processors = _DEFAULT_IMAGES,
-    text_processor: Processors | None = None,
+    vis_processor: ImageProcessors = _DEFAULT_IMAGES,
+    text_processor: TextProcessors | None = None,
     sample_ratio: SampleRatio = 1.0,
     data_type: Literal["images"] = "images",
 ) -> DataSet:
@@ -93,7 +100,7 @@ def build_cc_sbu_align(
     return DataSet(
         name,
         AlignmentSource(Path(build_info.storage)),
-        build_named(PROCESSORS, vis_processor["train"]),
+        build_named(IMAGE_PROCESSORS, vis_processor["train"]),
         str,
         sample_ratio,
         countable=True,

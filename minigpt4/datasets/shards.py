@@ -82,8 +82,12 @@ class ShardSource:
                 broken.append(BadSample(shard, f"the rest of the shard is lost ({error})"))
                 return True
 
+            empty = True
             for fields in tarfile_samples(iter([{"url": shard}]), handler=note):
+                empty = False
                 yield _parse(fields)
+            if empty and not broken:
+                broken.append(BadSample(shard, "no sample in it"))
             yield from broken
 
 

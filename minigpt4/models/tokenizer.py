@@ -95,7 +95,13 @@ class FastTokenizer:
     def __init__(self, folder: str) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{folder}: no tokenizer.model, and no other tokenizer loads ({reason})"
+            ) from error
         self.eos_id = self._tokenizer.eos_token_id
         bos_id = self._tokenizer.bos_token_id
         self.bos_id = self.eos_id if bos_id is None else bos_id

@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from minigpt4.checks import Positive, check_positive
-from minigpt4.registry import PROCESSORS
+from minigpt4.registry import IMAGE_PROCESSORS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +35,7 @@ class ImageProcessor:
         return pixels
 
 
-@PROCESSORS.register("blip2_image_train")
+@IMAGE_PROCESSORS.register("blip2_image_train")
 def build_blip2_image_train(
     image_size: Positive = 224,
     mean: _Channels = PIXEL_MEAN,
@@ -62,7 +62,7 @@ def build_blip2_image_train(
     return ImageProcessor(crop, image_size, mean, std)
 
 
-@PROCESSORS.register("blip2_image_eval")
+@IMAGE_PROCESSORS.register("blip2_image_eval")
 def build_blip2_image_eval(
     image_size: Positive = 224, mean: _Channels = PIXEL_MEAN, std: _Channels = PIXEL_STD
 ) -> ImageProcessor:

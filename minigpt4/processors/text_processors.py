@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 
 from minigpt4.checks import Positive
-from minigpt4.registry import PROCESSORS
+from minigpt4.registry import TEXT_PROCESSORS
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
 
 
-@PROCESSORS.register("blip_caption")
+@TEXT_PROCESSORS.register("blip_caption")
 def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[str], str]:
     """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words."""
 
@@ -25,7 +25,7 @@ def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[
     return process
 
 
-@PROCESSORS.register("plain_text")
+@TEXT_PROCESSORS.register("plain_text")
 def build_plain_text() -> Callable[[str], str]:
     """Leave the text as it is (stage-2 descriptions)."""
     return str

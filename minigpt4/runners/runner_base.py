@@ -33,6 +33,7 @@ from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Fault, Hidden
 from minigpt4.runners.lr_schedules import LRSchedule
 from minigpt4.runners.run_folder import RunFolder
 
+DEFAULT_LR_SCHEDULE = "linear_warmup_cosine_lr"
 Device = Literal["auto", "cuda", "cpu", "mps"]
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def make_accelerator(device: Device) -> Accelerator:
 def build_lr_schedule(run: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
     """The schedule that a run section names."""
     schedule: LRSchedule = LR_SCHEDULES.build(
-        run["lr_sched"],
+        run.get("lr_sched", DEFAULT_LR_SCHEDULE),
         {
             "init_lr": run["init_lr"],
             "min_lr": run["min_lr"],
@@ -157,7 +158,7 @@ class RunnerBase:
         output_dir: OutputFolder,
         task: Annotated[str, TASKS] = "image_text_pretrain",
         iters_per_epoch: Positive | None = None,
-        lr_sched: Annotated[str, LR_SCHEDULES] = "linear_warmup_cosine_lr",
+        lr_sched: Annotated[str, LR_SCHEDULES] = DEFAULT_LR_SCHEDULE,
         warmup_lr: float = -1.0,
         warmup_steps: NotNegative = 0,
         lr_decay_rate: float | None = None,

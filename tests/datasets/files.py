@@ -15,10 +15,17 @@ from minigpt4.processors.image_processors import build_blip2_image_eval
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
-def picture(suffix: str = "jpg", colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
-    """A small picture, encoded."""
+def picture(suffix: str = "jpg") -> bytes:
+    """A small red picture, encoded."""
     file = io.BytesIO()
-    Image.new("RGB", (12, 9), colour).save(file, _FORMATS[suffix])
+    Image.new("RGB", (12, 9), (200, 30, 30)).save(file, _FORMATS[suffix])
+    return file.getvalue()
+
+
+def noise() -> bytes:
+    """A picture of many values, so that a part of its file is a part of its pixels."""
+    file = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(file, "PNG")
     return file.getvalue()
 
 

@@ -122,12 +122,7 @@ def test_a_caption_that_is_no_text_is_not_learnt_as_one(tmp_path: Path, caption:
     entries = [("a", "a text"), ("b", caption)]
     images = {f"{name}.jpg": picture() for name in "ab"}
     folder = write_pairs(tmp_path / "pairs", entries, images)
-    try:
-        pairs = read_pairs(folder)
-    except DataError as error:
-        assert "\n" not in str(error)
-    else:
-        assert [pair.text for pair in pairs] == ["a text"]
+    assert [pair.text for pair in read_pairs(folder)] == ["a text"]
 
 
 def test_a_broken_image_is_skipped_with_a_line(
@@ -144,7 +139,7 @@ def test_a_broken_image_is_skipped_with_a_line(
 
 def test_only_broken_images_end_with_one_line(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": b"no picture"})
-    (fault,) = list(SampleStream(data_set(AlignmentSource(folder)), 0, 0, 1))
+    fault = next(iter(SampleStream(data_set(AlignmentSource(folder)), 0, 0, 1)))
     assert isinstance(fault, DataError)
     assert "datasets.mine: no readable sample" in str(fault)
     assert "\n" not in str(fault)

@@ -1,5 +1,8 @@
+import contextlib
+import gc
 import itertools
 import logging
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 
@@ -97,9 +100,7 @@ def test_ranks_that_share_shards_read_them_in_different_orders(
     shards: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        zero, one = (
-            keys(batches([mine(shards[:1])], 5, rank=rank, ranks=2)) for rank in (0, 1)
-        )
+        zero, one = (keys(batches([mine(shards[:1])], 5, rank=rank, ranks=2)) for rank in (0, 1))
     assert zero != one
     assert set(zero) == set(one)
     (record,) = caplog.records
@@ -165,3 +166,18 @@ def test_a_data_set_without_a_good_sample_is_one_line_and_no_endless_loop(
     shards = [str(write_tar(tmp_path / f"{n}.tar", broken, broken | {})) for n in range(2)]
     with one_line(DataError, "datasets.mine: no readable sample"):
         batches([mine(shards)], 1, workers=workers)
+
+
+def test_after_that_error_no_worker_is_left(tmp_path: Path) -> None:
+    gc.collect()  # of earlier tests
+    broken = {"bad.jpg": b"no picture", "bad.json": b'{"caption": "x"}'}
+    shards = [str(write_tar(tmp_path / "0.tar", broken))]
+    # A reference cycle through the raised error would keep the workers until the next collection,
+    # which then waits five seconds for each of them.
+    gc.disable()
+    try:
+        with contextlib.suppress(DataError):
+            batches([mine(shards)], 1, workers=1)
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()

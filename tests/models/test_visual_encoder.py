@@ -74,10 +74,15 @@ def test_what_else_evas_file_may_hold_is_left_out_by_name() -> None:
         for name, entry in entries.items()
         if name.startswith("blocks.38.")
     }
-    head = dict.fromkeys(
-        ("norm.weight", "norm.bias", "fc_norm.weight", "head.weight", "head.bias", "mask_token"),
-        {"shape": [1408]},
+    unused = (
+        "norm.weight",
+        "norm.bias",
+        "fc_norm.weight",
+        "head.weight",
+        "head.bias",
+        "mask_token",
     )
+    head = {name: {"shape": [1408]} for name in unused}
     depth = VisualEncoderSize().depth
     more = convert_visual_encoder(on_meta({**entries, **block, **head}), depth)
     assert more.keys() == convert_visual_encoder(on_meta(entries), depth).keys()

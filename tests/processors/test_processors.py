@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from minigpt4.errors import ConfigError
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.registry import PROCESSORS
+from minigpt4.registry import IMAGE_PROCESSORS, TEXT_PROCESSORS
 from tests.recorded import GOLDEN
 
 FOLDER = GOLDEN / "processors"
@@ -25,9 +25,9 @@ def processor_and_image(key: str) -> tuple[ImageProcessor, Image.Image]:
     name, kind, size, *_ = key.split(".")
     image = Image.open(FOLDER / f"{name}.png")
     if kind == "eval":
-        return PROCESSORS.build("blip2_image_eval", {"image_size": int(size)}), image
+        return IMAGE_PROCESSORS.build("blip2_image_eval", {"image_size": int(size)}), image
     options = {"image_size": int(size), "random_crop": True}
-    return PROCESSORS.build("blip2_image_train", options), image
+    return IMAGE_PROCESSORS.build("blip2_image_train", options), image
 
 
 @pytest.mark.parametrize("key", sorted(recorded_images()))
@@ -43,7 +43,7 @@ def test_pixels_are_exactly_the_recorded_ones(key: str) -> None:
 @pytest.mark.parametrize("key", [key for key in sorted(recorded_images()) if ".eval." in key])
 def test_the_train_processor_without_random_crop_equals_the_eval_one(key: str) -> None:
     process, image = processor_and_image(key)
-    train = PROCESSORS.build("blip2_image_train", {"image_size": process.image_size})
+    train = IMAGE_PROCESSORS.build("blip2_image_train", {"image_size": process.image_size})
     assert torch.equal(train(image), recorded_images()[key])
 
 
@@ -59,42 +59,44 @@ def test_the_random_crop_follows_torchs_seed() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
 def test_every_kind_of_picture_becomes_three_channels(mode: str) -> None:
-    pixels = PROCESSORS.build("blip2_image_eval", {"image_size": 28})(Image.new(mode, (9, 30)))
+    pixels = IMAGE_PROCESSORS.build("blip2_image_eval", {"image_size": 28})(
+        Image.new(mode, (9, 30))
+    )
     assert pixels.shape == (3, 28, 28)
     assert pixels.isfinite().all()
 
 
 def test_mean_and_std_are_the_recorded_ones_and_can_be_set() -> None:
     image = Image.new("RGB", (4, 4), (255, 255, 255))
-    default = PROCESSORS.build("blip2_image_eval", {"image_size": 4})(image)[:, 0, 0]
+    default = IMAGE_PROCESSORS.build("blip2_image_eval", {"image_size": 4})(image)[:, 0, 0]
     mean, std = torch.tensor(FACTS["normalize_mean"]), torch.tensor(FACTS["normalize_std"])
     torch.testing.assert_close(default, (1 - mean) / std)
     options = {"image_size": 4, "mean": [0, 0.5, 0], "std": [1, 0.5, 1]}
-    assert PROCESSORS.build("blip2_image_eval", options)(image)[:, 0, 0].tolist() == [1, 1, 1]
+    assert IMAGE_PROCESSORS.build("blip2_image_eval", options)(image)[:, 0, 0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("case", CAPTIONS["default"], ids=lambda case: repr(case["input"][:20]))
 def test_captions_are_the_recorded_ones(case: dict[str, str]) -> None:
-    assert PROCESSORS.build("blip_caption", {})(case["input"]) == case["output"]
+    assert TEXT_PROCESSORS.build("blip_caption", {})(case["input"]) == case["output"]
 
 
 def test_prompt_and_word_limit_are_the_recorded_ones() -> None:
     recorded = CAPTIONS["prompt_and_max_words_5"]
     options = {key: recorded[key] for key in ("prompt", "max_words")}
-    process = PROCESSORS.build("blip_caption", options)
+    process = TEXT_PROCESSORS.build("blip_caption", options)
     for pair in recorded["pairs"]:
         assert process(pair["input"]) == pair["output"]
 
 
 def test_plain_text_is_left_alone() -> None:
     text = " Two  lines.\n###"
-    assert PROCESSORS.build("plain_text", {})(text) == text
+    assert TEXT_PROCESSORS.build("plain_text", {})(text) == text
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("blip2_image_evall", {}, "blip2_image_eval, blip2_image_train, blip_caption, plain_text"),
+        ("blip2_image_evall", {}, "known: blip2_image_eval, blip2_image_train"),
         ("blip2_image_eval", {"image_sise": 4}, "did you mean 'image_size'"),
         ("blip2_image_eval", {"image_size": "large"}, "blip2_image_eval.image_size: 'large'"),
         ("blip2_image_eval", {"mean": [0.5, 0.5]}, "blip2_image_eval.mean: "),
@@ -102,7 +104,8 @@ def test_plain_text_is_left_alone() -> None:
     ],
 )
 def test_a_wrong_option_is_one_line(name: str, options: dict[str, object], message: str) -> None:
+    registry = TEXT_PROCESSORS if name == "blip_caption" else IMAGE_PROCESSORS
     with pytest.raises(ConfigError) as error:
-        PROCESSORS.build(name, options)
+        registry.build(name, options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
