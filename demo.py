@@ -24,7 +24,7 @@ INTRODUCTION = """# MiniGPT-4
 A frozen language model that learnt to see by training one linear layer."""
 EXAMPLES = (
     "Describe this image in detail.",
-    "What is in this picture?",
+    "What is this?",
     "Which colors do you see?",
     "Where are the objects?",
 )
@@ -184,6 +184,7 @@ def build_page(chat: "Chat") -> "gr.Blocks":
                     label="Chat",
                     placeholder="Upload a picture, then ask about it.",
                     height="min(520px, 55vh)",
+                    buttons=[],  # none that shares the chat outside
                     elem_id="chatbot",
                 )
                 box = gr.Textbox(

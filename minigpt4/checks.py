@@ -3,7 +3,7 @@
 They run over the whole config before anything is loaded (see ``registry.bind``).
 """
 
-import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -55,9 +55,12 @@ def check_writable_folder(value: str) -> str | None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         return f"{value}: {existing} is a file, not a folder"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"{value}: {existing} cannot be written; choose another folder"
-    return None
+    try:
+        # Tried, not asked: root may write what a read-only disk will not take.
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"{value}: {existing} cannot be written ({error.strerror}); choose another folder"
 
 
 def check_positive(value: float) -> str | None:

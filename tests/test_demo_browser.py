@@ -212,6 +212,7 @@ def test_answers_stream_and_a_second_question_goes_on(visitor, pictures):
     assert len(visitor.answers) == 2
     assert visitor.answers[0] == answer
     assert visitor.page.locator("#chatbot img").count() == 1
+    assert visitor.page.locator("[aria-label='Share']:visible").count() == 0  # it sends it outside
 
 
 def test_a_later_picture_is_shown_with_the_next_question(visitor, pictures):

@@ -63,5 +63,7 @@ class MixedLoader:
             (iterator,) = self._rng.choices(iterators, self._ratios)
             batch = next(iterator)
             if isinstance(batch, DataError):
+                # Ends the workers now: the error's traceback would keep this frame alive.
+                del iterator, iterators
                 raise batch
             yield batch

@@ -33,8 +33,9 @@ def batches(
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    size: int = 3,
 ) -> list[Batch]:
-    loader = MixedLoader(datasets, 3, workers, seed, rank, ranks)
+    loader = MixedLoader(datasets, size, workers, seed, rank, ranks)
     return list(itertools.islice(loader, count))
 
 
@@ -134,11 +135,15 @@ def of_data_set(found: list[Batch]) -> list[str]:
 def test_each_step_draws_one_data_set_by_its_ratio(tmp_path: Path) -> None:
     large = mine(write_shards(tmp_path / "large", 1, 4), "large", 3.0)
     small = mine(write_shards(tmp_path / "small", 1, 4), "small", 1.0)
-    drawn = of_data_set(batches([large, small], 200))
-    assert 120 <= drawn.count("large") <= 180  # 150 expected, standard deviation 6
-    assert drawn == of_data_set(batches([large, small], 200))
-    assert drawn != of_data_set(batches([large, small], 200, seed=1))
-    assert drawn != of_data_set(batches([large, small], 200, rank=1, ranks=2))
+
+    def draw(seed: int = 0, rank: int = 0) -> list[str]:
+        return of_data_set(batches([large, small], 120, seed, rank=rank, ranks=2, size=1))
+
+    drawn = draw()
+    assert 70 <= drawn.count("large") <= 110  # 90 expected, standard deviation 5
+    assert drawn == draw()
+    assert drawn != draw(seed=1)
+    assert drawn != draw(rank=1)
 
 
 def test_a_data_set_of_ratio_0_is_never_drawn(tmp_path: Path) -> None:
