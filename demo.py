@@ -31,7 +31,7 @@ EXAMPLES = (
 STOPPED = "*(stopped: the model does not remember this turn)*"
 MOST_BEAMS = 10
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
 #chatbot .message-buttons, #chatbot button[aria-label="Clear"] { display: none; }
 #chatbot .message img { max-height: 160px; width: auto; }
 #question button { background: var(--button-primary-background-fill); color: white; }

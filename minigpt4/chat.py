@@ -158,7 +158,8 @@ class Chat:
             **changes: Any of :class:`GenerationOptions`, for this answer only.
 
         Raises:
-            DataError: for a bad image, or a question that does not fit into the context.
+            DataError: for a bad image, a question that does not fit into the context, or one that
+                holds the image mark.
         """
         *_, answer = ["", *self.stream(question, images, session or self.start(), **changes)]
         return answer
@@ -176,6 +177,10 @@ class Chat:
         answer at its end only. Arguments as in :meth:`ask`.
         """
         options = _changed(self.options, changes)
+        if IMAGE_MARK in question:
+            raise DataError(
+                f"the question holds {IMAGE_MARK}, which stands for an image; leave it out"
+            )
         asked = Conversation(self.template, [replace(m) for m in session.conversation.messages])
         encoded = list(session.images)
         if images:

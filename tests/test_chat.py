@@ -129,6 +129,12 @@ def test_a_question_beyond_the_context_is_one_line(chat: Chat):
     assert "\n" not in str(error.value)
 
 
+def test_an_image_mark_in_a_question_is_one_line(chat: Chat):
+    with pytest.raises(DataError, match="the question holds <ImageHere>") as error:
+        chat.ask("What is <ImageHere>?")
+    assert "\n" not in str(error.value)
+
+
 def test_the_readme_example_runs(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

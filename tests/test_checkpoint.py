@@ -148,7 +148,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, plain_pickle
     path, trace = tmp_path / "w.pth", tmp_path / "it_ran"
     content = {"model": Code(trace)}
     if plain_pickle:
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
     with one_line(CheckpointError, path, "more than plain weights"):

@@ -578,11 +578,25 @@ run:
 """
 
 
+def last_state(text: str, batch_size: int) -> str:
+    """The same file as the original's repository last had it: each data set has its batch size."""
+    kept = [line for line in text.splitlines() if "batch_size_" not in line]
+    text = "\n".join(kept).replace(
+        "    vis_processor:", f"    batch_size: {batch_size}\n    vis_processor:"
+    )
+    text = text.replace("mini_gpt4", "minigpt4").replace("pretrain_vicuna", "pretrain_vicuna0")
+    return text + "\n  wandb_log: True\n  job_name: minigpt4_pretrain\n"
+
+
+STAGE_1_LAST, STAGE_2_LAST = last_state(STAGE_1, 64), last_state(STAGE_2, 12)
+
+
+@pytest.mark.parametrize("text", [STAGE_1, STAGE_1_LAST], ids=["first release", "last state"])
 def test_the_originals_stage_1_lacks_nothing_but_paths(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(REPO)
-    config = writer.load(STAGE_1)
+    config = writer.load(text)
     assert config.run["init_lr"] == 1e-4
     assert config.datasets["laion"]["sample_ratio"] == 115
     placeholders = ("model.llama_model", "laion.build_info.storage", "cc_sbu.build_info.storage")
@@ -592,11 +606,12 @@ def test_the_originals_stage_1_lacks_nothing_but_paths(
         check_config(config, extra=check_run)
 
 
+@pytest.mark.parametrize("text", [STAGE_2, STAGE_2_LAST], ids=["first release", "last state"])
 def test_the_originals_stage_2_lacks_nothing_but_paths(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(REPO)
-    config = writer.load(STAGE_2)
+    config = writer.load(text)
     assert config.model["prompt_template"] == "###Human: {} ###Assistant: "
     places = ("model.llama_model", "model.ckpt", "cc_sbu_align.build_info.storage")
     with several_lines(ConfigError, *places):
@@ -605,7 +620,11 @@ def test_the_originals_stage_2_lacks_nothing_but_paths(
         check_config(config, extra=check_run)
 
 
-@pytest.mark.parametrize("text", [STAGE_1, STAGE_2], ids=["stage 1", "stage 2"])
+@pytest.mark.parametrize(
+    "text",
+    [STAGE_1, STAGE_2, STAGE_1_LAST, STAGE_2_LAST],
+    ids=["stage 1", "stage 2", "stage 1, last state", "stage 2, last state"],
+)
 def test_with_real_paths_the_originals_files_pass(
     writer: Writer, text: str, tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,16 @@ def test_a_data_set_without_a_good_sample_is_one_line_and_no_endless_loop(
         batches([mine(shards)], 1, workers=workers)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_good_shard_is_enough_whoever_has_the_broken_one(tmp_path: Path, workers: int) -> None:
+    (bad,) = write_shards(tmp_path / "bad", 1, 1)
+    Path(bad).write_bytes(b"not a tar" * 100)
+    (good,) = write_shards(tmp_path / "good", 1, 4)
+    found = keys(batches([mine([bad, good])], 6, workers=workers))
+    assert {Path(key).parent for key in found} == {Path(good)}
+    assert len(found) == 18
+
+
 def test_after_that_error_no_worker_is_left(tmp_path: Path) -> None:
     gc.collect()  # of earlier tests
     broken = {"bad.jpg": b"no picture", "bad.json": b'{"caption": "x"}'}
