@@ -33,13 +33,14 @@ def main() -> None:
 
     from minigpt4.chat import check_chat
     from minigpt4.registry import BUILDERS, MODELS, RUNNERS
-    from minigpt4.runners.runner_base import check_run, make_accelerator
+    from minigpt4.runners.runner_base import check_run, epoch_length, make_accelerator
 
     check_config(config, extra=lambda c: check_run(c) + check_chat(c))
     options = config.run_options()
     accelerator = make_accelerator(options.get("device", "auto"))
     set_seed(options.get("seed", 42) + accelerator.process_index)
     datasets = [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
+    epoch_length(config.run, datasets, accelerator.num_processes)  # fails before the model loads
     model_options = config.model_options()
     if options.get("amp") is False:
         model_options["precision"] = "fp32"

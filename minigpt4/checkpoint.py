@@ -4,6 +4,7 @@
 transformers itself (``models/language_model.py``).
 """
 
+import contextlib
 import os
 import pickle
 import re
@@ -12,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from minigpt4.errors import CheckpointError, MiniGPT4Error
+from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
 
 Tensors = dict[str, torch.Tensor]
 
 # Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
 _SAVED_BUFFERS = re.compile(
-    r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq|llama_proj\.\d+\..*"
+    r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq"
 )
 # What EVA's and BLIP-2's files hold beside the parts that are used here.
 _UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
@@ -50,13 +50,14 @@ def load_weights(path: str | Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: holds more than plain weights, or is damaged ({reason})"
+            f"{path}: refused: it holds more than plain weights, or is damaged; "
+            "fetch it again from where you trust it"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise CheckpointError(
+            f"{path}: damaged or cut short ({one_line(error)}); fetch it again"
+        ) from error
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -72,10 +73,14 @@ def save_atomically(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | RuntimeError):  # torch wraps a full disk in the latter
+            raise
         raise MiniGPT4Error(
-            f"{path}: cannot be written ({error}); free space or choose another output_dir"
+            f"{path}: cannot be written ({one_line(error)}); "
+            "free space or choose another output_dir"
         ) from error
 
 
@@ -156,7 +161,10 @@ def trained_weights(checkpoint: Any, origin: str) -> Tensors:
         CheckpointError: when there is no ``"model"`` part.
     """
     weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-    if not isinstance(weights, Mapping) or not weights:
+    named = isinstance(weights, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    )
+    if not isinstance(weights, Mapping) or not weights or not named:
         raise CheckpointError(
             f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
         )

@@ -3,6 +3,7 @@
 They run over the whole config before anything is loaded (see ``registry.bind``).
 """
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 
 def is_placeholder(value: str) -> bool:
     """Whether a path is one of the original's placeholders, still to be filled in."""
-    return value.strip().lower().startswith(("/path/to", "path/to", "your/path", "/your/path"))
+    return re.search(r"(^|/)(path/to|your/path)(/|$)", value.lower()) is not None
 
 
 def check_file(value: str) -> str | None:

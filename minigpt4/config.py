@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, one_line
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
@@ -36,6 +36,7 @@ RETIRED = {
     "run.distributed": "torchrun decides whether there are several processes",
     "run.job_name": "run.output_dir names the run",
     "run.wandb_log": "log.txt in the run's folder keeps the figures",
+    "preprocess": "each data set names its own processors",
     "model.device_8bit": "--gpu-id decides the device",
     "model.freeze_vit": "everything but the projection is frozen",
     "model.freeze_qformer": "everything but the projection is frozen",
@@ -95,7 +96,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     try:
         return _merge(path, merged)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, a missing ???
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error)}") from error
 
 
 def _merge(path: Path, merged: DictConfig) -> Config:
@@ -174,7 +175,7 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path}: not readable as YAML: {one_line(error)}") from error
     if not isinstance(content, DictConfig) or not content:
         raise ConfigError(f"{path}: must hold sections such as model:, datasets: and run:")
     return content
@@ -188,11 +189,7 @@ def _read_option(option: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([option])
     except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
-        raise ConfigError(f"--options {option}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise ConfigError(f"--options {option}: {one_line(error)}") from error
 
 
 def _listed(value: Any, path: Path) -> list[str]:
@@ -207,6 +204,8 @@ def _listed(value: Any, path: Path) -> list[str]:
 def _unknown_sections(merged: DictConfig) -> list[Fault]:
     faults = []
     for name, value in merged.items():
+        if name in RETIRED:
+            continue
         if name not in SECTIONS:
             faults.append(Fault(str(name), f"unknown section; {nearest(str(name), SECTIONS)}"))
         elif name != "plugins" and value is not None and not OmegaConf.is_dict(value):
@@ -258,10 +257,11 @@ def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
     """Take out keys that decide nothing any more, with one line each."""
     faults = []
     for key, reason in RETIRED.items():
-        section, name = key.split(".")
-        if name not in (whole.get(section) or {}):
+        section, _, name = key.rpartition(".")
+        keys = (whole.get(section) or {}) if section else whole
+        if name not in keys:
             continue
-        value = whole[section].pop(name)
+        value = keys.pop(name)
         if not name.startswith("freeze_"):
             logger.info("%s: %s is ignored: %s", path, key, reason)
         elif value is not True:

@@ -1,13 +1,15 @@
 """Published weights: fetched once into a cache folder, resumable and never half there."""
 
+import http.client
 import logging
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from minigpt4.errors import CheckpointError
+from minigpt4.errors import CheckpointError, one_line
 
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 EVA_VIT_G = _LAVIS + "eva_vit_g.pth"
@@ -38,7 +40,7 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
     """
     if not path_or_url.startswith(("http://", "https://")):
         return Path(path_or_url)
-    target = cache_folder() / path_or_url.rsplit("/", 1)[-1]
+    target = cache_folder() / Path(urllib.parse.urlsplit(path_or_url).path).name
     if target.is_file():
         return target
     part = target.with_name(target.name + ".part")
@@ -55,9 +57,9 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
                 os.replace(part, target)
         finally:
             lock.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise CheckpointError(
-            f"{path_or_url}: cannot be fetched ({error}){_expected_size(part)}; "
+            f"{path_or_url}: cannot be fetched ({one_line(error)}){_expected_size(part)}; "
             f"download it elsewhere and put it at {target}"
         ) from error
     return target

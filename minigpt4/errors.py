@@ -22,6 +22,11 @@ class DataError(MiniGPT4Error):
     """A data set, image or text that cannot be read."""
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """What an error says, as one line; its type where it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def run_guarded(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and exit: 2 after a user's mistake (one line), 130 when interrupted.
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, one_line
 
 _Entry = TypeVar("_Entry", bound=Callable[..., Any])
 
@@ -226,7 +226,7 @@ def import_plugins(plugins: Iterable[str], base: Path) -> None:
             else:
                 importlib.import_module(plugin)
         except Exception as error:  # whatever the user's own code does at import
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             if not isinstance(error, ConfigError | ImportError):
                 reason = f"{type(error).__name__}: {reason}"
             raise ConfigError(f"plugins: {plugin}: cannot be imported ({reason})") from error

@@ -49,6 +49,7 @@ def build_caption_shards(
     vis_processor: ImageProcessors = _DEFAULT_IMAGES,
     text_processor: TextProcessors = _DEFAULT_CAPTIONS,
     sample_ratio: SampleRatio = 1.0,
+    batch_size: Positive | None = None,
     buffer_size: Positive = 1000,
     data_type: Literal["images"] = "images",
 ) -> DataSet:
@@ -60,6 +61,7 @@ def build_caption_shards(
         vis_processor: Image processor of each split.
         text_processor: Caption processor of each split.
         sample_ratio: Relative weight with which a step draws this data set.
+        batch_size: Samples per process of a step on this data set; the run's without.
         buffer_size: Samples in the shuffle buffer of each reader.
         data_type: As in the original; only images exist.
     """
@@ -74,6 +76,7 @@ def build_caption_shards(
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
         build_named(TEXT_PROCESSORS, text_processor["train"]),
         sample_ratio,
+        batch_size=batch_size,
     )
 
 
@@ -84,6 +87,7 @@ def build_cc_sbu_align(
     vis_processor: ImageProcessors = _DEFAULT_IMAGES,
     text_processor: TextProcessors | None = None,
     sample_ratio: SampleRatio = 1.0,
+    batch_size: Positive | None = None,
     data_type: Literal["images"] = "images",
 ) -> DataSet:
     """Curated image-description pairs in a folder (stage 2).
@@ -95,6 +99,7 @@ def build_cc_sbu_align(
         text_processor: Accepted because the original's YAML names one; as there, descriptions
             reach the model unprocessed.
         sample_ratio: Relative weight with which a step draws this data set.
+        batch_size: Samples per process of a step on this data set; the run's without.
         data_type: As in the original; only images exist.
     """
     return DataSet(
@@ -104,4 +109,5 @@ def build_cc_sbu_align(
         str,
         sample_ratio,
         countable=True,
+        batch_size=batch_size,
     )

@@ -17,7 +17,7 @@ class MixedLoader:
 
     Args:
         datasets: At least one.
-        batch_size: Samples per process.
+        batch_size: Samples per process, for data sets that name no batch size of their own.
         num_workers: Worker processes for each data set; 0 reads in this process.
         seed: Of the run; the same seed, rank and numbers give the same sequence.
         rank: This process.
@@ -28,7 +28,7 @@ class MixedLoader:
     def __init__(
         self,
         datasets: Sequence[DataSet],
-        batch_size: int,
+        batch_size: int | None,
         num_workers: int,
         seed: int,
         rank: int = 0,
@@ -41,7 +41,7 @@ class MixedLoader:
         self._loaders = [
             DataLoader(
                 SampleStream(dataset, seed, rank, world_size),
-                batch_size=batch_size,
+                batch_size=dataset.batch_size or batch_size,
                 num_workers=num_workers,
                 collate_fn=collate,
                 pin_memory=pin_memory,

@@ -67,6 +67,7 @@ class DataSet:
     text_processor: Callable[[str], str]
     sample_ratio: float = 1.0
     countable: bool = False  # whether the source's units are samples
+    batch_size: int | None = None  # of this data set; the run's without
 
 
 class Sample(TypedDict):
@@ -103,11 +104,12 @@ class SampleStream(IterableDataset[Sample | DataError]):
         workers = worker.num_workers if worker else 1
         reader = self.rank * workers + (worker.id if worker else 0)
         identity = f"{self.seed}/{self.dataset.name}/{reader}"
+        share = (reader, self.world_size * workers)
         position = bad = bad_in_a_row = 0
         for number in itertools.count():
             rng = random.Random(f"{identity}/{number}")
             good = 0
-            for raw in self.dataset.source.read_pass(reader, self.world_size * workers, rng):
+            for raw in self.dataset.source.read_pass(*share, rng):
                 # A random transform depends on the sample's position, not on what ran before it.
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(random.Random(f"{identity}@{position}").getrandbits(62))
@@ -125,12 +127,16 @@ class SampleStream(IterableDataset[Sample | DataError]):
                     logger.warning(text, self.dataset.name, sample.key, sample.reason, bad)
                 if bad_in_a_row > MAX_BAD_IN_A_ROW:
                     break
-            if good == 0 or bad_in_a_row > MAX_BAD_IN_A_ROW:
+            if good > 0 and bad_in_a_row <= MAX_BAD_IN_A_ROW:
+                continue
+            if share == (0, 1):
                 yield DataError(
                     f"datasets.{self.dataset.name}: no readable sample among the last "
                     f"{max(1, bad_in_a_row)} read; the warnings above name the first ones"
                 )
                 return
+            # This reader's part may just be the broken one: it reads everything from now on.
+            share, bad_in_a_row = (0, 1), 0
 
     def _process(self, raw: RawSample) -> Sample | BadSample:
         try:

@@ -104,7 +104,7 @@ def build_minigpt4(
         device: Where it runs.
         llama_model: Folder or hub id of the language model.
         vit_model: File or URL of the visual encoder (EVA's names).
-        q_former_model: File or URL of BLIP-2's Q-Former; also holds ``ln_vision``.
+        q_former_model: File or URL of BLIP-2's Q-Former and ``ln_vision``; unused without Q-Former.
         image_size: Pixels of each side; other sizes resize the position embedding.
         num_query_token: Image tokens of the Q-Former.
         has_qformer: False: four consecutive patches make one image token, no Q-Former.
@@ -129,9 +129,10 @@ def build_minigpt4(
     encoder = _load_visual_encoder(vit_model, image_size, visual_encoder)
     ln_vision = build_ln_vision(visual_encoder.embed_dim)
     former, queries = None, None
-    blip2 = _load_blip2(q_former_model)
-    load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
+    # Without a Q-Former the original reads nothing from BLIP-2's file: ln_vision stays as made.
     if has_qformer:
+        blip2 = _load_blip2(q_former_model)
+        load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
         with init_empty_weights(include_buffers=False):
             former = build_q_former(visual_encoder.embed_dim, q_former)
         load_into(former, convert_q_former(blip2), q_former_model)

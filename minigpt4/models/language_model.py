@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from minigpt4.errors import CheckpointError
+from minigpt4.errors import CheckpointError, one_line
 from minigpt4.models.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> 
             folder, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

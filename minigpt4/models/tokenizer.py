@@ -12,7 +12,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from minigpt4.errors import CheckpointError
+from minigpt4.errors import CheckpointError, one_line
 
 
 class Tokenizer(Protocol):
@@ -98,7 +98,7 @@ class FastTokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise CheckpointError(
                 f"{folder}: no tokenizer.model, and no other tokenizer loads ({reason})"
             ) from error

@@ -81,6 +81,11 @@ def check_run(config: Config) -> list[Fault]:
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         faults.append(Fault(key, text))
+    if not config.run.get("batch_size_train"):
+        lacking = [name for name, entry in config.datasets.items() if not entry.get("batch_size")]
+        if lacking:
+            text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
+            faults.append(Fault("run.batch_size_train", text))
     model_size = config.model.get("image_size", 224)
     for name, entry in config.datasets.items():
         for split, spec in (entry.get("vis_processor") or {"train": {}}).items():
@@ -89,6 +94,20 @@ def check_run(config: Config) -> list[Fault]:
                 key = f"datasets.{name}.vis_processor.{split}.image_size"
                 faults.append(Fault(key, f"{size}, but model.image_size is {model_size}"))
     return faults
+
+
+def epoch_length(run: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
+    """Steps of an epoch: ``run.iters_per_epoch``, else once through a single folder data set.
+
+    Raises:
+        ConfigError: for shards without ``iters_per_epoch``; their streams have no end.
+    """
+    if run.get("iters_per_epoch"):
+        return int(run["iters_per_epoch"])
+    if len(datasets) != 1 or not datasets[0].countable:
+        raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
+    batch_size = datasets[0].batch_size or run["batch_size_train"]
+    return math.ceil(datasets[0].source.units / (batch_size * world_size))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -122,9 +141,9 @@ class RunnerBase:
         init_lr: Peak learning rate.
         min_lr: Learning rate at the end.
         max_epoch: Number of epochs; an epoch ends with a checkpoint.
-        batch_size_train: Samples per process and step.
-        iters_per_epoch: Steps (micro-batches) per epoch; left out, once through a folder data set.
         output_dir: Where this run's folder is made.
+        iters_per_epoch: Steps (micro-batches) per epoch; left out, once through a folder data set.
+        batch_size_train: Samples per process and step; a data set's own batch_size goes before.
         lr_sched: Name of the schedule.
         warmup_lr: Learning rate of the first step; negative means ``init_lr``.
         warmup_steps: Steps of warm-up.
@@ -154,10 +173,10 @@ class RunnerBase:
         init_lr: PositiveFloat,
         min_lr: Annotated[float, check_not_negative],
         max_epoch: Positive,
-        batch_size_train: Positive,
         output_dir: OutputFolder,
-        task: Annotated[str, TASKS] = "image_text_pretrain",
         iters_per_epoch: Positive | None = None,
+        batch_size_train: Positive | None = None,
+        task: Annotated[str, TASKS] = "image_text_pretrain",
         lr_sched: Annotated[str, LR_SCHEDULES] = DEFAULT_LR_SCHEDULE,
         warmup_lr: float = -1.0,
         warmup_steps: NotNegative = 0,
@@ -179,15 +198,13 @@ class RunnerBase:
         self.accelerator = accelerator
         self.config = config
         self.max_epoch = max_epoch
-        self.batch_size = batch_size_train
+        self.samples = 0  # seen by this process
         self.accum_grad_iters = accum_grad_iters
         self.divide_accumulated_loss = divide_accumulated_loss
         self.max_grad_norm = max_grad_norm
         self.log_freq = log_freq
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        self.iters_per_epoch = iters_per_epoch or _once_through(
-            datasets, batch_size_train * world_size
-        )
+        self.iters_per_epoch = epoch_length(config.run, datasets, world_size)
         self.lr_schedule = build_lr_schedule(config.run, self.iters_per_epoch)
         self.task = TASKS.build(task, {}, prompts=model.prompts, seed=seed, rank=rank)
         self.model = model
@@ -236,7 +253,7 @@ class RunnerBase:
             tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=calm) as bar,
         ):
             losses: list[torch.Tensor] = []
-            since = time.monotonic()
+            since, samples = time.monotonic(), self.samples
             for step in range(self.iters_per_epoch):
                 lr = self._set_lr(epoch, step)
                 losses.append(self._step(epoch, step))
@@ -244,13 +261,13 @@ class RunnerBase:
                 if (step + 1) % self.log_freq and step + 1 != self.iters_per_epoch:
                     continue
                 loss = self._mean_over_ranks(losses)
-                samples = len(losses) * self.batch_size * self.accelerator.num_processes
-                rate = samples / max(time.monotonic() - since, 1e-9)
+                count = (self.samples - samples) * self.accelerator.num_processes
+                rate = count / max(time.monotonic() - since, 1e-9)
                 text = f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s"
                 bar.set_postfix_str(text, refresh=False)
                 self._report(epoch, step + 1, loss, lr, rate)
                 epoch_losses += [loss] * len(losses)
-                losses, since = [], time.monotonic()
+                losses, since, samples = [], time.monotonic(), self.samples
         if main:
             mean = sum(epoch_losses) / len(epoch_losses)
             self.folder.log(epoch=epoch, train_loss=mean, train_lr=lr)
@@ -270,6 +287,7 @@ class RunnerBase:
     def _step(self, epoch: int, step: int) -> torch.Tensor:
         """One micro-batch, and the optimizer's step where one is due; this rank's loss."""
         batch = next(self.batches)
+        self.samples += len(batch["text"])
         batch["image"] = batch["image"].to(self.accelerator.device, non_blocking=True)
         due = (step + 1) % self.accum_grad_iters == 0
         with nullcontext() if due else self.accelerator.no_sync(self.wrapped):
@@ -349,14 +367,3 @@ class RunnerBase:
         if epoch >= self.max_epoch:
             logger.warning("%s: its run has finished all %d epochs", path, self.max_epoch)
         return epoch
-
-
-def _once_through(datasets: Sequence[DataSet], batch: int) -> int:
-    """Steps that go once through a single folder data set.
-
-    Raises:
-        ConfigError: for streams, which have no end.
-    """
-    if len(datasets) != 1 or not datasets[0].countable:
-        raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
-    return -(-datasets[0].source.units // batch)

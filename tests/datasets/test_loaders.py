@@ -4,6 +4,7 @@ import itertools
 import logging
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_a_batch_holds_pixels_texts_and_keys(shards: list[str]) -> None:
     assert len(batch["text"]) == len(batch["keys"]) == 3
     for key, text in zip(batch["keys"], batch["text"], strict=True):
         assert key.endswith(f"/{text}")
+
+
+def test_a_data_set_may_have_a_batch_size_of_its_own(tmp_path: Path) -> None:
+    own = replace(mine(write_shards(tmp_path / "own", 1, 4), "own"), batch_size=2)
+    runs = mine(write_shards(tmp_path / "runs", 1, 4), "runs")
+    found = batches([own, runs], 20)
+    sizes = {(name, len(b["text"])) for name, b in zip(of_data_set(found), found, strict=True)}
+    assert sizes == {("own", 2), ("runs", 3)}
 
 
 def test_the_stream_has_no_end_and_no_short_batch(shards: list[str]) -> None:
