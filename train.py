@@ -33,7 +33,7 @@ def main() -> None:
 
     from minigpt4.chat import check_chat
     from minigpt4.registry import BUILDERS, MODELS, RUNNERS
-    from minigpt4.runners.runner_base import check_run, epoch_length, make_accelerator
+    from minigpt4.runners.preparation import check_run, epoch_length, make_accelerator
 
     check_config(config, extra=lambda c: check_run(c) + check_chat(c))
     options = config.run_options()

@@ -134,6 +134,8 @@ def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Strictly load ``weights``; what is missing, left over or of another size is one line.
 
+    The module takes the tensors themselves, not copies, and with them their dtype.
+
     Raises:
         CheckpointError: naming the file and the first entries that do not fit.
     """

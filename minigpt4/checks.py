@@ -3,6 +3,7 @@
 They run over the whole config before anything is loaded (see ``registry.bind``).
 """
 
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -50,6 +51,8 @@ def check_model_folder(value: str) -> str | None:
 
 def check_writable_folder(value: str) -> str | None:
     """Complaint about an output folder that cannot be made or written."""
+    if not value:
+        return "empty; name the folder for your runs"
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the folder for your runs there"
     folder = Path(value).absolute()
@@ -65,11 +68,11 @@ def check_writable_folder(value: str) -> str | None:
 
 
 def check_positive(value: float) -> str | None:
-    return None if value > 0 else f"{value} must be greater than 0"
+    return None if 0 < value < math.inf else f"{value} must be greater than 0"
 
 
 def check_not_negative(value: float) -> str | None:
-    return None if value >= 0 else f"{value} must not be negative"
+    return None if 0 <= value < math.inf else f"{value} must not be negative"
 
 
 Positive = Annotated[int, check_positive]

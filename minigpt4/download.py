@@ -14,6 +14,7 @@ from minigpt4.errors import CheckpointError, one_line
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 EVA_VIT_G = _LAVIS + "eva_vit_g.pth"
 BLIP2_Q_FORMER = _LAVIS + "blip2_pretrained_flant5xxl.pth"
+_KNOWN_BYTES = {BLIP2_Q_FORMER: 433_481_467}
 _BLOCK = 1 << 20
 _STALE_LOCK_SECONDS = 120
 
@@ -41,7 +42,9 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
     if not path_or_url.startswith(("http://", "https://")):
         return Path(path_or_url)
     target = cache_folder() / Path(urllib.parse.urlsplit(path_or_url).path).name
+    source = target.with_name(target.name + ".url")
     if target.is_file():
+        _refuse_another_source(target, source, path_or_url)
         return target
     part = target.with_name(target.name + ".part")
     lock = target.with_name(target.name + ".lock")
@@ -54,13 +57,14 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
         try:
             if not target.is_file():
                 _download(path_or_url, part, lock, timeout)
+                source.write_text(path_or_url, encoding="utf-8")
                 os.replace(part, target)
         finally:
             lock.unlink(missing_ok=True)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise CheckpointError(
-            f"{path_or_url}: cannot be fetched ({one_line(error)}){_expected_size(part)}; "
-            f"download it elsewhere and put it at {target}"
+            f"{path_or_url}: cannot be fetched ({one_line(error)}); "
+            f"download it elsewhere{_bytes(path_or_url)} and put it at {target}"
         ) from error
     return target
 
@@ -79,8 +83,17 @@ def _take(lock: Path) -> bool:
         return False
 
 
-def _expected_size(part: Path) -> str:
-    return f", {part.stat().st_size} bytes are there" if part.is_file() else ""
+def _bytes(url: str) -> str:
+    return f" ({_KNOWN_BYTES[url]:,} bytes)" if url in _KNOWN_BYTES else ""
+
+
+def _refuse_another_source(target: Path, source: Path, url: str) -> None:
+    """A cached file of the same name but from another address is another file."""
+    if source.is_file() and source.read_text(encoding="utf-8") != url:
+        raise CheckpointError(
+            f"{url}: the cache has a {target.name} from another address; "
+            f"delete {target} or set MINIGPT4_CACHE to another folder"
+        )
 
 
 def _download(url: str, part: Path, lock: Path, timeout: float) -> None:

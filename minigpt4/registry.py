@@ -94,6 +94,9 @@ class Registry:
         bound, faults = bind(entry, options, name)
         if faults:
             raise ConfigError("\n".join(f"{fault.key}: {fault.text}" for fault in faults))
+        for part in injected:
+            if part not in inspect.signature(entry).parameters:
+                raise ConfigError(f"the {self.kind} {name!r} must take a parameter {part!r}")
         return entry(**bound, **injected)
 
 

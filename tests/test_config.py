@@ -8,7 +8,7 @@ import yaml
 from minigpt4.config import Config, check_config, load_config
 from minigpt4.errors import ConfigError
 from minigpt4.registry import BUILDERS
-from minigpt4.runners.runner_base import check_run
+from minigpt4.runners.preparation import check_run
 from tests.messages import one_line, several_lines
 
 REPO = Path(__file__).parents[1]

@@ -94,7 +94,7 @@ def test_a_file_is_fetched_once(site: Site, cache: Path) -> None:
     assert file.read_bytes() == CONTENT
     assert fetch(site.url) == file
     assert site.asked == [""]
-    assert names(cache) == ["weights.pth"]
+    assert names(cache) == ["weights.pth", "weights.pth.url"]
 
 
 def test_a_path_is_left_as_it_is(site: Site, cache: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_cut_download_goes_on_where_it_stopped(site: Site, cache: Path) -> Non
     site.cut_after = None
     assert fetch(site.url).read_bytes() == CONTENT
     assert site.asked == ["", "bytes=50000-"]
-    assert names(cache) == ["weights.pth"]
+    assert names(cache) == ["weights.pth", "weights.pth.url"]
 
 
 def test_a_download_that_is_cut_again_and_again_gets_there(site: Site) -> None:
@@ -253,7 +253,7 @@ def test_a_stale_lock_is_taken_over(site: Site, cache: Path) -> None:
     long_ago = time.time() - 3600
     os.utime(lock, (long_ago, long_ago))
     assert fetch(site.url).read_bytes() == CONTENT
-    assert names(cache) == ["weights.pth"]
+    assert names(cache) == ["weights.pth", "weights.pth.url"]
 
 
 def test_who_finds_a_lock_waits_for_the_file(
@@ -303,3 +303,10 @@ def test_an_error_leaves_no_lock_behind(site: Site, cache: Path) -> None:
     with one_line(CheckpointError, site.url):
         fetch(site.url)
     assert not (cache / "weights.pth.lock").exists()
+
+
+def test_a_file_of_the_same_name_from_elsewhere_is_refused(site: Site, cache: Path) -> None:
+    file = fetch(site.url)
+    with one_line(CheckpointError, "from another address", str(file)):
+        fetch("http://127.0.0.1:9/weights.pth")
+    assert fetch(site.url) == file

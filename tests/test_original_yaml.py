@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.config import Config, check_config, load_config
 from minigpt4.errors import ConfigError
-from minigpt4.runners.runner_base import check_run
+from minigpt4.runners.preparation import check_run
 from tests.test_readme import stand_in_paths
 
 PROCESSORS = """

@@ -11,7 +11,7 @@ import torch
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.registry import BUILDERS, MODELS
-from minigpt4.runners.runner_base import parameter_groups
+from minigpt4.runners.preparation import parameter_groups
 from tests.conftest import ROOT
 
 STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"

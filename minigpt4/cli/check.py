@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Say that the config is sound, or raise its faults."""
     config = load_config(arguments.cfg_path, arguments.options)
     from minigpt4.chat import check_chat
-    from minigpt4.runners.runner_base import check_run
+    from minigpt4.runners.preparation import check_run
 
     # An evaluation YAML names a task at most; whatever sets a learning rate is a training.
     trains = "max_epoch" in config.run or "init_lr" in config.run

@@ -35,6 +35,7 @@ class MixedLoader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
+        assert batch_size or all(dataset.batch_size for dataset in datasets)
         self._ratios = [dataset.sample_ratio for dataset in datasets]
         if sum(self._ratios) <= 0:
             raise DataError("datasets: every sample_ratio is 0; give at least one data set weight")

@@ -180,7 +180,7 @@ def _load_visual_encoder(origin: str, image_size: int, size: VisualEncoderSize) 
     side = image_size // size.patch_size
     if converted["pos_embed"].shape[1] != 1 + side * side:
         converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
-    fp32 = {name: value.float() for name, value in converted.items()}
+    fp32 = {k: v.float() for k, v in converted.items() if isinstance(v, torch.Tensor)}
     load_into(encoder, fp32, origin)
     return encoder
 
@@ -190,7 +190,8 @@ def _load_blip2(origin: str) -> dict[str, torch.Tensor]:
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "query_tokens" not in weights:
         raise CheckpointError(f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it)")
-    return {name: value.float() for name, value in weights.items() if value.is_floating_point()}
+    tensors = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    return {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
 
 
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,105 +27,19 @@ from minigpt4.checks import (
 from minigpt4.config import Config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import DataSet
-from minigpt4.errors import CheckpointError, ConfigError, MiniGPT4Error
+from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
-from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Fault, Hidden
-from minigpt4.runners.lr_schedules import LRSchedule
+from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Hidden
+from minigpt4.runners.preparation import (
+    DEFAULT_LR_SCHEDULE,
+    Device,
+    build_lr_schedule,
+    epoch_length,
+    parameter_groups,
+)
 from minigpt4.runners.run_folder import RunFolder
 
-DEFAULT_LR_SCHEDULE = "linear_warmup_cosine_lr"
-Device = Literal["auto", "cuda", "cpu", "mps"]
-
 logger = logging.getLogger(__name__)
-
-
-def make_accelerator(device: Device) -> Accelerator:
-    """Processes and device of this run.
-
-    Raises:
-        ConfigError: for a device that this machine does not have.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: cuda, but this machine has no usable GPU; "
-            "add --options run.device=cpu (or auto)"
-        )
-    # Without cpu=True, accelerate on a machine without GPU believes every process to be rank 0.
-    use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
-    return Accelerator(cpu=use_cpu, kwargs_handlers=[ddp])
-
-
-def build_lr_schedule(run: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
-    """The schedule that a run section names."""
-    schedule: LRSchedule = LR_SCHEDULES.build(
-        run.get("lr_sched", DEFAULT_LR_SCHEDULE),
-        {
-            "init_lr": run["init_lr"],
-            "min_lr": run["min_lr"],
-            "max_epoch": run["max_epoch"],
-            "iters_per_epoch": iters_per_epoch,
-            "warmup_steps": run.get("warmup_steps", 0),
-            "warmup_lr": run.get("warmup_lr", -1.0),
-            "decay_rate": run.get("lr_decay_rate"),
-        },
-    )
-    return schedule
-
-
-def check_run(config: Config) -> list[Fault]:
-    """Faults that concern several keys or sections at once; none is left for after the loading."""
-    faults = []
-    try:
-        build_lr_schedule(config.run, config.run.get("iters_per_epoch") or 1)
-    except ConfigError as error:
-        key, _, text = str(error).partition(": ")
-        faults.append(Fault(key, text))
-    if not config.run.get("batch_size_train"):
-        lacking = [name for name, entry in config.datasets.items() if not entry.get("batch_size")]
-        if lacking:
-            text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
-            faults.append(Fault("run.batch_size_train", text))
-    model_size = config.model.get("image_size", 224)
-    for name, entry in config.datasets.items():
-        for split, spec in (entry.get("vis_processor") or {"train": {}}).items():
-            size = spec.get("image_size", 224)
-            if size != model_size:
-                key = f"datasets.{name}.vis_processor.{split}.image_size"
-                faults.append(Fault(key, f"{size}, but model.image_size is {model_size}"))
-    return faults
-
-
-def epoch_length(run: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
-    """Steps of an epoch: ``run.iters_per_epoch``, else once through a single folder data set.
-
-    Raises:
-        ConfigError: for shards without ``iters_per_epoch``; their streams have no end.
-    """
-    if run.get("iters_per_epoch"):
-        return int(run["iters_per_epoch"])
-    if len(datasets) != 1 or not datasets[0].countable:
-        raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
-    batch_size = datasets[0].batch_size or run["batch_size_train"]
-    return math.ceil(datasets[0].source.units / (batch_size * world_size))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters, those without weight decay apart.
-
-    Source: the original decays nothing with fewer than two dimensions, or with ``bias``, ``ln`` or
-    ``bn`` in its name.
-    """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
-            (plain if exempt else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
 
 
 @RUNNERS.register("runner_base")

@@ -22,14 +22,15 @@ from tests.recorded import (
     splice_mode,
 )
 
-CASES = ("v1_a", "main_llama2_a")
+CASES = ("v1_a", "v1_b", "main_llama2_a")  # v1_b has small activations: epsilons show
 MODES = {
     "v1_a": ("stage1", "stage2", "stage2_trap"),
+    "v1_b": ("stage1", "stage2", "stage2_trap"),
     "main_llama2_a": ("stage1", "stage2", "stage2_trap", "instructions", "no_image"),
 }
 CASE_MODES = [(case, mode) for case in CASES for mode in MODES[case]]
-# Ours learns an answer token that looks like padding, the original does not (fidelity.md).
-TRAP_LOSSES = {"v1_a": 9.0139, "main_llama2_a": 9.1777}
+# Ours learns an answer token that looks like padding, the original does not: one target a case.
+TRAP_LOSSES = {"v1_a": 9.0139, "v1_b": 8.2705, "main_llama2_a": 9.1777}
 
 
 @cache
@@ -149,6 +150,9 @@ def _square_groups(model: MiniGPT4) -> None:
 
 MUTATIONS: list[tuple[str, str, Callable[[MiniGPT4], None]]] = [
     ("v1_a", "ViT norm eps", _norm_eps("visual_encoder", 1e-5)),
+    ("v1_b", "ViT norm eps", _norm_eps("visual_encoder", 1e-5)),
+    ("v1_b", "ln_vision eps", _norm_eps("ln_vision", 1e-6)),
+    ("v1_b", "Q-Former norm eps", _norm_eps("q_former", 1e-5)),
     ("v1_a", "Q-Former norm eps", _norm_eps("q_former", 1e-5)),
     ("v1_a", "ViT GELU", _tanh_gelu),
     ("main_llama2_a", "ViT GELU", _tanh_gelu),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from minigpt4.config import Config
 from minigpt4.datasets.samples import BadSample, Batch, DataSet, RawSample
-from minigpt4.runners.runner_base import RunnerBase, make_accelerator
+from minigpt4.runners.preparation import make_accelerator
+from minigpt4.runners.runner_base import RunnerBase
 from tests.recorded import GOLDEN, build_model, load_case, load_projection, part
 
 FACTS = json.loads((GOLDEN / "trajectory_v1_a.json").read_text(encoding="utf-8"))
