@@ -21,6 +21,8 @@ slow-test: env
 	@$(BIN)/python -m pytest -m "slow or browser"
 
 demo: env
+	@test -f output/quickstart/stage2.pth || { \
+	  echo "error: there is nothing to chat with yet; run 'make quickstart' first"; exit 2; }
 	@$(BIN)/python demo.py --cfg-path eval_configs/tiny_eval.yaml
 
 lint: env

@@ -42,6 +42,14 @@ def test_a_full_disk_is_one_line(clone: Path):
     assert not (clone / ".venv").exists()
 
 
+def test_a_demo_before_the_quickstart_is_one_line(clone: Path):
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "installed").touch()
+    result = make(clone, "demo")
+    assert result.returncode != 0
+    assert "error: there is nothing to chat with yet; run 'make quickstart' first" in result.stdout
+
+
 def test_no_network_is_one_line_and_a_second_call_tries_again(clone: Path):
     for _ in range(2):
         result = make(clone, "test", PIP_NO_INDEX="1", PIP_FIND_LINKS="")

@@ -1,0 +1,7 @@
+"""Chat: images and turns → an answer. The one inference core of page, terminal and evaluation."""
+
+from minigpt4.chat.core import Chat, ChatSession
+from minigpt4.chat.generation import GenerationOptions
+from minigpt4.chat.loading import check_chat, load_chat
+
+__all__ = ["Chat", "ChatSession", "GenerationOptions", "check_chat", "load_chat"]

@@ -1,0 +1,119 @@
+"""Generation: how an answer is made, token by token, and where it ends."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria
+
+from minigpt4.checks import NotNegative, Positive, PositiveFloat
+from minigpt4.conversation import TEMPLATES
+from minigpt4.errors import ConfigError
+from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.registry import bind
+
+_TAIL = 16  # tokens decoded to see whether an answer has reached its stop text
+
+
+def _check_template(name: str) -> str | None:
+    return (
+        None if name in TEMPLATES else f"unknown template {name!r}; known: {', '.join(TEMPLATES)}"
+    )
+
+
+def _check_share(value: float) -> str | None:
+    return None if 0 < value <= 1 else f"{value} must be greater than 0 and at most 1"
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How answers are made; the ``chat:`` section of a YAML. Defaults are the original's.
+
+    Attributes:
+        template: Name of the conversation template.
+        max_new_tokens: Longest answer.
+        num_beams: Beams of the search; 1 streams.
+        do_sample: Draw tokens; False takes the likeliest.
+        top_p: Draw from the likeliest tokens that make up this probability.
+        temperature: Flattens (above 1) or sharpens (below 1) the distribution.
+        repetition_penalty: Above 1 makes repeated tokens less likely.
+        length_penalty: Of beams; above 0 favours longer answers.
+        min_length: Tokens before an answer may end.
+        max_length: Longest prompt and answer together; older turns are dropped beyond it.
+        seed: Of the sampling; None draws anew each time.
+    """
+
+    template: Annotated[str, _check_template] = "vicuna_v0"
+    max_new_tokens: Positive = 300
+    num_beams: Positive = 1
+    do_sample: bool = True
+    top_p: Annotated[float, _check_share] = 0.9
+    temperature: PositiveFloat = 1.0
+    repetition_penalty: PositiveFloat = 1.05
+    length_penalty: float = 1.0
+    min_length: NotNegative = 1
+    max_length: Positive = 2000
+    seed: int | None = None
+
+
+class Watch(StoppingCriteria):
+    """Sees every token: tells a listener the text so far and ends rows that reached their stop."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: str,
+        listen: Callable[[str], None] | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._listen = listen
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        rows = input_ids[:, 1:].tolist()  # the bos that every row starts with is no answer
+        if self._listen is not None:
+            self._listen(self._tokenizer.decode(rows[0]))
+        stop_now = self._cancelled is not None and self._cancelled.is_set()
+        done = [stop_now or self._stop in self._tokenizer.decode(row[-_TAIL:]) for row in rows]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) -> GenerationConfig:
+    sampling: dict[str, Any] = {"do_sample": False}
+    if options.do_sample:
+        # top_k is the old default of transformers, which the original left in force.
+        sampling = {
+            "do_sample": True,
+            "top_p": options.top_p,
+            "top_k": 50,
+            "temperature": options.temperature,
+        }
+    beams: dict[str, Any] = {"num_beams": options.num_beams}
+    if options.num_beams > 1:
+        beams["length_penalty"] = options.length_penalty
+    return GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        min_length=options.min_length,
+        repetition_penalty=options.repetition_penalty,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+        **sampling,
+        **beams,
+    )
+
+
+def cut_at(text: str, stop: str) -> str:
+    return text.split(stop)[0].strip()
+
+
+def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:
+    """The options with changes, checked like those of a YAML."""
+    bound, faults = bind(GenerationOptions, changes, "chat", dry=True)
+    if faults:
+        raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+    return replace(options, **bound)

@@ -1,0 +1,76 @@
+"""Loading: an evaluation YAML → a chat."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minigpt4.chat.core import Chat
+from minigpt4.chat.generation import GenerationOptions
+from minigpt4.config import Config, check_config, load_config
+from minigpt4.errors import ConfigError
+from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.registry import IMAGE_PROCESSORS, MODELS, Fault, bind, build_named
+
+
+def check_chat(config: Config) -> list[Fault]:
+    """Faults of the ``chat:`` section."""
+    return bind(GenerationOptions, config.chat, "chat", dry=True)[1]
+
+
+def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0) -> torch.device:
+    """The device to chat on; ``auto`` takes a GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cuda":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no usable GPU; use --device cpu")
+    if gpu_id >= torch.cuda.device_count():
+        raise ConfigError(f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", gpu_id)
+
+
+def load_chat(
+    cfg_path: str | Path,
+    options: Sequence[str] = (),
+    device: Literal["auto", "cuda", "cpu", "mps"] = "auto",
+    gpu_id: int = 0,
+) -> Chat:
+    """A chat from an evaluation YAML.
+
+    Args:
+        cfg_path: E.g. ``eval_configs/tiny_eval.yaml``.
+        options: ``a.b=c`` each, on top of the YAML.
+        device: Where to run.
+        gpu_id: Which GPU.
+
+    Raises:
+        MiniGPT4Error: for a fault in the config or the weights.
+    """
+    config = load_config(cfg_path, options)
+    check_config(config, sections=("model",), extra=check_chat)
+    model = MODELS.build(config.arch, config.model_options(), device=choose_device(device, gpu_id))
+    return Chat(model, _image_processor(config), generation_options(config))
+
+
+def generation_options(config: Config) -> GenerationOptions:
+    """The ``chat:`` section."""
+    return GenerationOptions(**bind(GenerationOptions, config.chat, "chat")[0])
+
+
+def _image_processor(config: Config) -> ImageProcessor:
+    """The one the YAML's first data set names, as in the original; else a plain resize."""
+    spec: dict[str, Any] = {"name": "blip2_image_eval"}
+    for entry in config.datasets.values():
+        spec = (entry.get("vis_processor") or {}).get("train") or spec
+        break
+    size = config.model.get("image_size", 224)
+    processor = build_named(IMAGE_PROCESSORS, {**spec, "image_size": spec.get("image_size", size)})
+    if not isinstance(processor, ImageProcessor) or processor.image_size != size:
+        raise ConfigError(
+            f"{config.path}: the image processor makes {processor.image_size} pixels, "
+            f"model.image_size is {size}"
+        )
+    return processor
