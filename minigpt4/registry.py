@@ -222,6 +222,9 @@ def import_plugins(plugins: Iterable[str], base: Path) -> None:
     Raises:
         ConfigError: for a file or module that cannot be imported.
     """
+    plugins = list(plugins)
+    for registry in ALL_REGISTRIES if plugins else ():
+        registry.names()  # ours are there first: a plugin cannot take their names unseen
     for plugin in plugins:
         try:
             if plugin.endswith(".py"):
@@ -256,3 +259,12 @@ TEXT_PROCESSORS = Registry("text processor", home="minigpt4.processors")
 LR_SCHEDULES = Registry("lr schedule", home="minigpt4.runners")
 RUNNERS = Registry("runner", home="minigpt4.runners")
 TASKS = Registry("task", home="minigpt4.tasks")
+ALL_REGISTRIES = (
+    BUILDERS,
+    MODELS,
+    IMAGE_PROCESSORS,
+    TEXT_PROCESSORS,
+    LR_SCHEDULES,
+    RUNNERS,
+    TASKS,
+)

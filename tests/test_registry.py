@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -340,3 +341,19 @@ def test_a_plugins_parameter_without_a_type_is_one_line(
     import_plugins(["./untyped.py"], tmp_path)
     with one_line(ConfigError, "mine.size", "type"):
         own_builders.build("mine", {"size": 3}, name="mine")
+
+
+def test_a_plugin_cannot_take_a_name_of_ours_before_ours_is_there(tmp_path: Path) -> None:
+    """In a fresh process, where no home package is imported yet."""
+    (tmp_path / "clash.py").write_text(PLUGIN.replace('"mine"', '"laion"'))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from minigpt4.errors import ConfigError\n"
+        "from minigpt4.registry import import_plugins\n"
+        "try:\n    import_plugins(['./clash.py'], Path(sys.argv[1]))\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "plugins: ./clash.py" in result.stdout
+    assert "'laion' is registered already" in result.stdout

@@ -152,7 +152,7 @@ def build_minigpt4(
         language_model,
         tokenizer,
         prompts=[
-            prompt_template.format(line) if prompt_template else line
+            prompt_template.replace("{}", line) if prompt_template else line
             for line in (_lines_with_image(prompt_path) if prompt_path else [])
         ],
         max_txt_len=max_txt_len,
