@@ -1,5 +1,6 @@
 """Published weights: fetched once into a cache folder, resumable and never half there."""
 
+import contextlib
 import http.client
 import logging
 import os
@@ -75,11 +76,9 @@ def _take(lock: Path) -> bool:
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
         return True
     except FileExistsError:
-        try:
+        with contextlib.suppress(FileNotFoundError):  # its owner may have just finished
             if time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
                 lock.unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass  # its owner has just finished; the next try tells
         return False
 
 
