@@ -33,21 +33,21 @@ def main() -> None:
 
     from minigpt4.chat import check_chat
     from minigpt4.registry import BUILDERS, MODELS, RUNNERS
-    from minigpt4.runners.preparation import check_run, epoch_length, make_accelerator
+    from minigpt4.runners.preparation import check_run, epoch_length, make_accelerator, run_settings
 
     check_config(config, extra=lambda c: check_run(c) + check_chat(c))
-    options = config.run_options()
-    accelerator = make_accelerator(options.get("device", "auto"))
-    set_seed(options.get("seed", 42) + accelerator.process_index)
+    settings = run_settings(config)
+    accelerator = make_accelerator(settings["device"])
+    set_seed(settings["seed"] + accelerator.process_index)
     datasets = [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
-    epoch_length(config.run, datasets, accelerator.num_processes)  # fails before the model loads
+    epoch_length(settings, datasets, accelerator.num_processes)  # fails before the model loads
     model_options = config.model_options()
-    if options.get("amp") is False:
+    if not settings["amp"]:
         model_options["precision"] = "fp32"
     model = MODELS.build(config.arch, model_options, device=accelerator.device)
     runner = RUNNERS.build(
         config.run.get("runner", "runner_base"),
-        options,
+        config.run_options(),
         model=model,
         datasets=datasets,
         accelerator=accelerator,

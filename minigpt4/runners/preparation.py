@@ -3,6 +3,7 @@
 Also the checks that concern several keys of a config at once.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,10 +16,9 @@ from torch import nn
 from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
-from minigpt4.registry import LR_SCHEDULES, Fault
+from minigpt4.registry import LR_SCHEDULES, RUNNERS, Fault
 from minigpt4.runners.lr_schedules import LRSchedule
 
-DEFAULT_LR_SCHEDULE = "linear_warmup_cosine_lr"
 Device = Literal["auto", "cuda", "cpu", "mps"]
 
 
@@ -39,18 +39,26 @@ def make_accelerator(device: Device) -> Accelerator:
     return Accelerator(cpu=use_cpu, kwargs_handlers=[ddp])
 
 
-def build_lr_schedule(run: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
-    """The schedule that a run section names."""
+def run_settings(config: Config) -> dict[str, Any]:
+    """The run section, with the runner's own defaults where it says nothing."""
+    runner = RUNNERS.get(config.run.get("runner", "runner_base"))
+    parameters = inspect.signature(runner).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return defaults | config.run_options()
+
+
+def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
+    """The schedule that a run's settings name."""
     schedule: LRSchedule = LR_SCHEDULES.build(
-        run.get("lr_sched", DEFAULT_LR_SCHEDULE),
+        settings["lr_sched"],
         {
-            "init_lr": run["init_lr"],
-            "min_lr": run["min_lr"],
-            "max_epoch": run["max_epoch"],
+            "init_lr": settings["init_lr"],
+            "min_lr": settings["min_lr"],
+            "max_epoch": settings["max_epoch"],
             "iters_per_epoch": iters_per_epoch,
-            "warmup_steps": run.get("warmup_steps", 0),
-            "warmup_lr": run.get("warmup_lr", -1.0),
-            "decay_rate": run.get("lr_decay_rate"),
+            "warmup_steps": settings["warmup_steps"],
+            "warmup_lr": settings["warmup_lr"],
+            "decay_rate": settings["lr_decay_rate"],
         },
     )
     return schedule
@@ -59,12 +67,13 @@ def build_lr_schedule(run: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
 def check_run(config: Config) -> list[Fault]:
     """Faults that concern several keys or sections at once; none is left for after the loading."""
     faults = []
+    settings = run_settings(config)
     try:
-        build_lr_schedule(config.run, config.run.get("iters_per_epoch") or 1)
+        build_lr_schedule(settings, settings["iters_per_epoch"] or 1)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         faults.append(Fault(key, text))
-    if not config.run.get("batch_size_train"):
+    if not settings["batch_size_train"]:
         lacking = [name for name, entry in config.datasets.items() if not entry.get("batch_size")]
         if lacking:
             text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
@@ -79,17 +88,17 @@ def check_run(config: Config) -> list[Fault]:
     return faults
 
 
-def epoch_length(run: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
+def epoch_length(settings: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
     """Steps of an epoch: ``run.iters_per_epoch``, else once through a single folder data set.
 
     Raises:
         ConfigError: for shards without ``iters_per_epoch``; their streams have no end.
     """
-    if run.get("iters_per_epoch"):
-        return int(run["iters_per_epoch"])
+    if settings["iters_per_epoch"]:
+        return int(settings["iters_per_epoch"])
     if len(datasets) != 1 or not datasets[0].countable:
         raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
-    batch_size = datasets[0].batch_size or run["batch_size_train"]
+    batch_size = datasets[0].batch_size or settings["batch_size_train"]
     return math.ceil(datasets[0].source.units / (batch_size * world_size))
 
 

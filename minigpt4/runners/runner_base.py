@@ -31,11 +31,11 @@ from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Hidden
 from minigpt4.runners.preparation import (
-    DEFAULT_LR_SCHEDULE,
     Device,
     build_lr_schedule,
     epoch_length,
     parameter_groups,
+    run_settings,
 )
 from minigpt4.runners.run_folder import RunFolder
 
@@ -91,7 +91,7 @@ class RunnerBase:
         iters_per_epoch: Positive | None = None,
         batch_size_train: Positive | None = None,
         task: Annotated[str, TASKS] = "image_text_pretrain",
-        lr_sched: Annotated[str, LR_SCHEDULES] = DEFAULT_LR_SCHEDULE,
+        lr_sched: Annotated[str, LR_SCHEDULES] = "linear_warmup_cosine_lr",
         warmup_lr: float = -1.0,
         warmup_steps: NotNegative = 0,
         lr_decay_rate: float | None = None,
@@ -117,9 +117,10 @@ class RunnerBase:
         self.divide_accumulated_loss = divide_accumulated_loss
         self.max_grad_norm = max_grad_norm
         self.log_freq = log_freq
+        settings = run_settings(config)
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        self.iters_per_epoch = epoch_length(config.run, datasets, world_size)
-        self.lr_schedule = build_lr_schedule(config.run, self.iters_per_epoch)
+        self.iters_per_epoch = epoch_length(settings, datasets, world_size)
+        self.lr_schedule = build_lr_schedule(settings, self.iters_per_epoch)
         self.task = TASKS.build(task, {}, prompts=model.prompts, seed=seed, rank=rank)
         self.model = model
         self.optimizer = torch.optim.AdamW(
