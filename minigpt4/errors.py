@@ -7,7 +7,12 @@ from typing import NoReturn
 
 
 class MiniGPT4Error(Exception):
-    """Something the user can put right; entry points show it as one line and exit with code 2."""
+    """Something the user can put right; entry points show it as one line and exit with code 2.
+
+    ``rank_local`` marks what one process of several met alone: that process tells it.
+    """
+
+    rank_local = False
 
 
 class ConfigError(MiniGPT4Error):
@@ -30,13 +35,17 @@ def one_line(error: BaseException, longest: int = 300) -> str:
 def run_guarded(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and exit: 2 after a user's mistake (one line), 130 when interrupted.
 
-    Under torchrun every process meets the same mistake; only rank 0 tells it.
+    Under torchrun every process meets the same mistake, and only rank 0 tells it; what one process
+    met alone it tells itself.
     """
     try:
         sys.exit(main() or 0)
     except MiniGPT4Error as error:
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
+        elif error.rank_local:
+            print(f"error: rank {rank}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

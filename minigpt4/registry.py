@@ -104,6 +104,12 @@ def _origin(entry: Callable[..., Any]) -> tuple[str, str]:
     return entry.__module__, entry.__qualname__
 
 
+def defaults(entry: Callable[..., Any]) -> dict[str, Any]:
+    """What a callable's parameters are when nobody says otherwise."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
 def bind(
     entry: Callable[..., Any], options: Mapping[str, Any], where: str, dry: bool = False
 ) -> tuple[dict[str, Any], list[Fault]]:

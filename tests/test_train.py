@@ -174,6 +174,40 @@ def test_under_torchrun_the_line_appears_once(scenes: Path, tmp_path: Path):
     assert "did you mean 'max_epoch'?" in result.stderr
 
 
+def test_a_fault_that_a_rank_meets_alone_is_told(scenes: Path, tmp_path: Path):
+    """A rank that dies takes the others with it: it cannot leave the telling to rank 0."""
+    plugin = tmp_path / "broken_for_one.py"
+    plugin.write_text(
+        "import os\n"
+        "from pathlib import Path\n"
+        "from typing import Annotated\n"
+        "from minigpt4.datasets.samples import BadSample, DataSet, RawSample\n"
+        "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
+        "from minigpt4.registry import BUILDERS, Hidden\n"
+        "class Source:\n"
+        "    units = 8\n"
+        "    def read_pass(self, reader, readers, rng):\n"
+        "        for n in range(8):\n"
+        "            bad = os.environ['RANK'] == '1'\n"
+        f"            file = Path({str(scenes)!r}) / 'heldout_seen/image/0.jpg'\n"
+        "            yield BadSample(str(n), 'broken') if bad else RawSample(str(n), file, 'a')\n"
+        "@BUILDERS.register('half_broken')\n"
+        "def build(name: Annotated[str, Hidden]) -> DataSet:\n"
+        "    return DataSet(name, Source(), build_blip2_image_eval(112), str)\n"
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {arch: minigpt4, model_type: tiny}\n"
+        "datasets: {half_broken: {}}\n"
+        f"plugins: [{plugin}]\n"
+        "run: {init_lr: 0.01, min_lr: 0.001, max_epoch: 1, iters_per_epoch: 2, num_workers: 0,"
+        f" batch_size_train: 2, output_dir: {tmp_path}/out}}\n"
+    )
+    result = train("run.seed=1", config=str(config), processes=2)
+    assert result.returncode != 0
+    assert "error: rank 1: datasets.half_broken: no readable sample" in result.stderr
+
+
 @pytest.mark.gpu
 def test_trains_on_a_gpu_in_half_precision(scenes: Path, tmp_path: Path):
     result = train(*stage1_options(scenes, tmp_path, device="cuda"), processes=1)

@@ -3,7 +3,6 @@
 Also the checks that concern several keys of a config at once.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,7 +15,15 @@ from torch import nn
 from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
-from minigpt4.registry import LR_SCHEDULES, RUNNERS, Fault
+from minigpt4.registry import (
+    BUILDERS,
+    IMAGE_PROCESSORS,
+    LR_SCHEDULES,
+    MODELS,
+    RUNNERS,
+    Fault,
+    defaults,
+)
 from minigpt4.runners.lr_schedules import LRSchedule
 
 Device = Literal["auto", "cuda", "cpu", "mps"]
@@ -42,9 +49,7 @@ def make_accelerator(device: Device) -> Accelerator:
 def run_settings(config: Config) -> dict[str, Any]:
     """The run section, with the runner's own defaults where it says nothing."""
     runner = RUNNERS.get(config.run.get("runner", "runner_base"))
-    parameters = inspect.signature(runner).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return defaults | config.run_options()
+    return defaults(runner) | config.run_options()
 
 
 def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
@@ -78,11 +83,12 @@ def check_run(config: Config) -> list[Fault]:
         if lacking:
             text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
             faults.append(Fault("run.batch_size_train", text))
-    model_size = config.model.get("image_size", 224)
+    model_size = (defaults(MODELS.get(config.arch)) | config.model).get("image_size")
     for name, entry in config.datasets.items():
-        for split, spec in (entry.get("vis_processor") or {"train": {}}).items():
-            size = spec.get("image_size", 224)
-            if size != model_size:
+        processors = (defaults(BUILDERS.get(name)) | entry).get("vis_processor") or {}
+        for split, spec in processors.items():
+            size = (defaults(IMAGE_PROCESSORS.get(spec["name"])) | spec).get("image_size")
+            if None not in (size, model_size) and size != model_size:
                 key = f"datasets.{name}.vis_processor.{split}.image_size"
                 faults.append(Fault(key, f"{size}, but model.image_size is {model_size}"))
     return faults

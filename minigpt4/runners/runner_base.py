@@ -27,7 +27,7 @@ from minigpt4.checks import (
 from minigpt4.config import Config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import DataSet
-from minigpt4.errors import CheckpointError, MiniGPT4Error
+from minigpt4.errors import CheckpointError, DataError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Hidden
 from minigpt4.runners.preparation import (
@@ -201,7 +201,11 @@ class RunnerBase:
 
     def _step(self, epoch: int, step: int) -> torch.Tensor:
         """One micro-batch, and the optimizer's step where one is due; this rank's loss."""
-        batch = next(self.batches)
+        try:
+            batch = next(self.batches)
+        except DataError as error:
+            error.rank_local = True
+            raise
         self.samples += len(batch["text"])
         batch["image"] = batch["image"].to(self.accelerator.device, non_blocking=True)
         due = (step + 1) % self.accum_grad_iters == 0
