@@ -35,7 +35,7 @@ def main() -> None:
     from minigpt4.registry import BUILDERS, MODELS, RUNNERS
     from minigpt4.runners.preparation import check_run, epoch_length, make_accelerator, run_settings
 
-    check_config(config, extra=lambda c: check_run(c) + check_chat(c))
+    check_config(config, extra=check_chat, across=check_run)
     settings = run_settings(config)
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"] + accelerator.process_index)

@@ -122,30 +122,27 @@ def check_config(
     config: Config,
     sections: Sequence[str] = ("model", "datasets", "run"),
     extra: Callable[[Config], list[Fault]] | None = None,
+    across: Callable[[Config], list[Fault]] | None = None,
 ) -> None:
     """Hold every section against the signatures of the parts it names.
 
     Args:
         config: What :func:`load_config` gave.
-        sections: Those that will be used; a demo has no run.
-        extra: Further checks that concern several sections at once.
+        sections: Those that will be used. Of the others, a chat's data sets for one, only names
+            and types are held: they may lack keys and name files that are not there.
+        extra: Checks of what is not known here (the ``chat`` section).
+        across: Checks that concern several sections at once; made when each is sound by itself.
 
     Raises:
         ConfigError: one line for every fault, each with file and dotted key.
     """
     faults = list(config.faults)
-    if "model" in sections and config.arch in MODELS.names():
+    if config.arch in MODELS.names():
         faults += bind(MODELS.get(config.arch), config.model_options(), "model", dry=True)[1]
-    if "datasets" in sections:
-        faults += _dataset_faults(config)
-    if "run" in sections:
-        name = config.run.get("runner", "runner_base")
-        if name in RUNNERS.names():
-            faults += bind(RUNNERS.get(name), config.run_options(), "run", dry=True)[1]
-        else:
-            known = ", ".join(RUNNERS.names())
-            faults.append(Fault("run.runner", f"unknown runner {name!r}; known: {known}"))
-    faults += extra(config) if extra and not faults else []
+    faults += _dataset_faults(config, used="datasets" in sections)
+    faults += _run_faults(config, used="run" in sections)
+    faults += extra(config) if extra else []
+    faults += across(config) if across and not faults else []
     if faults:
         raise ConfigError(_lines(config.path, faults))
 
@@ -154,17 +151,26 @@ def _lines(path: Path, faults: Sequence[Fault]) -> str:
     return "\n".join(f"{path}: {fault.key}: {fault.text}" for fault in faults)
 
 
-def _dataset_faults(config: Config) -> list[Fault]:
+def _dataset_faults(config: Config, used: bool) -> list[Fault]:
     faults: list[Fault] = []
-    if not config.datasets:
+    if used and not config.datasets:
         faults.append(Fault("datasets", "no data set is named"))
+    known = BUILDERS.names()
     for name, options in config.datasets.items():
-        known = BUILDERS.names()
+        where = f"datasets.{name}"
         if name not in known:
-            faults.append(Fault(f"datasets.{name}", f"unknown data set; {nearest(name, known)}"))
+            faults.append(Fault(where, f"unknown data set; {nearest(name, known)}"))
             continue
-        faults += bind(BUILDERS.get(name), options, f"datasets.{name}", dry=True)[1]
+        faults += bind(BUILDERS.get(name), options, where, dry=used, partial=not used)[1]
     return faults
+
+
+def _run_faults(config: Config, used: bool) -> list[Fault]:
+    name, known = config.run.get("runner", "runner_base"), RUNNERS.names()
+    if name not in known:
+        return [Fault("run.runner", f"unknown runner {name!r}; known: {', '.join(known)}")]
+    options = config.run_options()
+    return bind(RUNNERS.get(name), options, "run", dry=used, partial=not used)[1]
 
 
 def _read_yaml(path: Path) -> DictConfig:

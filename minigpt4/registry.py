@@ -111,7 +111,11 @@ def defaults(entry: Callable[..., Any]) -> dict[str, Any]:
 
 
 def bind(
-    entry: Callable[..., Any], options: Mapping[str, Any], where: str, dry: bool = False
+    entry: Callable[..., Any],
+    options: Mapping[str, Any],
+    where: str,
+    dry: bool = False,
+    partial: bool = False,
 ) -> tuple[dict[str, Any], list[Fault]]:
     """Options as keyword arguments of ``entry``, and every fault found on the way.
 
@@ -120,6 +124,7 @@ def bind(
         options: What the YAML says.
         where: Dotted key of the options, for messages.
         dry: Also run the ``check`` functions of ``Annotated`` parameters (they look at the disk).
+        partial: A missing option is no fault.
     """
     hints = typing.get_type_hints(
         entry.__init__ if inspect.isclass(entry) else entry, include_extras=True
@@ -143,7 +148,8 @@ def bind(
         bound[name], found = _fit(value, hints[name], f"{where}.{name}", dry)
         faults += found
     for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in options:
+        needed = parameter.default is inspect.Parameter.empty and not partial
+        if needed and name not in options:
             faults.append(Fault(f"{where}.{name}", "missing; it has no default"))
     return bound, faults
 

@@ -11,7 +11,7 @@ import torch
 
 import train
 from minigpt4.chat import load_chat
-from minigpt4.errors import DataError
+from minigpt4.errors import ConfigError, DataError
 from tests.conftest import EntryPoint
 from tests.test_train import STAGE1, STAGE2, stage1_options
 
@@ -90,6 +90,36 @@ def test_all_faults_are_told_at_once(run_entry: EntryPoint, options: list[str]):
     assert code == 2
     for key in ("model.max_text_len", "run.batch_size_train", "datasets.laion.build_info.storage"):
         assert f"{STAGE1}: {key}: " in stderr
+
+
+def test_faults_of_the_chat_are_told_with_the_others(run_entry: EntryPoint, options: list[str]):
+    wrong = ["run.max_epcoh=3", "chat.temprature=1"]
+    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, *wrong)
+    assert code == 2
+    assert "run.max_epcoh" in stderr
+    assert "chat.temprature" in stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("datasets.cc_sbu_align.vis_processor.train.image_sise=3", "did you mean 'image_size'?"),
+        ("datasets.cc_sbu_align.vis_processor=5", "datasets.cc_sbu_align.vis_processor: 5"),
+        ("datasets.cc_sbu_aling.data_type=images", "did you mean 'cc_sbu_align'?"),
+        ("datasets.cc_sbu_align.vis_processor.train.image_size=64", "model.image_size is 112"),
+        ("run.tsak=image_text_pretrain", "did you mean 'task'?"),
+        ("chat.num_beams=0", "chat.num_beams: 0 must be greater than 0"),
+    ],
+)
+def test_a_fault_in_a_chats_yaml_is_told_before_the_model_loads(
+    monkeypatch: pytest.MonkeyPatch, option: str, expected: str
+):
+    monkeypatch.setattr("minigpt4.chat.loading.MODELS.build", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(ConfigError) as error:
+        load_chat("eval_configs/tiny_eval.yaml", ["model.ckpt=", option])
+    assert expected in str(error.value)
+    assert "tiny_eval.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_prompt_file_without_an_image_mark(run_entry: EntryPoint, scenes: Path, tmp_path: Path):

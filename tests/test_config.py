@@ -56,7 +56,7 @@ class Writer:
 
     def check(self, content: str | dict[str, Any], *options: str) -> Config:
         config = self.load(content, *options)
-        check_config(config, extra=check_run)
+        check_config(config, across=check_run)
         return config
 
 
@@ -601,9 +601,9 @@ def test_the_originals_stage_1_lacks_nothing_but_paths(
     assert config.datasets["laion"]["sample_ratio"] == 115
     placeholders = ("model.llama_model", "laion.build_info.storage", "cc_sbu.build_info.storage")
     with several_lines(ConfigError, *placeholders):
-        check_config(config, extra=check_run)
+        check_config(config, across=check_run)
     with several_lines(ConfigError, *["placeholder"] * 3):
-        check_config(config, extra=check_run)
+        check_config(config, across=check_run)
 
 
 @pytest.mark.parametrize("text", [STAGE_2, STAGE_2_LAST], ids=["first release", "last state"])
@@ -615,9 +615,9 @@ def test_the_originals_stage_2_lacks_nothing_but_paths(
     assert config.model["prompt_template"] == "###Human: {} ###Assistant: "
     places = ("model.llama_model", "model.ckpt", "cc_sbu_align.build_info.storage")
     with several_lines(ConfigError, *places):
-        check_config(config, extra=check_run)
+        check_config(config, across=check_run)
     with several_lines(ConfigError, *["placeholder"] * 3):
-        check_config(config, extra=check_run)
+        check_config(config, across=check_run)
 
 
 @pytest.mark.parametrize(

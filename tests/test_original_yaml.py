@@ -55,7 +55,7 @@ def load(tmp_path: Path, text: str, *options: str) -> Config:
     paths["datasets.cc_sbu.build_info.storage"] = paths["datasets.laion.build_info.storage"]
     given = [f"{name}={paths[name]}" for name in (*names, "datasets.cc_sbu.build_info.storage")]
     config = load_config(file, [*given, *options])
-    check_config(config, extra=check_run)
+    check_config(config, across=check_run)
     return config
 
 

@@ -51,8 +51,9 @@ def load_chat(
     """
     config = load_config(cfg_path, options)
     check_config(config, sections=("model",), extra=check_chat)
+    processor = _image_processor(config)  # before the model: it fails at once
     model = MODELS.build(config.arch, config.model_options(), device=choose_device(device, gpu_id))
-    return Chat(model, _image_processor(config), generation_options(config))
+    return Chat(model, processor, generation_options(config))
 
 
 def generation_options(config: Config) -> GenerationOptions:

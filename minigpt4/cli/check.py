@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     # An evaluation YAML names a task at most; whatever sets a learning rate is a training.
     trains = "max_epoch" in config.run or "init_lr" in config.run
     if trains:
-        check_config(config, extra=lambda c: check_run(c) + check_chat(c))
+        check_config(config, extra=check_chat, across=check_run)
     else:
         check_config(config, sections=("model",), extra=check_chat)
     kind = "training" if trains else "chat"
