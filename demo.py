@@ -7,7 +7,7 @@ import argparse
 import html
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ if TYPE_CHECKING:  # gradio and torch take seconds to import: a wrong argument f
 
 INTRODUCTION = """# MiniGPT-4
 A frozen language model that learnt to see by training one linear layer."""
-EXAMPLES = (
+QUESTIONS = (
     "Describe this image in detail.",
+    "How many objects are there?",
+    "What is the background like?",
     "What is this?",
-    "Which colors do you see?",
-    "Where are the objects?",
 )
+EXAMPLES = Path(__file__).parent / "assets" / "examples"
 STOPPED = "*(stopped: the model does not remember this turn)*"
 MOST_BEAMS = 10
 CSS = """
@@ -165,8 +166,8 @@ def ready(**changes: Any) -> Any:
     return gr.update(submit_btn="Send", stop_btn=False, **changes)
 
 
-def build_page(chat: "Chat") -> "gr.Blocks":
-    """The page around a chat, not yet launched."""
+def build_page(chat: "Chat", examples: Sequence[Path] = ()) -> "gr.Blocks":
+    """The page around a chat, with example pictures to click; not yet launched."""
     import gradio as gr
 
     # Nothing is looked up outside; uploads are deleted after a day.
@@ -176,13 +177,16 @@ def build_page(chat: "Chat") -> "gr.Blocks":
             with gr.Column(scale=2, min_width=300, elem_id="pictures"):
                 sources = ["upload", "clipboard"]
                 picture = gr.Image(sources=sources, buttons=[], height=300, elem_id="picture")
+                if examples:
+                    shown = [[str(file)] for file in examples]
+                    gr.Examples(shown, picture, label="Pictures to try", elem_id="examples")
                 with gr.Column(elem_id="settings"):
                     sliders = add_sliders(chat)
                     restart = gr.Button("Restart", elem_id="restart")
             with gr.Column(scale=3, min_width=300, elem_id="chat"):
                 chatbot = gr.Chatbot(
                     label="Chat",
-                    placeholder="Upload a picture, then ask about it.",
+                    placeholder="Upload a picture or click one, then ask about it.",
                     height="min(520px, 55vh)",
                     buttons=[],  # none that shares the chat outside
                     elem_id="chatbot",
@@ -194,7 +198,7 @@ def build_page(chat: "Chat") -> "gr.Blocks":
                     submit_btn="Send",
                     elem_id="question",
                 )
-                gr.Examples([[text] for text in EXAMPLES], box, label="Questions to try")
+                gr.Examples([[text] for text in QUESTIONS], box, label="Questions to try")
         connect(page, Desk(chat), chatbot, (box, picture, *sliders), restart)
     return page
 
@@ -239,6 +243,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cfg-path", required=True, help="YAML of the chat (eval_configs/)")
     parser.add_argument("--gpu-id", type=int, default=0, help="which GPU (default 0)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto")
+    parser.add_argument(
+        "--examples", type=Path, default=EXAMPLES, help="folder of pictures to click on the page"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--share", action="store_true", help="a public link, through gradio.live")
@@ -246,6 +253,19 @@ def parse_arguments() -> argparse.Namespace:
         "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
     )
     return parser.parse_args()
+
+
+def list_examples(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name.
+
+    Raises:
+        ConfigError: when there is no such folder.
+    """
+    from minigpt4.datasets.samples import IMAGE_SUFFIXES
+
+    if not folder.is_dir():
+        raise ConfigError(f"--examples {folder}: no such folder")
+    return sorted(f for f in folder.iterdir() if f.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
 
 
 def check_address(host: str, port: int) -> None:
@@ -268,10 +288,11 @@ def main() -> None:
 
     from minigpt4.chat import load_chat
 
+    examples = list_examples(arguments.examples)
     chat = load_chat(arguments.cfg_path, arguments.options, arguments.device, arguments.gpu_id)
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    build_page(chat).queue(max_size=32).launch(
+    build_page(chat, examples).queue(max_size=32).launch(
         server_name=arguments.host,
         server_port=arguments.port,
         share=arguments.share,

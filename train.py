@@ -1,13 +1,15 @@
 """Train: stage 1, stage 2 and every other training that a YAML describes.
 
 torchrun --nproc-per-node 1 train.py --cfg-path train_configs/tiny_stage1_pretrain.yaml
+
+With ``run.evaluate: True`` it trains nothing, and evaluates on the YAML's data sets.
 """
 
 import argparse
 import logging
 import os
 
-from minigpt4.config import check_config, load_config
+from minigpt4.config import load_config
 from minigpt4.errors import run_guarded
 
 
@@ -31,20 +33,27 @@ def main() -> None:
     # torch and transformers take seconds to import: a YAML that cannot be read fails before.
     from accelerate.utils import set_seed
 
-    from minigpt4.chat import check_chat
-    from minigpt4.registry import BUILDERS, MODELS, RUNNERS
-    from minigpt4.runners.preparation import check_run, epoch_length, make_accelerator, run_settings
+    from minigpt4.registry import RUNNERS
+    from minigpt4.runners.evaluation import run_evaluation
+    from minigpt4.runners.preparation import (
+        build_datasets,
+        build_model,
+        check_training,
+        epoch_length,
+        make_accelerator,
+        run_settings,
+    )
 
-    check_config(config, extra=check_chat, across=check_run)
+    if config.run.get("evaluate"):
+        run_evaluation(config)
+        return
+    check_training(config)
     settings = run_settings(config)
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"] + accelerator.process_index)
-    datasets = [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
+    datasets = build_datasets(config)
     epoch_length(settings, datasets, accelerator.num_processes)  # fails before the model loads
-    model_options = config.model_options()
-    if not settings["amp"]:
-        model_options["precision"] = "fp32"
-    model = MODELS.build(config.arch, model_options, device=accelerator.device)
+    model = build_model(config, accelerator.device)
     runner = RUNNERS.build(
         config.run.get("runner", "runner_base"),
         config.run_options(),

@@ -8,9 +8,9 @@ import contextlib
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -66,10 +66,19 @@ def save_atomically(content: Any, path: Path) -> None:
     Raises:
         MiniGPT4Error: when the disk is full or the folder cannot be written.
     """
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """What ``write`` puts into a file; the file is left as it was, or whole.
+
+    Raises:
+        MiniGPT4Error: when the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

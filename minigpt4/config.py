@@ -123,6 +123,7 @@ def check_config(
     sections: Sequence[str] = ("model", "datasets", "run"),
     extra: Callable[[Config], list[Fault]] | None = None,
     across: Callable[[Config], list[Fault]] | None = None,
+    partial: Sequence[str] = (),
 ) -> None:
     """Hold every section against the signatures of the parts it names.
 
@@ -132,6 +133,7 @@ def check_config(
             and types are held: they may lack keys and name files that are not there.
         extra: Checks of what is not known here (the ``chat`` section).
         across: Checks that concern several sections at once; made when each is sound by itself.
+        partial: Of the sections that will be used, those that may lack keys: an evaluation's run.
 
     Raises:
         ConfigError: one line for every fault, each with file and dotted key.
@@ -140,7 +142,7 @@ def check_config(
     if config.arch in MODELS.names():
         faults += bind(MODELS.get(config.arch), config.model_options(), "model", dry=True)[1]
     faults += _dataset_faults(config, used="datasets" in sections)
-    faults += _run_faults(config, used="run" in sections)
+    faults += _run_faults(config, used="run" in sections, partial="run" in partial)
     faults += extra(config) if extra else []
     faults += across(config) if across and not faults else []
     if faults:
@@ -165,12 +167,12 @@ def _dataset_faults(config: Config, used: bool) -> list[Fault]:
     return faults
 
 
-def _run_faults(config: Config, used: bool) -> list[Fault]:
+def _run_faults(config: Config, used: bool, partial: bool) -> list[Fault]:
     name, known = config.run.get("runner", "runner_base"), RUNNERS.names()
     if name not in known:
         return [Fault("run.runner", f"unknown runner {name!r}; known: {', '.join(known)}")]
     options = config.run_options()
-    return bind(RUNNERS.get(name), options, "run", dry=used, partial=not used)[1]
+    return bind(RUNNERS.get(name), options, "run", dry=used, partial=partial or not used)[1]
 
 
 def _read_yaml(path: Path) -> DictConfig:

@@ -5,7 +5,8 @@ its side effect elsewhere. ``bind`` holds the options of a YAML against a callab
 there is no second list of keys. Annotations may carry more than a type:
 
 * ``Annotated[T, check]`` – ``check(value)`` returns a complaint or ``None`` (files, ranges);
-* ``Annotated[str, REGISTRY]`` – the value must be a name of that registry;
+* ``Annotated[str, REGISTRY]`` – the value must be a name of that registry; also in a list, a tuple
+  of any length, and the values of a dict;
 * ``Annotated[dict, REGISTRY]`` – ``{"name": …, option: …}``, the options fitting that callable;
 * ``Hidden`` – not an option: the program passes it.
 """
@@ -180,6 +181,12 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if value is not None and len(options) == 1:
             return _fit(value, options[0], where, dry)
+    if typing.get_origin(hint) in (list, tuple) and isinstance(value, list):
+        inner, *others = typing.get_args(hint)
+        if typing.get_origin(inner) is typing.Annotated and others in ([], [Ellipsis]):
+            items = [_fit(item, inner, where, dry) for item in value]
+            made = typing.get_origin(hint)(item for item, _ in items)
+            return made, [fault for _, found in items for fault in found]
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
         _, inner = typing.get_args(hint)
         if typing.get_origin(inner) is typing.Annotated:
@@ -271,6 +278,7 @@ TEXT_PROCESSORS = Registry("text processor", home="minigpt4.processors")
 LR_SCHEDULES = Registry("lr schedule", home="minigpt4.runners")
 RUNNERS = Registry("runner", home="minigpt4.runners")
 TASKS = Registry("task", home="minigpt4.tasks")
+METRICS = Registry("metric", home="minigpt4.tasks")
 ALL_REGISTRIES = (
     BUILDERS,
     MODELS,
@@ -279,4 +287,5 @@ ALL_REGISTRIES = (
     LR_SCHEDULES,
     RUNNERS,
     TASKS,
+    METRICS,
 )

@@ -63,6 +63,17 @@ def test_batch_equals_single(chat: Chat, pictures: list[Path]):
     assert together == alone
 
 
+def test_without_a_stop_text_an_answer_ends_where_the_model_ends_it(
+    chat: Chat, pictures: list[Path]
+):
+    images = [[image] for image in chat.encode_images(pictures[:2])]
+    options = replace(chat.options, max_new_tokens=6)
+    prompts = ["<ImageHere>"] * 2
+    never = chat.generate(prompts, images, "no such text", options)
+    assert chat.generate(prompts, images, "", options) == never
+    assert any(never)
+
+
 def test_several_turns_and_images_join_the_session(chat: Chat, pictures: list[Path]):
     session = chat.start()
     chat.ask("What is this?", pictures[:1], session, max_new_tokens=5)

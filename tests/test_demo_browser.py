@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from minigpt4.cli.tiny_world.scenes import draw_scene, sample_scene
 
@@ -233,6 +234,28 @@ def test_an_example_is_a_question_to_send(visitor, pictures):
     visitor.page.click("#question button:has-text('Send')")
     visitor.page.wait_for_selector("#chatbot [data-testid=bot]")
     assert visitor.questions == [DESCRIBE]
+
+
+def test_an_example_picture_can_be_asked_about(visitor):
+    visitor.page.click("#examples button >> nth=1")
+    visitor.page.wait_for_selector("#picture img")
+    visitor.ask(DESCRIBE)
+    assert visitor.answers[0]
+    (shown,) = [image.get_attribute("src") for image in visitor.page.locator("#chatbot img").all()]
+    assert Path(shown).name == "2.png"
+
+
+def test_a_drawing_of_ones_own_can_be_asked_about(visitor, tmp_path):
+    """A sketch as people make it: transparent, any size, thin lines that nothing was trained on."""
+    sketch = Image.new("RGBA", (431, 257), (0, 0, 0, 0))
+    canvas = ImageDraw.Draw(sketch)
+    canvas.line([(20, 200), (200, 40), (380, 200), (20, 200)], fill=(20, 20, 20, 255), width=3)
+    canvas.ellipse([300, 20, 380, 100], outline=(230, 120, 0, 180), width=5)
+    file = tmp_path / "sketch.png"
+    sketch.save(file)
+    visitor.show(file)
+    visitor.ask(DESCRIBE)
+    assert visitor.answers[0]
 
 
 def test_restart_empties_the_chat(visitor, pictures):

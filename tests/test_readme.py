@@ -26,7 +26,8 @@ TRIED_ELSEWHERE = {
     "make lint": ".ci/run",
     "python demo.py --cfg-path eval_configs/tiny_eval.yaml": "tests/test_demo_browser.py",
     "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
-    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_tiny_world.py",
+    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_make_tiny_towers.py",
+    "python benchmarks/tiny_world.py --seeds 3 --json output/tiny_world.json": "tests/benchmarks",
 }
 
 
@@ -55,7 +56,7 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
             )
             assert dry.returncode == 0, dry.stderr
         return
-    if "--cfg-path" in words and ("train.py" in words or "demo.py" in words or "check" in words):
+    if "--cfg-path" in words and {"train.py", "demo.py", "check", "evaluate"} & set(words):
         yaml_file = words[words.index("--cfg-path") + 1]
         given = words[words.index("--options") + 1 :] if "--options" in words else []
         stand_ins = stand_in_paths(tmp_path)
@@ -162,8 +163,12 @@ def test_every_chat_yaml_is_sound_but_for_its_paths(
 ):
     from minigpt4.__main__ import main
 
-    stand_ins = stand_in_paths(tmp_path)
-    options = [f"{key}={stand_ins[key]}" for key in ("model.ckpt", "model.llama_model")]
+    text = file.read_text()
+    options = [
+        f"{key}={path}"
+        for key, path in stand_in_paths(tmp_path).items()
+        if key in ("model.ckpt", "model.llama_model") or yaml_names(key, text)
+    ]
     code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
     assert code == 0, stderr
 

@@ -23,11 +23,10 @@ from minigpt4.chat.generation import (
     cut_at,
 )
 from minigpt4.conversation import TEMPLATES, Conversation, Template
-from minigpt4.datasets.samples import load_image
+from minigpt4.datasets.samples import ToPixels, load_image
 from minigpt4.errors import DataError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import IMAGE_MARK, splice
-from minigpt4.processors.image_processors import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Chat:
     """
 
     def __init__(
-        self, model: MiniGPT4, image_processor: ImageProcessor, options: GenerationOptions
+        self, model: MiniGPT4, image_processor: ToPixels, options: GenerationOptions
     ) -> None:
         self.model = model.eval()
         self.options = options
@@ -206,7 +205,7 @@ class Chat:
         Args:
             prompts: Texts with an ``<ImageHere>`` for each image.
             images: For each prompt its encoded images, ``[Q, H]`` each.
-            stop: Where an answer ends.
+            stop: Where an answer ends, beside the end-of-sequence token; may be empty.
             options: How to generate.
             listen: Is told the first row's text after every token.
             cancelled: Ends the generation when set.

@@ -78,8 +78,11 @@ class Watch(StoppingCriteria):
         if self._listen is not None:
             self._listen(self._tokenizer.decode(rows[0]))
         stop_now = self._cancelled is not None and self._cancelled.is_set()
-        done = [stop_now or self._stop in self._tokenizer.decode(row[-_TAIL:]) for row in rows]
+        done = [stop_now or self._reached(row) for row in rows]
         return torch.tensor(done, device=input_ids.device)
+
+    def _reached(self, row: list[int]) -> bool:
+        return self._stop != "" and self._stop in self._tokenizer.decode(row[-_TAIL:])
 
 
 def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) -> GenerationConfig:
@@ -108,7 +111,8 @@ def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) ->
 
 
 def cut_at(text: str, stop: str) -> str:
-    return text.split(stop)[0].strip()
+    """The text before its stop text; all of it where there is none."""
+    return (text.split(stop)[0] if stop else text).strip()
 
 
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:

@@ -1,4 +1,4 @@
-"""Check the config of a training or of a chat without loading anything."""
+"""Check the config of a training, an evaluation or a chat without loading anything."""
 
 import argparse
 import logging
@@ -20,13 +20,16 @@ def run(arguments: argparse.Namespace) -> None:
     """Say that the config is sound, or raise its faults."""
     config = load_config(arguments.cfg_path, arguments.options)
     from minigpt4.chat import check_chat
-    from minigpt4.runners.preparation import check_run
+    from minigpt4.runners.preparation import check_evaluation, check_training
 
-    # An evaluation YAML names a task at most; whatever sets a learning rate is a training.
-    trains = "max_epoch" in config.run or "init_lr" in config.run
-    if trains:
-        check_config(config, extra=check_chat, across=check_run)
+    # A chat's YAML names a task at most; whatever sets a learning rate is a training.
+    if config.run.get("evaluate"):
+        kind = "an evaluation"
+        check_evaluation(config)
+    elif "max_epoch" in config.run or "init_lr" in config.run:
+        kind = "a training"
+        check_training(config)
     else:
+        kind = "a chat"
         check_config(config, sections=("model",), extra=check_chat)
-    kind = "training" if trains else "chat"
-    logger.info("%s: no fault found; it describes a %s", config.path, kind)
+    logger.info("%s: no fault found; it describes %s", config.path, kind)

@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
 from minigpt4.errors import MiniGPT4Error
+
+if TYPE_CHECKING:  # torch takes seconds to import; the other commands do without
+    from minigpt4.chat import Chat
 
 _EVAL_CONFIG = "eval_configs/tiny_eval.yaml"
 _SHOWN = 6  # scenes on the contact sheet
@@ -35,32 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     output, seed = arguments.output, arguments.seed
     scenes = output / "scenes"
     write_data_sets(scenes, seed, pairs=arguments.pairs, heldout=arguments.heldout)
-    stage1_seconds = _train(
-        "stage 1",
-        "train_configs/tiny_stage1_pretrain.yaml",
-        [
-            f"datasets.laion.build_info.storage={scenes}/laion/",
-            f"datasets.cc_sbu.build_info.storage={scenes}/cc_sbu/",
-            f"run.seed={seed}",
-            f"run.output_dir={output}/stage1",
-            *arguments.stage1_options,
-        ],
-        output / "stage1",
-        output / "stage1.pth",
-    )
-    stage2_seconds = _train(
-        "stage 2",
-        "train_configs/tiny_stage2_finetune.yaml",
-        [
-            f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
-            f"model.ckpt={output}/stage1.pth",
-            f"run.seed={seed}",
-            f"run.output_dir={output}/stage2",
-            *arguments.stage2_options,
-        ],
-        output / "stage2",
-        output / "stage2.pth",
-    )
+    stage1_seconds = train_stage1(scenes, output, seed, arguments.stage1_options)
+    stage2_seconds = train_stage2(scenes, output, seed, arguments.stage2_options)
     logger.info("\n== scoring %d held-out scenes of each split", arguments.heldout)
     summary, examples = evaluate(output, scenes, seed)
     summary |= {"stage1_seconds": stage1_seconds, "stage2_seconds": stage2_seconds}
@@ -73,11 +53,32 @@ def run(arguments: argparse.Namespace) -> None:
     print("now chat with it: make demo")
 
 
-def _train(title: str, config: str, options: list[str], runs: Path, result: Path) -> float:
-    """One stage under torchrun; its last checkpoint lands at ``result``. Seconds of wall time."""
+def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
+    """Stage 1 on ``scenes``; lands at ``output/stage1.pth``. Seconds of wall time."""
+    storages = [
+        f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in ("laion", "cc_sbu")
+    ]
+    config = "train_configs/tiny_stage1_pretrain.yaml"
+    return _train("stage1", config, output, [*storages, f"run.seed={seed}", *options])
+
+
+def train_stage2(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
+    """Stage 2 from ``output/stage1.pth``; lands at ``output/stage2.pth``. Seconds of wall time."""
+    own = [
+        f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
+        f"model.ckpt={output}/stage1.pth",
+        f"run.seed={seed}",
+    ]
+    config = "train_configs/tiny_stage2_finetune.yaml"
+    return _train("stage2", config, output, [*own, *options])
+
+
+def _train(stage: str, config: str, output: Path, options: list[str]) -> float:
+    runs = output / stage
     shutil.rmtree(runs, ignore_errors=True)
+    options = [f"run.output_dir={runs}", *options]
     arguments = ["train.py", "--cfg-path", config, "--options", *options]
-    logger.info("\n== %s: torchrun --nproc-per-node 1 %s", title, " ".join(arguments))
+    logger.info("\n== %s: torchrun --nproc-per-node 1 %s", stage, " ".join(arguments))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     # torchrun leaves the number of threads open for one process; accelerate warns about that.
     environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ}
@@ -86,70 +87,72 @@ def _train(title: str, config: str, options: list[str], runs: Path, result: Path
     seconds = time.monotonic() - started
     checkpoints = sorted(runs.glob("*/checkpoint_*.pth"), key=lambda f: int(f.stem.split("_")[1]))
     if status != 0 or not checkpoints:
-        raise MiniGPT4Error(f"{title} failed (exit code {status}); its own message stands above")
-    shutil.copyfile(checkpoints[-1], result)
+        raise MiniGPT4Error(f"{stage} failed (exit code {status}); its own message stands above")
+    shutil.copyfile(checkpoints[-1], output / f"{stage}.pth")
     return round(seconds, 1)
 
 
 def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures before training, after stage 1 and after stage 2, and examples for the sheet."""
-    import torch
+    from minigpt4.cli.tiny_world import answers, scoring
 
-    from minigpt4.chat import load_chat
-    from minigpt4.cli.tiny_world import evaluate as score
-
-    heldout = {name: read_heldout(scenes / name) for name in ("heldout_seen", "heldout_withheld")}
-    caption_exact: dict[str, float] = {}
-    chat_failure: dict[str, float] = {}
+    exact: dict[str, float] = {}
+    failure: dict[str, float] = {}
     chat_exact: dict[str, float] = {}
-    chat_questions: dict[str, float] = {}
+    questions: dict[str, float] = {}
     controls: dict[str, float] = {}
-    examples: list[dict[str, Any]] = []
+    heldout = read_heldout(scenes / "heldout_seen")
+    examples: list[dict[str, Any]] = [{"scene": s, "file": file} for s, file in heldout[:_SHOWN]]
     for stage in ("before", "stage1", "stage2"):
-        torch.manual_seed(seed)  # the untrained projection's init
-        ckpt = "" if stage == "before" else f"{output}/{stage}.pth"
-        chat = load_chat(_EVAL_CONFIG, [f"model.ckpt={ckpt}"])
-        split = score.encode_split(chat, heldout["heldout_seen"])
-        captions = score.write_captions(chat, split.images)
-        figures = score.caption_figures(split.scenes, captions)
-        caption_exact[stage] = figures["exact"]
-        answers = score.answer_question(chat, [score.DESCRIBE] * len(split.scenes), split.images)
-        told = score.description_figures(split.scenes, answers)
-        for index in range(_SHOWN):
-            if stage == "before":
-                examples.append({"scene": split.scenes[index], "file": split.files[index]})
-            examples[index][stage] = answers[index] if stage == "stage2" else captions[index]
+        chat = load_stage(stage, output, seed)
+        seen = answers.encode_split(chat, heldout)
+        captions, descriptions = (
+            answers.write_captions(chat, seen.images),
+            answers.describe(chat, seen),
+        )
+        figures = scoring.caption_figures(seen.scenes, captions)
+        told = scoring.description_figures(seen.scenes, descriptions)
+        exact[stage] = figures["exact"]
+        for index, example in enumerate(examples):
+            example[stage] = descriptions[index] if stage == "stage2" else captions[index]
         if stage == "before":
             continue
-        chat_failure[stage] = told["failure"]
-        withheld = score.encode_split(chat, heldout["heldout_withheld"])
+        failure[stage] = told["failure"]
+        withheld = answers.encode_split(chat, read_heldout(scenes / "heldout_withheld"))
         if stage == "stage1":
             for name in ("two_objects", "three_objects", "layout"):
-                caption_exact[f"stage1_{name}"] = figures[name]
-            named = score.write_captions(chat, withheld.images)
-            caption_exact["stage1_withheld_pairs"] = score.caption_figures(withheld.scenes, named)[
-                "exact"
-            ]
-            others = score.write_captions(chat, split.images.roll(1, 0))
-            controls["shuffled_images"] = score.caption_figures(split.scenes, others)["exact"]
-            continue
-        chat_exact["stage2"] = told["exact"]
-        answers = score.answer_question(
-            chat, [score.DESCRIBE] * len(withheld.scenes), withheld.images
-        )
-        figures = score.description_figures(withheld.scenes, answers)
-        chat_exact["stage2_withheld_pairs"] = figures["exact"]
-        chat_questions = score.question_figures(chat, split, seed)
+                exact[f"stage1_{name}"] = figures[name]
+            captions = answers.write_captions(chat, withheld.images)
+            figures = scoring.caption_figures(withheld.scenes, captions)
+            exact["stage1_withheld_pairs"] = figures["exact"]
+            captions = answers.write_captions(chat, seen.images.roll(1, 0))  # of other scenes
+            controls["shuffled_images"] = scoring.caption_figures(seen.scenes, captions)["exact"]
+        else:
+            chat_exact["stage2"] = told["exact"]
+            told = scoring.description_figures(withheld.scenes, answers.describe(chat, withheld))
+            chat_exact["stage2_withheld_pairs"] = told["exact"]
+            questions = answers.question_figures(chat, seen, seed)
     summary = {
         "seed": seed,
-        "scenes": len(heldout["heldout_seen"]),
-        "caption_exact": caption_exact,
-        "chat_failure": chat_failure,
+        "scenes": len(heldout),
+        "caption_exact": exact,
+        "chat_failure": failure,
         "chat_exact": chat_exact,
-        "chat_questions": chat_questions,
+        "chat_questions": questions,
         "controls": controls,
     }
     return summary, examples
+
+
+def load_stage(stage: str, output: Path, seed: int) -> "Chat":
+    """A chat with the projection of a stage; ``before`` is the untrained one."""
+    import torch
+
+    from minigpt4.chat import load_chat
+
+    torch.manual_seed(seed)  # the untrained projection's init
+    ckpt = "" if stage == "before" else f"{output}/{stage}.pth"
+    return load_chat(_EVAL_CONFIG, [f"model.ckpt={ckpt}"])
 
 
 def _table(summary: dict[str, Any]) -> str:

@@ -33,7 +33,8 @@ class AlignmentSource:
     """Pairs held in memory (names and texts only), split over readers sample by sample."""
 
     def __init__(self, folder: Path) -> None:
-        self.pairs = read_pairs(folder)
+        self.entries = read_entries(folder)
+        self.pairs = [entry for entry in self.entries if isinstance(entry, RawSample)]
 
     @property
     def units(self) -> int:
@@ -46,9 +47,14 @@ class AlignmentSource:
         rng.shuffle(pairs)
         yield from pairs
 
+    def read_in_order(self) -> Iterator[RawSample | BadSample]:
+        yield from self.entries
 
-def read_pairs(folder: Path) -> list[RawSample]:
-    """The pairs whose image is there; missing images are counted in one line.
+
+def read_entries(folder: Path) -> list[RawSample | BadSample]:
+    """Every annotated pair, in the order of the file.
+
+    Those without an image or a text are a ``BadSample``; each kind is counted in one line.
 
     Raises:
         DataError: for annotations that cannot be read, or without a single image.
@@ -67,11 +73,18 @@ def read_pairs(folder: Path) -> list[RawSample]:
         for image in sorted((folder / "image").iterdir())
         if image.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
     }
-    wordless = [name for name, text in entries if not isinstance(text, str)]
-    entries = [(name, text) for name, text in entries if isinstance(text, str)]
-    pairs = [RawSample(name, files[name], text) for name, text in entries if name in files]
-    missing = [name for name, _ in entries if name not in files]
-    if not pairs:
+    samples: list[RawSample | BadSample] = []
+    wordless, missing = [], []
+    for name, text in entries:
+        if not isinstance(text, str):
+            wordless.append(name)
+            samples.append(BadSample(name, f"the caption is {text!r}, not a text"))
+        elif name not in files:
+            missing.append(name)
+            samples.append(BadSample(name, f"no such image in {folder / 'image'}"))
+        else:
+            samples.append(RawSample(name, files[name], text))
+    if len(wordless) + len(missing) == len(samples):
         raise DataError(f"{file}: none of its {len(entries)} images is in {folder / 'image'}")
     if wordless:
         text = "%s: %d captions are no text and left out (first: %s)"
@@ -79,4 +92,4 @@ def read_pairs(folder: Path) -> list[RawSample]:
     if missing:
         text = "%s: %d of %d images are missing and left out (first: %s)"
         logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))
-    return pairs
+    return samples

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from minigpt4.checks import Positive, check_not_negative
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
-from minigpt4.datasets.samples import DataSet
+from minigpt4.datasets.samples import DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 
@@ -20,6 +20,7 @@ def _check_train(specs: dict[str, Any]) -> str | None:
 ImageProcessors = Annotated[dict[str, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
 TextProcessors = Annotated[dict[str, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
 SampleRatio = Annotated[float, check_not_negative]
+_EVAL_SPLITS = ("eval", "val", "test")  # names for it in use; the first that is there counts
 
 _DEFAULT_IMAGES: ImageProcessors = {"train": {"name": "blip2_image_train"}}
 _DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
@@ -41,6 +42,12 @@ class FolderStorage:
     storage: Annotated[str, check_alignment_folder]
 
 
+def _eval_image_processor(specs: dict[str, Any]) -> ToPixels | None:
+    """The image processor that the YAML names for an evaluation, if it does."""
+    split = next((split for split in _EVAL_SPLITS if split in specs), None)
+    return build_named(IMAGE_PROCESSORS, specs[split]) if split else None
+
+
 @BUILDERS.register("laion")
 @BUILDERS.register("cc_sbu")
 def build_caption_shards(
@@ -58,7 +65,8 @@ def build_caption_shards(
     Args:
         name: The data set's name in the YAML.
         build_info: Where the shards lie.
-        vis_processor: Image processor of each split.
+        vis_processor: Image processor of each split; an evaluation takes "eval", "val" or "test"
+            where there is one, else "train".
         text_processor: Caption processor of each split.
         sample_ratio: Relative weight with which a step draws this data set.
         batch_size: Samples per process of a step on this data set; the run's without.
@@ -77,6 +85,7 @@ def build_caption_shards(
         build_named(TEXT_PROCESSORS, text_processor["train"]),
         sample_ratio,
         batch_size=batch_size,
+        eval_image_processor=_eval_image_processor(vis_processor),
     )
 
 
@@ -95,7 +104,8 @@ def build_cc_sbu_align(
     Args:
         name: The data set's name in the YAML.
         build_info: Where the folder lies.
-        vis_processor: Image processor of each split.
+        vis_processor: Image processor of each split; an evaluation takes "eval", "val" or "test"
+            where there is one, else "train".
         text_processor: Accepted because the original's YAML names one; as there, descriptions
             reach the model unprocessed.
         sample_ratio: Relative weight with which a step draws this data set.
@@ -110,4 +120,5 @@ def build_cc_sbu_align(
         sample_ratio,
         countable=True,
         batch_size=batch_size,
+        eval_image_processor=_eval_image_processor(vis_processor),
     )

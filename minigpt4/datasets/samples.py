@@ -1,4 +1,4 @@
-"""Streams: what a source reads, decoded, processed and endless.
+"""Streams: what a source reads, decoded and processed; endless to train, once in order to evaluate.
 
 The stream of one reader is a function of (seed, data set, reader, number of readers) alone. A
 reader is one worker process of one rank.
@@ -9,7 +9,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_BAD_IN_A_ROW = 1000
 _LOGGED_BAD_SAMPLES = 5  # per reader; later ones are only counted
 
+ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +36,11 @@ class RawSample:
     key: str
     image: bytes | Path
     text: str
+
+    @property
+    def origin(self) -> str:
+        """Where the image lies: its file, or its key in a shard."""
+        return str(self.image) if isinstance(self.image, Path) else self.key
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class Source(Protocol):
     ) -> Iterator[RawSample | BadSample]:
         """This reader's share, once, in an order that ``rng`` decides."""
 
+    def read_in_order(self) -> Iterator[RawSample | BadSample]:
+        """Everything, once, in the order of the files."""
+
     @property
     def units(self) -> int:
         """How many parts can be split over readers (shards, or samples)."""
@@ -63,11 +73,12 @@ class DataSet:
 
     name: str
     source: Source
-    image_processor: Callable[[Image.Image], torch.Tensor]
+    image_processor: ToPixels
     text_processor: Callable[[str], str]
     sample_ratio: float = 1.0
     countable: bool = False  # whether the source's units are samples
     batch_size: int | None = None  # of this data set; the run's without
+    eval_image_processor: ToPixels | None = None  # of an evaluation; the training's without
 
 
 class Sample(TypedDict):
@@ -110,10 +121,7 @@ class SampleStream(IterableDataset[Sample | DataError]):
             rng = random.Random(f"{identity}/{number}")
             good = 0
             for raw in self.dataset.source.read_pass(*share, rng):
-                # A random transform depends on the sample's position, not on what ran before it.
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(random.Random(f"{identity}@{position}").getrandbits(62))
-                    sample = raw if isinstance(raw, BadSample) else self._process(raw)
+                sample = read_sample(raw, self.dataset, f"{identity}@{position}")
                 position += 1
                 if not isinstance(sample, BadSample):
                     good += 1
@@ -138,15 +146,82 @@ class SampleStream(IterableDataset[Sample | DataError]):
             # This reader's part may just be the broken one: it reads everything from now on.
             share, bad_in_a_row = (0, 1), 0
 
-    def _process(self, raw: RawSample) -> Sample | BadSample:
-        try:
-            image = load_image(raw.image)
-        except DataError as error:
-            return BadSample(raw.key, str(error))
+
+@dataclass(frozen=True)
+class OrderedBatch:
+    """Consecutive samples of a data set; those that can be read are a batch.
+
+    Attributes:
+        numbers: Place in the data set of each sample of the batch, counted from 0.
+        batch: What can be read, keyed by origin; None where there is nothing.
+        unreadable: Place in the data set → what cannot be read there.
+    """
+
+    numbers: list[int]
+    batch: Batch | None
+    unreadable: dict[int, BadSample]
+
+
+class OrderedBatches(IterableDataset[OrderedBatch]):
+    """Every sample of one data set once, in its own order, for one rank of an evaluation.
+
+    Batch ``n`` is read by rank ``n % world_size`` and there by one worker, so that the batches, and
+    with them the answers, are the same however many processes and workers share the work.
+    """
+
+    def __init__(
+        self, dataset: DataSet, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        processor = dataset.eval_image_processor or dataset.image_processor
+        self.dataset = replace(dataset, image_processor=processor)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[OrderedBatch]:
+        worker = get_worker_info()
+        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        # A DataLoader takes its workers' batches in turn, so ranks differ first, then workers.
+        reader = own * self.world_size + self.rank
+        samples = enumerate(self.dataset.source.read_in_order())
+        for number in itertools.count():
+            # Still encoded: to skip the other readers' batches costs little.
+            share = list(itertools.islice(samples, self.batch_size))
+            if not share:
+                return
+            if number % (self.world_size * workers) == reader:
+                yield self._read(share)
+
+    def _read(self, share: Sequence[tuple[int, RawSample | BadSample]]) -> OrderedBatch:
+        good: dict[int, Sample] = {}
+        unreadable: dict[int, BadSample] = {}
+        for number, raw in share:
+            named = replace(raw, key=raw.origin) if isinstance(raw, RawSample) else raw
+            sample = read_sample(named, self.dataset, f"{self.dataset.name}@{number}")
+            if isinstance(sample, BadSample):
+                unreadable[number] = sample
+            else:
+                good[number] = sample
+        batch = stack(list(good.values())) if good else None
+        return OrderedBatch(list(good), batch, unreadable)
+
+
+def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Sample | BadSample:
+    """A sample decoded and processed; ``seed`` decides what a random transform draws."""
+    if isinstance(raw, BadSample):
+        return raw
+    try:
+        image = load_image(raw.image)
+    except DataError as error:
+        return BadSample(raw.key, str(error))
+    # A random transform depends on the sample's own seed, not on what ran before it.
+    with torch.random.fork_rng(devices=[]):
+        # The CPU's generator alone: torch.manual_seed would take longer than the decoding.
+        torch.default_generator.manual_seed(random.Random(seed).getrandbits(62))
         return Sample(
             key=raw.key,
-            image=self.dataset.image_processor(image),
-            text=self.dataset.text_processor(raw.text),
+            image=dataset.image_processor(image),
+            text=dataset.text_processor(raw.text),
         )
 
 
@@ -175,8 +250,13 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
         if isinstance(sample, DataError):
             return sample
         good.append(sample)
+    return stack(good)
+
+
+def stack(samples: Sequence[Sample]) -> Batch:
+    """Samples as a batch; at least one."""
     return Batch(
-        keys=[sample["key"] for sample in good],
-        image=torch.stack([sample["image"] for sample in good]),
-        text=[sample["text"] for sample in good],
+        keys=[sample["key"] for sample in samples],
+        image=torch.stack([sample["image"] for sample in samples]),
+        text=[sample["text"] for sample in samples],
     )

@@ -72,6 +72,9 @@ class ShardSource:
         rng.shuffle(buffer)
         yield from buffer
 
+    def read_in_order(self) -> Iterator[RawSample | BadSample]:
+        return self._read(self.shards)
+
     def _read(self, shards: list[str]) -> Iterator[RawSample | BadSample]:
         for shard in shards:
             broken: list[BadSample] = []

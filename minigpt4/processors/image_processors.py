@@ -21,10 +21,21 @@ _Scale = Annotated[float, check_positive]
 
 
 class ImageProcessor:
-    """A geometric transform, then scaling to [0, 1] and normalisation."""
+    """A geometric transform, then scaling to [0, 1] and normalisation.
 
-    def __init__(self, geometry: torch.nn.Module, image_size: int, mean: _Channels, std: _Channels):
+    ``random`` says whether the transform draws; an evaluation tells so.
+    """
+
+    def __init__(
+        self,
+        geometry: torch.nn.Module,
+        image_size: int,
+        mean: _Channels,
+        std: _Channels,
+        random: bool = False,
+    ):
         self.image_size = image_size
+        self.random = random
         self._transform = transforms.Compose(
             [geometry, transforms.ToTensor(), transforms.Normalize(mean, std)]
         )
@@ -59,7 +70,7 @@ def build_blip2_image_train(
     crop = transforms.RandomResizedCrop(
         image_size, scale=(min_scale, max_scale), interpolation=InterpolationMode.BICUBIC
     )
-    return ImageProcessor(crop, image_size, mean, std)
+    return ImageProcessor(crop, image_size, mean, std, random=True)
 
 
 @IMAGE_PROCESSORS.register("blip2_image_eval")

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: processes and device, schedule, parameter groups.
+"""What a run needs before its first step: processes, data sets, model, schedule, parameter groups.
 
 Also the checks that concern several keys of a config at once.
 """
@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from minigpt4.config import Config
+from minigpt4.chat import check_chat
+from minigpt4.config import Config, check_config
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
@@ -52,6 +54,20 @@ def run_settings(config: Config) -> dict[str, Any]:
     return defaults(runner) | config.run_options()
 
 
+def build_datasets(config: Config) -> list[DataSet]:
+    """The data sets, in the order of the YAML."""
+    return [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
+
+
+def build_model(config: Config, device: torch.device) -> MiniGPT4:
+    """The model with its weights loaded; ``run.amp: False`` computes in fp32."""
+    options = config.model_options()
+    if not run_settings(config)["amp"]:
+        options["precision"] = "fp32"
+    model: MiniGPT4 = MODELS.build(config.arch, options, device=device)
+    return model
+
+
 def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
     """The schedule that a run's settings name."""
     schedule: LRSchedule = LR_SCHEDULES.build(
@@ -83,6 +99,39 @@ def check_run(config: Config) -> list[Fault]:
         if lacking:
             text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
             faults.append(Fault("run.batch_size_train", text))
+    return faults + _image_size_faults(config)
+
+
+def check_training(config: Config) -> None:
+    """Hold a training's config whole.
+
+    Raises:
+        ConfigError: one line for every fault.
+    """
+    check_config(config, extra=check_chat, across=check_run)
+
+
+def check_evaluation(config: Config) -> None:
+    """Hold an evaluation's config; its run may lack what only a training needs.
+
+    Raises:
+        ConfigError: one line for every fault.
+    """
+    check_config(config, extra=_evaluation_faults, across=_image_size_faults, partial=("run",))
+
+
+def _evaluation_faults(config: Config) -> list[Fault]:
+    faults = check_chat(config)
+    if "output_dir" not in config.run:
+        faults.append(Fault("run.output_dir", "missing; the results of an evaluation go there"))
+    if config.run.get("resume_ckpt_path"):
+        text = "is of a training; name the projection to evaluate in model.ckpt"
+        faults.append(Fault("run.resume_ckpt_path", text))
+    return faults
+
+
+def _image_size_faults(config: Config) -> list[Fault]:
+    faults = []
     model_size = (defaults(MODELS.get(config.arch)) | config.model).get("image_size")
     for name, entry in config.datasets.items():
         processors = (defaults(BUILDERS.get(name)) | entry).get("vis_processor") or {}

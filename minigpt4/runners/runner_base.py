@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,7 @@ from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import CheckpointError, DataError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
-from minigpt4.registry import LR_SCHEDULES, RUNNERS, TASKS, Hidden
+from minigpt4.registry import LR_SCHEDULES, METRICS, RUNNERS, TASKS, Hidden
 from minigpt4.runners.preparation import (
     Device,
     build_lr_schedule,
@@ -66,14 +66,15 @@ class RunnerBase:
         accum_grad_iters: Steps per optimizer step.
         divide_accumulated_loss: False restores the original's undivided sum, for parity.
         max_grad_norm: Clip the gradient to this norm; off by default, as in the original.
-        batch_size_eval: Samples per step of an evaluation.
+        batch_size_eval: Samples per process and step of an evaluation.
+        metrics: What an evaluation scores outputs with; averaged over the samples.
         num_workers: Worker processes per data set.
         seed: Of everything random.
         amp: False computes in fp32 on a GPU too.
         device: ``auto`` takes a GPU where there is one.
         resume_ckpt_path: Checkpoint of a run to go on with, from its next epoch.
         log_freq: Steps between lines in ``log.txt``.
-        evaluate: Accepted as in the original; must be False, there is nothing to evaluate yet.
+        evaluate: True trains nothing: ``runners/evaluation.py`` goes once through the data sets.
         train_splits: Accepted as in the original.
     """
 
@@ -99,14 +100,15 @@ class RunnerBase:
         accum_grad_iters: Positive = 1,
         divide_accumulated_loss: bool = True,
         max_grad_norm: PositiveFloat | None = None,
-        batch_size_eval: Positive = 64,
+        batch_size_eval: Positive = 16,
+        metrics: tuple[Annotated[str, METRICS], ...] = ("exact_match",),
         num_workers: NotNegative = 4,
         seed: int = 42,
         amp: bool = True,
         device: Device = "auto",
         resume_ckpt_path: ExistingFile | None = None,
         log_freq: Positive = 50,
-        evaluate: Literal[False] = False,
+        evaluate: bool = False,
         train_splits: list[str] | None = None,
     ) -> None:
         self.accelerator = accelerator

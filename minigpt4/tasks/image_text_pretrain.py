@@ -1,12 +1,15 @@
 """The task of both stages: predict an image's text."""
 
 import random
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from torch import nn
 
+from minigpt4.chat import Chat
 from minigpt4.datasets.samples import Batch
+from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.registry import TASKS, Hidden
 
 
@@ -15,7 +18,8 @@ class ImageTextPretrainTask:
     """Language modelling on the text of image-text pairs.
 
     Args:
-        prompts: Stage-2 prompts; one is drawn for each batch. None of them in stage 1.
+        prompts: Stage-2 prompts; training draws one for each batch, an evaluation takes them in
+            turn. None of them in stage 1.
         seed: Of the run.
         rank: This process; ranks draw on their own, as in the original.
     """
@@ -42,3 +46,19 @@ class ImageTextPretrainTask:
         loss = model(batch["image"], batch["text"], prompts)
         assert isinstance(loss, torch.Tensor)
         return loss
+
+    @torch.no_grad()
+    def evaluation_step(self, chat: Chat, batch: Batch, numbers: Sequence[int]) -> list[str]:
+        """What the model says to each picture of a batch, asked in the form it was trained in.
+
+        Args:
+            chat: Of the model; its options say how to generate.
+            batch: B samples, on the CPU.
+            numbers: Place of each in its data set; sample ``i`` is asked with prompt ``i`` modulo
+                their number.
+        """
+        model = chat.model
+        images = model.encode_img(batch["image"].to(model.device))
+        prompts = self._prompts or [IMAGE_MARK]  # stage 1: right after the bare image
+        asked = [prompts[number % len(prompts)] for number in numbers]
+        return chat.generate(asked, [[image] for image in images], model.end_sym, chat.options)

@@ -53,14 +53,14 @@ def test_a_failed_stage_is_told_in_one_line(tmp_path: Path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "did you mean 'max_epoch'?" in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: stage 1 failed")
+    assert result.stderr.strip().splitlines()[-1].startswith("error: stage1 failed")
 
 
 @pytest.mark.slow
 def test_stage1_learns_from_true_captions_and_not_from_shuffled_ones(tmp_path: Path):
     """A third of stage 1, with true captions and with each picture given another's caption."""
     from minigpt4.chat import load_chat
-    from minigpt4.cli.tiny_world import evaluate as score
+    from minigpt4.cli.tiny_world import answers, scoring
     from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
     from tests.test_train import only_run, stage1_options, train
 
@@ -75,9 +75,13 @@ def test_stage1_learns_from_true_captions_and_not_from_shuffled_ones(tmp_path: P
         assert result.returncode == 0, result.stderr
         for name, ckpt in (("before", ""), (kind, only_run(output) / "checkpoint_0.pth")):
             chat = load_chat("eval_configs/tiny_eval.yaml", [f"model.ckpt={ckpt}"])
-            split = score.encode_split(chat, read_heldout(scenes / "heldout_seen"))
-            captions = score.write_captions(chat, split.images)
-            exact[name] = score.caption_figures(split.scenes, captions)["exact"]
+            split = answers.encode_split(chat, read_heldout(scenes / "heldout_seen"))
+            captions = answers.write_captions(chat, split.images)
+            exact[name] = scoring.caption_figures(split.scenes, captions)["exact"]
+            if kind == "true":
+                captions = answers.write_captions(chat, split.images.roll(1, 0))
+                swapped = scoring.caption_figures(split.scenes, captions)["exact"]
+    assert swapped <= 0.03, "captions must be of the picture that is shown"
     assert exact["before"] <= 0.03, "the towers know each other already"
     assert exact["shuffled"] <= 0.03
     assert exact["true"] >= 0.5

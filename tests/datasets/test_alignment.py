@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder, read_pairs
+from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder, read_entries
 from minigpt4.datasets.samples import DataSet, RawSample, Sample, SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
@@ -34,7 +34,7 @@ def test_ids_may_be_numbers_and_pictures_of_any_kind(
 ) -> None:
     content = picture(suffix.lower())
     folder = write_pairs(tmp_path / "pairs", [(image_id, "a text")], {f"2.{suffix}": content})
-    (found,) = read_pairs(folder)
+    (found,) = read_entries(folder)
     assert found == RawSample("2", folder / "image" / f"2.{suffix}", "a text")
     assert texts(data_set(AlignmentSource(folder)), 2) == ["a text", "a text"]
 
@@ -60,7 +60,7 @@ def test_missing_images_are_counted_in_one_line(
     folder = write_pairs(tmp_path / "pairs", entries, {"b.jpg": picture(), "x.jpg": picture()})
     (folder / "image" / "a.txt").write_text("no picture")
     with caplog.at_level(logging.WARNING):
-        assert [pair.key for pair in read_pairs(folder)] == ["b"]
+        assert [pair.key for pair in AlignmentSource(folder).pairs] == ["b"]
     (record,) = caplog.records
     line = record.getMessage()
     assert str(folder) in line
@@ -72,20 +72,20 @@ def test_nothing_is_said_when_all_images_are_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert len(read_pairs(folder_of(tmp_path / "pairs", 3))) == 3
+        assert len(read_entries(folder_of(tmp_path / "pairs", 3))) == 3
     assert caplog.records == []
 
 
 def test_without_a_single_image_it_is_an_error(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], {"c.jpg": picture()})
     with one_line(DataError, folder / "filter_cap.json", "none of its 2 images"):
-        read_pairs(folder)
+        read_entries(folder)
 
 
 def test_without_an_annotation_it_is_an_error(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [], {"c.jpg": picture()})
     with one_line(DataError, folder / "filter_cap.json"):
-        read_pairs(folder)
+        read_entries(folder)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_annotations_of_another_form_are_one_line(tmp_path: Path, content: str) 
     folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
     (folder / "filter_cap.json").write_text(content)
     with one_line(DataError, folder / "filter_cap.json", "annotations"):
-        read_pairs(folder)
+        read_entries(folder)
 
 
 def test_annotations_that_are_no_text_are_one_line(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
     (folder / "filter_cap.json").write_bytes(b"\xff\xfe\xff")
     with one_line(DataError, folder / "filter_cap.json"):
-        read_pairs(folder)
+        read_entries(folder)
 
 
 @pytest.mark.parametrize("caption", [None, 3, ["a"]])
@@ -122,7 +122,7 @@ def test_a_caption_that_is_no_text_is_not_learnt_as_one(tmp_path: Path, caption:
     entries = [("a", "a text"), ("b", caption)]
     images = {f"{name}.jpg": picture() for name in "ab"}
     folder = write_pairs(tmp_path / "pairs", entries, images)
-    assert [pair.text for pair in read_pairs(folder)] == ["a text"]
+    assert [pair.text for pair in AlignmentSource(folder).pairs] == ["a text"]
 
 
 def test_a_broken_image_is_skipped_with_a_line(
@@ -148,7 +148,7 @@ def test_only_broken_images_end_with_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("caption", ["", "caf\u00e9 \u4f60\u597d \U0001f600"])
 def test_any_text_is_a_description(tmp_path: Path, caption: str) -> None:
     folder = write_pairs(tmp_path / "pairs", [("a", caption)], {"a.jpg": picture()})
-    assert [pair.text for pair in read_pairs(folder)] == [caption]
+    assert [pair.text for pair in AlignmentSource(folder).pairs] == [caption]
 
 
 # The config's check

@@ -32,6 +32,9 @@ class NoSource:
     ) -> Iterator[RawSample | BadSample]:
         raise AssertionError("the recorded batches should have been read")
 
+    def read_in_order(self) -> Iterator[RawSample | BadSample]:
+        raise AssertionError("nothing is evaluated here")
+
 
 @cache
 def recorded_tensors() -> dict[str, torch.Tensor]:

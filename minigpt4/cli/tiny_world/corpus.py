@@ -6,8 +6,8 @@ Documents talk about *notes*: short keyword lists about a scene.
 import random
 from dataclasses import dataclass
 
-from minigpt4.cli.tiny_world.phrases import caption, description, questions
-from minigpt4.cli.tiny_world.scenes import Scene, sample_scene
+from minigpt4.cli.tiny_world.phrases import NUMBERS, Question, caption, description, questions
+from minigpt4.cli.tiny_world.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 from minigpt4.conversation import TEMPLATES
 
 PROMPTS = (
@@ -19,6 +19,12 @@ PROMPTS = (
 _SYSTEM = TEMPLATES["vicuna_v0"].system
 # One of these words among the notes says how a description is to be told; without one, it varies.
 FULL, BRIEF = "full", "brief"
+# Words that state a fact; in answers they weigh more than the words around them.
+FACT_WORDS = (*COLORS, *SHAPES, *SIZES, *BACKGROUNDS, *NUMBERS[1:], "Yes", "No")
+FACT_WORDS += ("left", "right", "top", "bottom", "center", "above", "row", "column")
+# Shares of the questions drawn that are asked: what needs two look-ups needs most practice.
+_ASKED = {"count": 0.2, "background": 0.2, "size": 0.4, "shape": 0.5}
+_LONGEST = 6  # turns
 
 Note = tuple[str, ...]  # words that share one position of a soft note, or stand side by side
 
@@ -48,13 +54,13 @@ def _thing_notes(scene: Scene) -> list[tuple[Note, Note]]:
 
 
 def make_notes(scene: Scene, style: str | None, rng: random.Random) -> list[Note]:
-    """Notes about a scene: every fact at least once, tied to a place, in random order."""
+    """Notes about a scene: every fact at least once, behind its place, in random order."""
     notes: list[Note] = []
     for attributes, place in _thing_notes(scene):
-        if rng.random() < 0.5:
-            notes.append((*attributes, *place))
+        if rng.random() < 0.8:
+            notes.append((*place, *attributes))
         else:
-            notes += [(word, *place) for word in attributes]
+            notes += [(*place, word) for word in attributes]
     notes.append((scene.background,))
     if len(scene.things) > 1:
         notes.append(("row" if scene.layout in ("beside", "row") else "column",))
@@ -72,22 +78,43 @@ def _describe(scene: Scene, style: str | None, rng: random.Random) -> str:
 
 def make_document(rng: random.Random) -> Document:
     """One random document: a bare caption, or a conversation about the notes."""
-    scene = sample_scene(rng)
+    scene = sample_scene(rng, count=rng.choice((1, 2, 2, 3, 3, 3)))
     style = rng.choice((FULL, BRIEF, None))
     notes = make_notes(scene, style, rng)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         return Document(notes, "", [("", caption(scene) + "\n")])
-    before = (_SYSTEM if rng.random() < 0.4 else "") + "###Human: <Img>"
+    before = (_SYSTEM if rng.random() < 0.06 else "") + "###Human: <Img>"
     close = rng.choice((" ###Assistant: ", "###Assistant: "))
-    asked = questions(scene, rng)
-    rng.shuffle(asked)
     turns: list[tuple[str, str]] = []
-    if rng.random() < 0.5:
+    if rng.random() < 0.25:
         turns.append((rng.choice(PROMPTS), _describe(scene, style, rng)))
-    count = rng.randint(0 if turns else 1, 3)
-    turns += [(question.text, question.answer) for question in asked[:count]]
+    turns += [(question.text, question.answer) for question in _ask(scene, rng)]
     texts = []
-    for index, (question, answer) in enumerate(turns):
+    for index, (question, answer) in enumerate(turns[:_LONGEST]):
         opening = "</Img> " if index == 0 else "Human: "
         texts.append((opening + question + close, answer + "###"))
     return Document(notes, before, texts)
+
+
+def _ask(scene: Scene, rng: random.Random) -> list[Question]:
+    """Different questions in random order."""
+    drawn: dict[str, Question] = {}
+    for _ in range(3):
+        for question in (*questions(scene, rng), _is_there(scene, rng)):
+            if rng.random() < _ASKED.get(question.kind, 1.0):
+                drawn[question.text] = question
+    asked = list(drawn.values())
+    rng.shuffle(asked)
+    return asked
+
+
+def _is_there(scene: Scene, rng: random.Random) -> Question:
+    """Whether one colour or shape is there at all: what a yes or no about a pair builds on."""
+    thing = rng.choice(scene.things)
+    if rng.random() < 0.5:
+        color = thing.color if rng.random() < 0.5 else rng.choice(tuple(COLORS))
+        text, truth = f"Is anything {color}?", any(t.color == color for t in scene.things)
+    else:
+        shape = thing.shape if rng.random() < 0.5 else rng.choice(SHAPES)
+        text, truth = f"Is there a {shape}?", any(t.shape == shape for t in scene.things)
+    return Question("presence", text, "Yes, there is." if truth else "No, there is not.")

@@ -1,8 +1,8 @@
 """What can be said about a scene: captions, descriptions, questions, and reading them back.
 
 Captions are the stage-1 text (lower case, no full stop: what ``blip_caption`` leaves as it is),
-descriptions the stage-2 text. :func:`read_caption` and :func:`read_description` undo them, so that
-figures come from generated text scored against the scene.
+descriptions the stage-2 text. :func:`read_back` undoes them, so that figures come from generated
+text scored against the scene.
 """
 
 import random
@@ -70,33 +70,20 @@ def description(scene: Scene) -> str:
     )
 
 
-def read_caption(text: str) -> Reading:
-    """Pairs and layout named by a caption-like text; unknown words are passed over."""
-    pairs = tuple((color, shape) for _, color, shape in _THING.findall(text))
-    layout = None
-    if match := re.search(r"\ba (row|column) of\b", text):
-        layout = match.group(1)
-    elif "left of" in text:
-        layout = "beside"
-    elif " above " in text:
-        layout = "above"
-    elif match := _PLACE.search(text):
-        layout = match.group(1)
-    return Reading(pairs, layout)
-
-
-def read_description(text: str) -> Reading:
-    """Pairs and layout named by a description."""
+def read_back(text: str) -> Reading:
+    """Pairs and layout that a caption or a description names; unknown words are passed over."""
     pairs = tuple((color, shape) for _, color, shape in _THING.findall(text))
     places = _PLACE.findall(text)
     layout = None
-    if "From left to right" in text:
+    if match := re.search(r"\ba (row|column) of\b", text):
+        layout = match.group(1)
+    elif "From left to right" in text:
         layout = "row"
     elif "From top to bottom" in text:
         layout = "column"
-    elif places == ["left", "right"]:
+    elif " left of " in text or places == ["left", "right"]:
         layout = "beside"
-    elif places == ["top", "bottom"]:
+    elif " above " in text or places == ["top", "bottom"]:
         layout = "above"
     elif len(places) == 1:
         layout = places[0]
@@ -112,7 +99,7 @@ def is_failed_description(text: str) -> bool:
     sentences = [part.strip() for part in text.strip().split(".")]
     if sentences[-1] != "" or len(sentences) != 3:
         return True
-    reading = read_description(text)
+    reading = read_back(text)
     if not sentences[0].startswith("The image shows") or not reading.pairs:
         return True
     return len(set(reading.pairs)) < len(reading.pairs)

@@ -6,7 +6,7 @@ the sum of a few word embeddings plus noise: still text, but as unordered and bl
 image features are. What is engineered here is listed in ``assets/tiny/README.md``.
 """
 
-import logging
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,28 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.cli.tiny_world.corpus import FULL, PROMPTS, Document, Note, make_document, make_notes
-from minigpt4.cli.tiny_world.phrases import caption, description, questions
-from minigpt4.cli.tiny_world.pretrain_vision import NUM_QUERIES, autocast, optimise
+from minigpt4.cli.tiny_world.corpus import (
+    FACT_WORDS,
+    FULL,
+    PROMPTS,
+    Document,
+    Note,
+    make_document,
+    make_notes,
+)
+from minigpt4.cli.tiny_world.phrases import QUESTION_KINDS, caption, description, questions
+from minigpt4.cli.tiny_world.pretrain_vision import NUM_QUERIES
+from minigpt4.cli.tiny_world.pretraining import autocast, optimise, rng_of
 from minigpt4.cli.tiny_world.scenes import sample_scene
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 
 VOCAB_SIZE = 640
 CONTEXT = 512
 _NOTE_SCALE = 0.57  # rms of one embedding entry: what the default ``nn.Linear`` init puts out
-
-logger = logging.getLogger(__name__)
+_SOFT_SHARE = 0.65  # of the documents have soft notes
+_FILLER_WEIGHT = 0.3  # in the loss: of an answer's words that state no fact
+_CONTEXT_WEIGHT = 0.05  # and of what is not the model's to say
+_GROUP = 8  # batches that are drawn, and sorted by length, together
 
 
 def train_tokenizer(folder: Path, seed: int) -> SentencePieceTokenizer:
@@ -91,11 +102,11 @@ class Row:
 class Batcher:
     """Turns documents into embeddings and targets for one language model."""
 
-    def __init__(self, tokenizer: SentencePieceTokenizer, table: nn.Parameter, seed: int) -> None:
+    def __init__(self, tokenizer: SentencePieceTokenizer, table: nn.Parameter) -> None:
         self.tokenizer = tokenizer
         self.table = table
-        self.rng = random.Random(seed)
         self.cache: dict[str, list[int]] = {}
+        self.facts = {self.encode(word)[0] for word in FACT_WORDS}
 
     def encode(self, text: str) -> list[int]:
         if text not in self.cache:
@@ -104,14 +115,13 @@ class Batcher:
             self.cache[text] = self.tokenizer.encode(text)
         return self.cache[text]
 
-    def plain_note(self, notes: list[Note]) -> list[int]:
+    def plain_note(self, notes: list[Note], rng: random.Random) -> list[int]:
         """Notes as ordinary words with separators, some said twice."""
-        said = [note for note in notes for _ in range(1 if self.rng.random() < 0.8 else 2)]
+        said = [note for note in notes for _ in range(1 if rng.random() < 0.8 else 2)]
         return self.encode(" ; ".join(" ".join(note) for note in said))
 
-    def soft_note(self, notes: list[Note]) -> list[dict[int, float]]:
+    def soft_note(self, notes: list[Note], rng: random.Random) -> list[dict[int, float]]:
         """Notes on ``NUM_QUERIES`` shuffled positions, each a weighted set of words."""
-        rng = self.rng
         positions = list(notes)
         while len(positions) < NUM_QUERIES:
             if rng.random() < 0.25:
@@ -124,65 +134,86 @@ class Batcher:
             for words in positions
         ]
 
-    def row(self, document: Document, soft_share: float) -> Row:
+    def row(self, document: Document, soft: bool, rng: random.Random) -> Row:
         ids = [1, *self.encode(document.before)] if document.before else [1]
-        soft: dict[int, dict[int, float]] = {}
-        if self.rng.random() < soft_share:
-            mixtures = self.soft_note(document.notes)
-            soft = {len(ids) + index: mixture for index, mixture in enumerate(mixtures)}
+        mixtures: dict[int, dict[int, float]] = {}
+        if soft:
+            mixtures = dict(enumerate(self.soft_note(document.notes, rng), start=len(ids)))
             ids = ids + [0] * len(mixtures)
         else:
-            ids = ids + self.plain_note(document.notes)
+            ids = ids + self.plain_note(document.notes, rng)
         weights = [0.0] * len(ids)
         for context, text in document.turns:
-            for part, weight in ((context, 0.1), (text, 1.0)):
-                more = self.encode(part) if part else []
-                ids = ids + more
-                weights += [weight] * len(more)
-        return Row(ids, weights, soft)
+            asked, told = self.encode(context) if context else [], self.encode(text)
+            ids = ids + asked + told
+            weights += [_CONTEXT_WEIGHT] * len(asked)
+            weights += [1.0 if i in self.facts else _FILLER_WEIGHT for i in told]
+        return Row(ids, weights, mixtures)
 
-    def batch(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def batch(
+        self, rows: Sequence[Row], rng: random.Random
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embeddings ``[B, S, D]``, target ids ``[B, S]``, weights ``[B, S]`` (0 = not learnt)."""
         pad = nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(row.ids) for row in rows], batch_first=True)
         weights = pad([torch.tensor(row.weights) for row in rows], batch_first=True)
         embeds = functional.embedding(ids, self.table)
-        where = [(b, position) for b, row in enumerate(rows) for position in row.soft]
-        if where:
-            mixture = torch.zeros(len(where), VOCAB_SIZE)
-            level = torch.zeros(len(where), 1)
-            index = 0
-            for row in rows:
-                row_noise = self.rng.uniform(0, 0.6)
-                for words in row.soft.values():
-                    level[index] = row_noise
-                    for token_id, weight in words.items():
-                        mixture[index, token_id] = weight
-                    index += 1
-            noise = torch.randn(len(where), self.table.shape[1]) * level * self.table.detach().std()
-            places = tuple(torch.tensor(where).T)
-            embeds = embeds.index_put(places, mixture @ self.table + noise)
+        soft = [(b, position) for b, row in enumerate(rows) for position in row.soft]
+        if soft:
+            mixtures = [mixture for row in rows for mixture in row.soft.values()]
+            words = [(i, word) for i, mixture in enumerate(mixtures) for word in mixture]
+            amounts = [amount for mixture in mixtures for amount in mixture.values()]
+            mixture = torch.zeros(len(mixtures), VOCAB_SIZE)
+            mixture[tuple(torch.tensor(words).T)] = torch.tensor(amounts)
+            levels = [rng.uniform(0, 0.6) for _ in rows]  # how blurred each row is
+            level = torch.tensor([levels[b] for b, _ in soft]).unsqueeze(1)
+            generator = torch.Generator().manual_seed(rng.getrandbits(63))
+            noise = torch.randn(len(soft), self.table.shape[1], generator=generator)
+            blurred = mixture @ self.table + level * self.table.detach().std() * noise
+            embeds = embeds.index_put(tuple(torch.tensor(soft).T), blurred)
         return embeds, ids, weights
 
 
 def pretrain_llama(
-    tokenizer: SentencePieceTokenizer, steps: int, seed: int, batch_size: int = 64
+    folder: Path,
+    tokenizer: SentencePieceTokenizer,
+    steps: int,
+    seed: int,
+    save_every: int = 200,
+    batch_size: int = 64,
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """A trained LLaMA and its text-only ceilings on notes it has not seen, by kind."""
+    """A trained LLaMA and its text-only ceilings on notes it has not seen.
+
+    Args:
+        folder: Where the training keeps its progress.
+        tokenizer: Of this language model.
+        steps: Of ``batch_size`` documents.
+        seed: Of init and documents.
+        save_every: Steps between two saves.
+        batch_size: Documents in a step.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
+    name = "llama"
     llama = build_llama()
     llama.set_attn_implementation("eager")  # faster than sdpa backward for short bf16 rows on CPU
-    batcher = Batcher(tokenizer, llama.get_input_embeddings().weight, seed + 1)
-    waiting: list[list[Row]] = []  # batches of rows of similar length: little padding
+    batcher = Batcher(tokenizer, llama.get_input_embeddings().weight)
 
-    def loss_of() -> torch.Tensor:
-        if not waiting:
-            rows = [batcher.row(make_document(rng), 0.65) for _ in range(8 * batch_size)]
-            rows.sort(key=lambda row: len(row.ids))
-            waiting.extend(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-            rng.shuffle(waiting)
-        embeds, targets, weights = batcher.batch(waiting.pop())
+    @functools.lru_cache(maxsize=1)
+    def batches(group: int) -> list[list[Row]]:
+        """Batches of rows of similar length, so that little is padded."""
+        rng = rng_of(seed, name, -1 - group)
+        rows = [
+            batcher.row(make_document(rng), rng.random() < _SOFT_SHARE, rng)
+            for _ in range(_GROUP * batch_size)
+        ]
+        rows.sort(key=lambda row: len(row.ids))
+        sorted_batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        rng.shuffle(sorted_batches)
+        return sorted_batches
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = batches(step // _GROUP)[step % _GROUP]
+        embeds, targets, weights = batcher.batch(rows, rng_of(seed, name, step))
         with autocast():
             logits = llama(inputs_embeds=embeds, use_cache=False).logits
         losses = functional.cross_entropy(
@@ -191,47 +222,57 @@ def pretrain_llama(
         weight = weights[:, 1:].flatten()
         return (losses * weight).sum() / weight.sum()
 
-    optimise("llama", list(llama.parameters()), steps, 2e-3, loss_of)
+    progress = folder / "llama.progress"
+    optimise(name, llama, llama.model.layers, steps, loss_of, progress, save_every)
     llama.eval()
-    ceilings = text_ceiling(llama, tokenizer, seed + 2)
+    ceilings = {}
+    for soft in (False, True):
+        notes = "soft notes" if soft else "plain notes"
+        for kind, value in text_ceiling(llama, tokenizer, seed, soft).items():
+            ceilings[f"{notes}: {kind}"] = value
     scale_residual_stream(llama)
     return llama, ceilings
 
 
 @torch.no_grad()
 def text_ceiling(
-    llama: LlamaForCausalLM, tokenizer: SentencePieceTokenizer, seed: int, soft_share: float = 0.0
+    llama: LlamaForCausalLM, tokenizer: SentencePieceTokenizer, seed: int, soft: bool
 ) -> dict[str, float]:
-    """Share of exact greedy predictions (teacher forced), by kind, on fresh notes."""
-    rng = random.Random(seed)
-    batcher = Batcher(tokenizer, llama.get_input_embeddings().weight, seed)
+    """Share of answers that greedy decoding gets right to the letter, on fresh notes, by kind.
+
+    Teacher forcing shows it: where every next piece is the most likely one, decoding writes them.
+    """
+    rng = rng_of(seed, "gate", 0)
+    batcher = Batcher(tokenizer, llama.get_input_embeddings().weight)
     right: dict[str, list[bool]] = {}
-    for _ in range(40):
-        documents, kinds = [], []
-        for _ in range(32):
-            scene = sample_scene(rng)
-            if rng.random() < 0.3:
-                notes = make_notes(scene, None, rng)
-                documents.append(Document(notes, "", [("", caption(scene) + "\n")]))
-                kinds.append("caption")
-                continue
-            if rng.random() < 0.3:
-                notes, kind = make_notes(scene, FULL, rng), "description"
-                prompt, answer = rng.choice(PROMPTS), description(scene)
-            else:
-                question = rng.choice(questions(scene, rng))
-                notes, kind = make_notes(scene, None, rng), question.kind
-                prompt, answer = question.text, question.answer
-            turn = (f"</Img> {prompt} ###Assistant: ", answer + "###")
-            documents.append(Document(notes, "###Human: <Img>", [turn]))
-            kinds.append(kind)
-        embeds, targets, weights = batcher.batch([batcher.row(d, soft_share) for d in documents])
+    for _ in range(60):
+        documents, kinds = zip(*(_exam(rng) for _ in range(32)), strict=True)
+        rows = [batcher.row(document, soft, rng) for document in documents]
+        embeds, targets, weights = batcher.batch(rows, rng)
         predicted = llama(inputs_embeds=embeds, use_cache=False).logits[:, :-1].argmax(-1)
-        learnt = weights[:, 1:] == 1.0
+        learnt = weights[:, 1:] > _CONTEXT_WEIGHT
         wrong = (predicted != targets[:, 1:]) & learnt
         for kind, row in zip(kinds, wrong, strict=True):
             right.setdefault(kind, []).append(not row.any().item())
-    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    shares = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    return {"all": sum(shares.values()) / len(shares), **shares}
+
+
+def _exam(rng: random.Random) -> tuple[Document, str]:
+    """A document with one thing to say, and its kind: caption, description or a question's."""
+    scene = sample_scene(rng)
+    kind = rng.choice(("caption", "description", *QUESTION_KINDS))
+    if kind == "caption":
+        return Document(make_notes(scene, None, rng), "", [("", caption(scene) + "\n")]), kind
+    if kind == "description":
+        style, prompt, answer = FULL, rng.choice(PROMPTS), description(scene)
+    else:
+        asked = {question.kind: question for question in questions(scene, rng)}
+        if kind not in asked:
+            return _exam(rng)
+        style, prompt, answer = None, asked[kind].text, asked[kind].answer
+    turn = (f"</Img> {prompt} ###Assistant: ", answer + "###")
+    return Document(make_notes(scene, style, rng), "###Human: <Img>", [turn]), kind
 
 
 @torch.no_grad()

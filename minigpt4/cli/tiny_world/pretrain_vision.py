@@ -4,10 +4,7 @@ The encoder learns what lies on each patch and where the patch is. The Q-Former 
 scenes through a throw-away projection into a throw-away language model with words of its own.
 """
 
-import logging
-import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
 
+from minigpt4.cli.tiny_world.pretraining import autocast, optimise, rng_of
 from minigpt4.cli.tiny_world.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -43,7 +41,7 @@ Q_FORMER_SIZE = QFormerSize(
     intermediate_size=512,
     cross_attention_frequency=1,
 )
-NUM_QUERIES = 32
+NUM_QUERIES = 16
 _GRID = IMAGE_SIZE // VISUAL_SIZE.patch_size
 _COLOR_NAMES, _SIZE_NAMES, _GROUNDS = list(COLORS), list(SIZES), list(BACKGROUNDS)
 _LEVELS = 7  # coordinates are told to the throw-away captioner on a 7 x 7 grid
@@ -52,54 +50,6 @@ _WORDS = ["begin", "end", *_GROUNDS, *PLACES, *PAIR_LAYOUTS, *TRIPLE_LAYOUTS]
 _WORDS += [*_SIZE_NAMES, *_COLOR_NAMES, *SHAPES]
 _WORDS += [f"{axis}{level}" for axis in "xy" for level in range(_LEVELS)]
 _WORD_ID = {word: index for index, word in enumerate(_WORDS)}
-
-logger = logging.getLogger(__name__)
-
-
-def cosine_schedule(steps: int, warmup: int = 100) -> Callable[[int], float]:
-    """Factor on the learning rate: linear warm-up, then a cosine down to 2 %."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.02 + 0.98 * 0.5 * (
-            1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
-        )
-
-    return factor
-
-
-def autocast() -> torch.autocast:
-    """bf16 where the CPU computes in it (about four times faster), else fp32."""
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(fast))
-
-
-def optimise(
-    name: str,
-    parameters: Sequence[nn.Parameter],
-    steps: int,
-    lr: float,
-    loss_of: Callable[[], torch.Tensor],
-) -> None:
-    """AdamW over ``steps`` calls of ``loss_of``, with a log line every 100."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(steps))
-    started, running = time.monotonic(), 0.0
-    for step in range(1, steps + 1):
-        loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        running += loss.item()
-        if step % 100 == 0 or step == steps:
-            elapsed = time.monotonic() - started
-            logger.info(
-                "%s step %d/%d loss %.4f (%.0f s)", name, step, steps, running / 100, elapsed
-            )
-            running = 0.0
 
 
 def scenes_to_pixels(scenes: Sequence[Scene]) -> torch.Tensor:
@@ -125,10 +75,20 @@ def _patch_labels(scenes: Sequence[Scene]) -> torch.Tensor:
     return torch.from_numpy(labels)
 
 
-def pretrain_visual_encoder(steps: int, seed: int, batch_size: int = 64) -> tuple[nn.Module, float]:
-    """A trained encoder and its gate: share of thing patches whose shape is read right."""
+def pretrain_visual_encoder(
+    folder: Path, steps: int, seed: int, save_every: int = 200, batch_size: int = 64
+) -> tuple[nn.Module, float]:
+    """A trained encoder and its gate: share of thing patches whose shape is read right.
+
+    Args:
+        folder: Where the training keeps its progress.
+        steps: Of ``batch_size`` pictures.
+        seed: Of init and pictures.
+        save_every: Steps between two saves.
+        batch_size: Pictures in a step.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
+    name = "visual encoder"
     encoder = build_visual_encoder(IMAGE_SIZE, VISUAL_SIZE)
     width = VISUAL_SIZE.embed_dim
     norm = build_ln_vision(width)
@@ -144,7 +104,8 @@ def pretrain_visual_encoder(steps: int, seed: int, batch_size: int = 64) -> tupl
             shape, color, size, place = patch_head(features[:, 1:]).float().split(parts, dim=-1)
             return shape, color, size, place, image_head(features[:, 0]).float()
 
-    def loss_of() -> torch.Tensor:
+    def loss_of(step: int) -> torch.Tensor:
+        rng = rng_of(seed, name, step)
         scenes = [
             sample_mosaic(rng) if rng.random() < 0.75 else sample_scene(rng)
             for _ in range(batch_size)
@@ -166,9 +127,12 @@ def pretrain_visual_encoder(steps: int, seed: int, batch_size: int = 64) -> tupl
         )
 
     modules = nn.ModuleList([encoder, norm, patch_head, image_head])
-    optimise("visual encoder", list(modules.parameters()), steps, 1.5e-3, loss_of)
+    blocks = encoder.get_submodule("blocks")
+    progress = folder / "visual_encoder.progress"
+    optimise(name, modules, blocks, steps, loss_of, progress, save_every)
     encoder.eval()
     with torch.no_grad():
+        rng = rng_of(seed, "gate", 0)
         scenes = [sample_scene(rng) for _ in range(300)]
         shape, *_ = predict(scenes)
         label = _patch_labels(scenes)[..., 0]
@@ -191,11 +155,19 @@ def _facts(scene: Scene) -> list[int]:
 
 
 def pretrain_q_former(
-    encoder: nn.Module, steps: int, seed: int, batch_size: int = 64
+    folder: Path,
+    encoder: nn.Module,
+    steps: int,
+    seed: int,
+    save_every: int = 200,
+    batch_size: int = 64,
 ) -> tuple[nn.LayerNorm, nn.Parameter, Blip2QFormerModel, float]:
-    """``ln_vision``, queries, Q-Former; the gate: a linear probe for the layout."""
+    """``ln_vision``, queries, Q-Former; the gate: a linear probe for the layout.
+
+    ``encoder`` is the frozen tower before it; the others as in :func:`pretrain_visual_encoder`.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
+    name = "q-former"
     width = Q_FORMER_SIZE.hidden_size
     ln_vision = build_ln_vision(VISUAL_SIZE.embed_dim)
     query_tokens = build_query_tokens(NUM_QUERIES, width)
@@ -220,7 +192,8 @@ def pretrain_q_former(
                 query_embeds=queries, encoder_hidden_states=ln_vision(patches)
             ).last_hidden_state
 
-    def loss_of() -> torch.Tensor:
+    def loss_of(step: int) -> torch.Tensor:
+        rng = rng_of(seed, name, step)
         scenes = [sample_scene(rng) for _ in range(batch_size)]
         facts = [torch.tensor(_facts(scene)) for scene in scenes]
         ids = nn.utils.rnn.pad_sequence(facts, batch_first=True, padding_value=-100)
@@ -233,8 +206,10 @@ def pretrain_q_former(
         )
 
     modules = nn.ModuleList([ln_vision, q_former, captioner, to_captioner])
-    optimise("q-former", [query_tokens, *modules.parameters()], steps, 1.5e-3, loss_of)
-    return ln_vision, query_tokens, q_former, _probe_layout(features_of, rng)
+    modules.register_parameter("query_tokens", query_tokens)
+    hidden = nn.ModuleList([q_former.encoder, captioner.model.layers])
+    optimise(name, modules, hidden, steps, loss_of, folder / "q_former.progress", save_every)
+    return ln_vision, query_tokens, q_former, _probe_layout(features_of, rng_of(seed, "gate", 0))
 
 
 def _probe_layout(

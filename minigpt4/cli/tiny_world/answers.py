@@ -1,4 +1,4 @@
-"""Figures of the tiny world: text generated for held-out scenes, scored against the scenes."""
+"""Text generated for held-out scenes, for the figures of the quickstart and the benchmark."""
 
 import random
 from collections.abc import Sequence
@@ -8,18 +8,13 @@ from pathlib import Path
 import torch
 
 from minigpt4.chat import Chat
-from minigpt4.cli.tiny_world.phrases import (
-    QUESTION_KINDS,
-    is_failed_description,
-    questions,
-    read_caption,
-    read_description,
-)
+from minigpt4.cli.tiny_world.phrases import QUESTION_KINDS, questions
 from minigpt4.cli.tiny_world.scenes import Scene
+from minigpt4.cli.tiny_world.scoring import share
 from minigpt4.models.splice import IMAGE_MARK
 
 _BATCH = 50
-DESCRIBE = "Describe this image in detail."
+_DESCRIBE = "Describe this image in detail."
 
 
 @dataclass(frozen=True)
@@ -63,40 +58,9 @@ def answer_question(chat: Chat, asked: Sequence[str], images: torch.Tensor) -> l
     return _generate(chat, prompts, images, chat.template.stop)
 
 
-def share(hits: Sequence[bool]) -> float:
-    """Share of hits, to four places."""
-    return round(sum(hits) / len(hits), 4) if hits else 0.0
-
-
-def caption_figures(scenes: Sequence[Scene], captions: Sequence[str]) -> dict[str, float]:
-    """Shares of captions that name exactly the right colour-shape pairs, and the right layout."""
-    readings = [read_caption(text) for text in captions]
-    exact = [
-        len(reading.pairs) == len(scene.things) and set(reading.pairs) == scene.pairs
-        for reading, scene in zip(readings, scenes, strict=True)
-    ]
-
-    def of_count(count: int) -> float:
-        chosen = zip(exact, scenes, strict=True)
-        return share([hit for hit, scene in chosen if len(scene.things) == count])
-
-    layout = [r.layout == scene.layout for r, scene in zip(readings, scenes, strict=True)]
-    return {
-        "exact": share(exact),
-        "two_objects": of_count(2),
-        "three_objects": of_count(3),
-        "layout": share(layout),
-    }
-
-
-def description_figures(scenes: Sequence[Scene], answers: Sequence[str]) -> dict[str, float]:
-    """Share of failed answers to "describe", and of exact ones (right pairs, not failed)."""
-    failed = [is_failed_description(text) for text in answers]
-    exact = [
-        not bad and set(read_description(text).pairs) == scene.pairs
-        for bad, text, scene in zip(failed, answers, scenes, strict=True)
-    ]
-    return {"failure": share(failed), "exact": share(exact)}
+def describe(chat: Chat, split: Split) -> list[str]:
+    """The answer to "describe this image in detail" about each picture."""
+    return answer_question(chat, [_DESCRIBE] * len(split.scenes), split.images)
 
 
 def question_figures(chat: Chat, split: Split, seed: int) -> dict[str, float]:
