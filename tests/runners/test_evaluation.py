@@ -58,6 +58,7 @@ def descriptions_of(few: Path, storage: Path | None = None) -> list[str]:
     return [
         f"model.ckpt={few}/projection.pth",
         f"datasets.cc_sbu_align.build_info.storage={storage}",
+        "run.metrics=[exact_match]",
         *SHORT,
     ]
 
@@ -259,9 +260,9 @@ def with_plugin(folder: Path, metric: str) -> Path:
         "def words(output: str, reference: str) -> float:\n"
         f"    return {metric}\n"
     )
-    text = (ROOT / DESCRIBE).read_text().replace("[exact_match]", "[words, exact_match]")
+    text = (ROOT / DESCRIBE).read_text()
     file = folder / "mine.yaml"
-    file.write_text(text + "\nplugins: [./my_metrics.py]\n")
+    file.write_text(text.replace("minigpt4.cli.tiny_world.scoring", "./my_metrics.py"))
     return file
 
 
@@ -269,7 +270,8 @@ def with_plugin(folder: Path, metric: str) -> Path:
 def test_a_metric_from_a_plugin(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
     config = with_plugin(tmp_path, "len(output.split())")
     arguments = ["evaluate", "--cfg-path", config, "--output", tmp_path / "out"]
-    code, stderr = run_entry(command, *arguments, "--options", *descriptions_of(few))
+    options = [*descriptions_of(few), "run.metrics=[words,exact_match]"]
+    code, stderr = run_entry(command, *arguments, "--options", *options)
     assert code == 0, stderr
     rows = rows_of(tmp_path / "out" / "cc_sbu_align.jsonl")
     counts = [len(row["output"].split()) for row in rows]
@@ -286,7 +288,8 @@ def test_a_metric_that_fails_is_one_line_and_nothing_is_written(
 ) -> None:
     config = with_plugin(tmp_path, "1 / 0")
     arguments = ["evaluate", "--cfg-path", config, "--output", tmp_path / "out"]
-    code, stderr = run_entry(command, *arguments, "--options", *descriptions_of(few))
+    options = [*descriptions_of(few), "run.metrics=[words]"]
+    code, stderr = run_entry(command, *arguments, "--options", *options)
     assert code == 2
     assert "run.metrics: words fails on the output" in only_error(stderr)
     assert list((tmp_path / "out").iterdir()) == []
@@ -298,7 +301,7 @@ def test_a_metric_that_fails_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("run.metrics=[exact_mach]", "unknown metric 'exact_mach'; known: exact_match"),
+        ("run.metrics=[exact_mach]", "run.metrics: unknown metric 'exact_mach'; known: "),
         ("run.metrics=exact_match", "run.metrics: 'exact_match': input should be a valid"),
         ("run.metrcs=[exact_match]", "did you mean 'metrics'?"),
         ("run.batch_size_eval=0", "run.batch_size_eval: 0 must be greater than 0"),
