@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import demo
 import train
 from minigpt4.chat import load_chat
 from minigpt4.errors import ConfigError, DataError
@@ -236,3 +237,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert sorted(f.name for f in run.iterdir()) == ["checkpoint_0.pth", "config.yaml", "log.txt"]
     assert json.loads((run / "log.txt").read_text().splitlines()[0])["epoch"] == 0
     torch.load(run / "checkpoint_0.pth", weights_only=True)
+
+
+def test_a_folder_of_examples_that_is_not_there(run_entry: EntryPoint, tmp_path: Path):
+    arguments = ["--cfg-path", "eval_configs/tiny_eval.yaml", "--port", "0"]
+    code, stderr = run_entry(demo.main, *arguments, "--examples", tmp_path / "nowhere")
+    assert code == 2
+    assert one_line(stderr).endswith("nowhere: no such folder")

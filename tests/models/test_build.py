@@ -45,7 +45,7 @@ def test_only_the_projection_is_trained_and_the_rest_stays_in_eval_mode() -> Non
 @pytest.mark.parametrize(
     ("option", "mention"),
     [
-        ("model.num_query_token=16", "query_tokens is [1, 32, 128], not [1, 16, 128]"),
+        ("model.num_query_token=8", "query_tokens is [1, 16, 128], not [1, 8, 128]"),
         ("model.visual_encoder.depth=6", "missing (first: blocks.5."),
         ("model.visual_encoder.embed_dim=64", "the model wants"),
         ("model.q_former.hidden_size=64", "does not fit this model"),
@@ -78,7 +78,7 @@ def test_a_language_model_with_another_ones_tokenizer_is_refused(tmp_path: Path)
 
 def test_weights_of_another_image_size_are_resized() -> None:
     tokens = build("model.image_size=140").encode_img(torch.zeros(1, 3, 140, 140))
-    assert tokens.shape == (1, 32, 160)
+    assert tokens.shape == (1, 16, 160)
 
 
 def test_precision() -> None:

@@ -17,8 +17,8 @@ PROMPTS = (
     "Could you describe the contents of this image for me?",
 )
 _SYSTEM = TEMPLATES["vicuna_v0"].system
-# One of these words among the notes says how a description is to be told; without one, it varies.
-FULL, BRIEF = "full", "brief"
+# This word among the notes asks for a description in full; without it a bare caption will do.
+FULL = "full"
 # Words that state a fact; in answers they weigh more than the words around them.
 FACT_WORDS = (*COLORS, *SHAPES, *SIZES, *BACKGROUNDS, *NUMBERS[1:], "Yes", "No")
 FACT_WORDS += ("left", "right", "top", "bottom", "center", "above", "row", "column")
@@ -31,11 +31,21 @@ Note = tuple[str, ...]  # words that share one position of a soft note, or stand
 
 @dataclass(frozen=True)
 class Document:
-    """Notes between two pieces of context, then the turns: (context, text to learn)."""
+    """Notes between two pieces of context, then the turns.
+
+    Attributes:
+        notes: What is known about the scene.
+        before: Context before the notes.
+        turns: Pairs of context and text to learn.
+        full: Whether a description here is told in full.
+        strength: How strongly soft notes ask for that, 0 to 1: the share of them that get it.
+    """
 
     notes: list[Note]
     before: str
     turns: list[tuple[str, str]]
+    full: bool = False
+    strength: float = 0.0
 
 
 def _thing_notes(scene: Scene) -> list[tuple[Note, Note]]:
@@ -53,7 +63,7 @@ def _thing_notes(scene: Scene) -> list[tuple[Note, Note]]:
     ]
 
 
-def make_notes(scene: Scene, style: str | None, rng: random.Random) -> list[Note]:
+def make_notes(scene: Scene, rng: random.Random) -> list[Note]:
     """Notes about a scene: every fact at least once, behind its place, in random order."""
     notes: list[Note] = []
     for attributes, place in _thing_notes(scene):
@@ -64,36 +74,29 @@ def make_notes(scene: Scene, style: str | None, rng: random.Random) -> list[Note
     notes.append((scene.background,))
     if len(scene.things) > 1:
         notes.append(("row" if scene.layout in ("beside", "row") else "column",))
-    if style:
-        notes.append((style,))
     rng.shuffle(notes)
     return notes
-
-
-def _describe(scene: Scene, style: str | None, rng: random.Random) -> str:
-    """A description as told: full sentences, or just the bare caption."""
-    full = style == FULL if style else rng.random() < 0.3
-    return description(scene) if full else caption(scene)
 
 
 def make_document(rng: random.Random) -> Document:
     """One random document: a bare caption, or a conversation about the notes."""
     scene = sample_scene(rng, count=rng.choice((1, 2, 2, 3, 3, 3)))
-    style = rng.choice((FULL, BRIEF, None))
-    notes = make_notes(scene, style, rng)
+    notes = make_notes(scene, rng)
+    strength = rng.choice((0.0, rng.random()))
+    full = rng.random() < strength
     if rng.random() < 0.25:
-        return Document(notes, "", [("", caption(scene) + "\n")])
+        return Document(notes, "", [("", caption(scene) + "\n")], full, strength)
     before = (_SYSTEM if rng.random() < 0.06 else "") + "###Human: <Img>"
     close = rng.choice((" ###Assistant: ", "###Assistant: "))
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.25:
-        turns.append((rng.choice(PROMPTS), _describe(scene, style, rng)))
+        turns.append((rng.choice(PROMPTS), description(scene) if full else caption(scene)))
     turns += [(question.text, question.answer) for question in _ask(scene, rng)]
     texts = []
     for index, (question, answer) in enumerate(turns[:_LONGEST]):
         opening = "</Img> " if index == 0 else "Human: "
         texts.append((opening + question + close, answer + "###"))
-    return Document(notes, before, texts)
+    return Document(notes, before, texts, full, strength)
 
 
 def _ask(scene: Scene, rng: random.Random) -> list[Question]:

@@ -49,7 +49,7 @@ def train_tokenizer(folder: Path, seed: int) -> SentencePieceTokenizer:
     def lines() -> Iterator[str]:
         for _ in range(20000):
             document = make_document(rng)
-            yield " ".join(" ".join(note) for note in document.notes)
+            yield " ".join([FULL, *(" ".join(note) for note in document.notes)])
             yield document.before + " ".join(context + text for context, text in document.turns)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,22 +115,31 @@ class Batcher:
             self.cache[text] = self.tokenizer.encode(text)
         return self.cache[text]
 
-    def plain_note(self, notes: list[Note], rng: random.Random) -> list[int]:
+    def plain_note(self, document: Document, rng: random.Random) -> list[int]:
         """Notes as ordinary words with separators, some said twice."""
+        notes: list[Note] = document.notes + [(FULL,)] * document.full
         said = [note for note in notes for _ in range(1 if rng.random() < 0.8 else 2)]
+        rng.shuffle(said)
         return self.encode(" ; ".join(" ".join(note) for note in said))
 
-    def soft_note(self, notes: list[Note], rng: random.Random) -> list[dict[int, float]]:
-        """Notes on ``NUM_QUERIES`` shuffled positions, each a weighted set of words."""
-        positions = list(notes)
+    def soft_note(self, document: Document, rng: random.Random) -> list[dict[int, float]]:
+        """Notes on ``NUM_QUERIES`` shuffled positions, each a weighted set of words.
+
+        How strongly a description in full is asked for is a matter of degree, on all positions: so
+        stage 2 has a slope to climb.
+        """
+        positions = list(document.notes)
         while len(positions) < NUM_QUERIES:
             if rng.random() < 0.25:
                 positions.append(())
                 continue
-            positions.append(tuple(word for word in rng.choice(notes) if rng.random() < 0.7))
+            note = rng.choice(document.notes)
+            positions.append(tuple(word for word in note if rng.random() < 0.7))
         rng.shuffle(positions)
+        everywhere = {self.encode(FULL)[0]: document.strength}
         return [
             {self.encode(w)[0]: rng.uniform(0.5, 1.3) / len(words) ** 0.5 for w in words}
+            | everywhere
             for words in positions
         ]
 
@@ -138,10 +147,10 @@ class Batcher:
         ids = [1, *self.encode(document.before)] if document.before else [1]
         mixtures: dict[int, dict[int, float]] = {}
         if soft:
-            mixtures = dict(enumerate(self.soft_note(document.notes, rng), start=len(ids)))
+            mixtures = dict(enumerate(self.soft_note(document, rng), start=len(ids)))
             ids = ids + [0] * len(mixtures)
         else:
-            ids = ids + self.plain_note(document.notes, rng)
+            ids = ids + self.plain_note(document, rng)
         weights = [0.0] * len(ids)
         for context, text in document.turns:
             asked, told = self.encode(context) if context else [], self.encode(text)
@@ -263,16 +272,17 @@ def _exam(rng: random.Random) -> tuple[Document, str]:
     scene = sample_scene(rng)
     kind = rng.choice(("caption", "description", *QUESTION_KINDS))
     if kind == "caption":
-        return Document(make_notes(scene, None, rng), "", [("", caption(scene) + "\n")]), kind
-    if kind == "description":
-        style, prompt, answer = FULL, rng.choice(PROMPTS), description(scene)
+        return Document(make_notes(scene, rng), "", [("", caption(scene) + "\n")]), kind
+    full = kind == "description"
+    if full:
+        prompt, answer = rng.choice(PROMPTS), description(scene)
     else:
         asked = {question.kind: question for question in questions(scene, rng)}
         if kind not in asked:
             return _exam(rng)
-        style, prompt, answer = None, asked[kind].text, asked[kind].answer
+        prompt, answer = asked[kind].text, asked[kind].answer
     turn = (f"</Img> {prompt} ###Assistant: ", answer + "###")
-    return Document(make_notes(scene, style, rng), "###Human: <Img>", [turn]), kind
+    return Document(make_notes(scene, rng), "###Human: <Img>", [turn], full, float(full)), kind
 
 
 @torch.no_grad()
