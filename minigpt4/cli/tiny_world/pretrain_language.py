@@ -7,6 +7,7 @@ image features are. What is engineered here is listed in ``assets/tiny/README.md
 """
 
 import functools
+import io
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,10 @@ def train_tokenizer(folder: Path, seed: int) -> SentencePieceTokenizer:
             yield document.before + " ".join(context + text for context, text in document.turns)
 
     folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()  # written through a prefix, it would hold the folder's path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines(),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=model,
         vocab_size=VOCAB_SIZE,
         model_type="bpe",
         byte_fallback=True,
@@ -69,7 +71,7 @@ def train_tokenizer(folder: Path, seed: int) -> SentencePieceTokenizer:
         pad_id=-1,
         minloglevel=2,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     return SentencePieceTokenizer(folder / "tokenizer.model")
 
 
