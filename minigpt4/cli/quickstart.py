@@ -106,10 +106,8 @@ def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], lis
     for stage in ("before", "stage1", "stage2"):
         chat = load_stage(stage, output, seed)
         seen = answers.encode_split(chat, heldout)
-        captions, descriptions = (
-            answers.write_captions(chat, seen.images),
-            answers.describe(chat, seen),
-        )
+        captions = answers.write_captions(chat, seen.images)
+        descriptions = answers.describe(chat, seen)
         figures = scoring.caption_figures(seen.scenes, captions)
         told = scoring.description_figures(seen.scenes, descriptions)
         exact[stage] = figures["exact"]

@@ -108,7 +108,7 @@ def test_committed_language_model_answers_about_text():
     llama = AutoModelForCausalLM.from_pretrained(TINY / "llama", dtype=torch.float32)
     tokenizer = SentencePieceTokenizer(TINY / "llama" / "tokenizer.model")
     for soft, name in ((False, "llama, plain notes: all"), (True, "llama, soft notes: all")):
-        assert text_ceiling(llama, tokenizer, seed=17, soft=soft)["all"] >= BARS[name] - 0.02
+        assert text_ceiling(llama, tokenizer, seed=17, soft=soft)["all"] >= BARS[name]
 
 
 def test_committed_gates_reach_their_bars():
