@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteriaList
 
 from minigpt4.chat.generation import (
     GenerationOptions,
     Watch,
-    build_generation_config,
     change_options,
     cut_at,
+    generate_ids,
 )
 from minigpt4.conversation import TEMPLATES, Conversation, Template
 from minigpt4.datasets.samples import ToPixels, load_image
@@ -217,16 +216,8 @@ class Chat:
         spliced = splice(contexts, empty, self.model.embed_tokens, device, pad_side="left")
         tokenizer = self.model.tokenizer
         watch = Watch(tokenizer, stop, listen, cancelled)
-        # With ids beside the embeddings, generated ids start with bos as in the original.
-        bos = torch.full((len(prompts), 1), tokenizer.bos_id, device=device)
         with self._lock:
             if options.seed is not None:
                 torch.manual_seed(options.seed)
-            ids = self.model.llama_model.generate(
-                input_ids=bos,
-                inputs_embeds=spliced.embeds,
-                attention_mask=spliced.attention_mask,
-                generation_config=build_generation_config(options, tokenizer),
-                stopping_criteria=StoppingCriteriaList([watch]),
-            )
+            ids = generate_ids(self.model, spliced.embeds, spliced.attention_mask, options, [watch])
         return [cut_at(tokenizer.decode(row[1:]), stop) for row in ids.tolist()]

@@ -1,16 +1,17 @@
 """Generation: how an answer is made, token by token, and where it ends."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import bind
 
@@ -83,6 +84,39 @@ class Watch(StoppingCriteria):
 
     def _reached(self, row: list[int]) -> bool:
         return self._stop != "" and self._stop in self._tokenizer.decode(row[-_TAIL:])
+
+
+def generate_ids(
+    model: MiniGPT4,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    options: GenerationOptions,
+    stops: Sequence[StoppingCriteria] = (),
+    **outputs: Any,
+) -> Any:
+    """What the language model writes behind ``embeds``.
+
+    Args:
+        model: In eval mode.
+        embeds: Contexts ``[B, S, H]``, padded on the left.
+        attention_mask: ``[B, S]``, 1 on real positions.
+        options: How to generate.
+        stops: Beside the end-of-sequence token.
+        **outputs: What else transformers' ``generate`` shall give back.
+
+    Returns:
+        Ids ``[B, n]``; each row starts with bos, as in the original.
+    """
+    # The bos that stands beside the embeddings is what makes the ids start so.
+    bos = torch.full((len(embeds), 1), model.tokenizer.bos_id, device=embeds.device)
+    return model.llama_model.generate(  # type: ignore[operator]
+        input_ids=bos,
+        inputs_embeds=embeds,
+        attention_mask=attention_mask,
+        generation_config=build_generation_config(options, model.tokenizer),
+        stopping_criteria=StoppingCriteriaList(stops),
+        **outputs,
+    )
 
 
 def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) -> GenerationConfig:

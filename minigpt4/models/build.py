@@ -24,7 +24,11 @@ from minigpt4.checks import (
 )
 from minigpt4.download import BLIP2_Q_FORMER, EVA_VIT_G, fetch
 from minigpt4.errors import CheckpointError, ConfigError
-from minigpt4.models.language_model import check_vocabulary, load_language_model
+from minigpt4.models.language_model import (
+    check_vocabulary,
+    empty_language_model,
+    load_language_model,
+)
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.q_former import QFormerSize, build_q_former
 from minigpt4.models.splice import IMAGE_MARK
@@ -34,6 +38,7 @@ from minigpt4.models.visual_encoder import (
     build_ln_vision,
     build_visual_encoder,
     resize_position_embedding,
+    shorten_weights,
 )
 from minigpt4.registry import MODELS, Hidden
 
@@ -100,6 +105,9 @@ def build_minigpt4(
 ) -> MiniGPT4:
     """The model with its weights loaded, on ``device``.
 
+    On the device ``meta`` it is built without memory: names, shapes and dtypes, no weights. Then
+    only the language model's ``config.json`` and tokenizer are read.
+
     Args:
         device: Where it runs.
         llama_model: Folder or hub id of the language model.
@@ -125,27 +133,35 @@ def build_minigpt4(
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
     """
-    dtype = choose_dtype(precision, device)
-    encoder = _load_visual_encoder(vit_model, image_size, visual_encoder)
+    dtype, empty = choose_dtype(precision, device), device.type == "meta"
+    with init_empty_weights(include_buffers=False):
+        encoder = build_visual_encoder(image_size, visual_encoder)
+    if not empty:
+        _load_visual_encoder(encoder, vit_model, image_size, visual_encoder)
+    if vit_precision == "fp16":
+        shorten_weights(encoder, dtype)
     ln_vision = build_ln_vision(visual_encoder.embed_dim)
     former, queries = None, None
     # Without a Q-Former the original reads nothing from BLIP-2's file: ln_vision stays as made.
     if has_qformer:
-        blip2 = _load_blip2(q_former_model)
-        load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
         with init_empty_weights(include_buffers=False):
             former = build_q_former(visual_encoder.embed_dim, q_former)
-        load_into(former, convert_q_former(blip2), q_former_model)
-        queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
+        queries = torch.empty(1, num_query_token, q_former.hidden_size, device="meta")
+        if not empty:
+            blip2 = _load_blip2(q_former_model)
+            load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
+            load_into(former, convert_q_former(blip2), q_former_model)
+            queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
     elif visual_encoder_tokens(image_size, visual_encoder) % 4:
         raise ConfigError(
             "model.image_size: without a Q-Former the patches must be a multiple of 4"
         )
     tokenizer = load_tokenizer(llama_model)
-    language_model = load_language_model(llama_model, dtype, int8=low_resource)
+    load = empty_language_model if empty else load_language_model
+    language_model = load(llama_model, dtype, int8=low_resource)
     check_vocabulary(language_model, tokenizer, llama_model)
     model = MiniGPT4(
-        encoder.to(torch.float32 if vit_precision == "fp32" else dtype),
+        encoder,
         ln_vision,
         former,
         queries,
@@ -170,19 +186,18 @@ def visual_encoder_tokens(image_size: int, size: VisualEncoderSize) -> int:
     return (image_size // size.patch_size) ** 2
 
 
-def _load_visual_encoder(origin: str, image_size: int, size: VisualEncoderSize) -> nn.Module:
+def _load_visual_encoder(
+    encoder: nn.Module, origin: str, image_size: int, size: VisualEncoderSize
+) -> None:
     weights = load_weights(fetch(origin))
     if not isinstance(weights, dict) or "pos_embed" not in weights:
         raise CheckpointError(f"{origin}: not a visual encoder (no pos_embed in it)")
-    with init_empty_weights(include_buffers=False):
-        encoder = build_visual_encoder(image_size, size)
     converted = convert_visual_encoder(weights, size.depth)
     side = image_size // size.patch_size
     if converted["pos_embed"].shape[1] != 1 + side * side:
         converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
     fp32 = {k: v.float() for k, v in converted.items() if isinstance(v, torch.Tensor)}
     load_into(encoder, fp32, origin)
-    return encoder
 
 
 def _load_blip2(origin: str) -> dict[str, torch.Tensor]:

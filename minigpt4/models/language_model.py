@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
@@ -53,6 +53,20 @@ def load_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> 
             "an unmerged delta, or a broken download"
         )
     return model
+
+
+def empty_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> PreTrainedModel:
+    """The language model of a folder's ``config.json`` on the meta device, without its weights.
+
+    Arguments and errors as in :func:`load_language_model`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+        raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _has_bitsandbytes() -> bool:

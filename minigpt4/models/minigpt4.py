@@ -188,18 +188,21 @@ def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_table(model: MiniGPT4) -> str:
-    """Which part is frozen and which is trained, with counts; printed at the start of a run."""
-    rows: list[tuple[str, str, int, str]] = []
+    """Which part is frozen and which is trained: parameters, gigabytes (1e9 bytes) and dtypes."""
     parts: dict[str, Any] = {name: list(part.parameters()) for name, part in model.named_children()}
     if model.query_tokens is not None:
         parts["query_tokens"] = [model.query_tokens]
+    lines, total = [], 0
     for name, parameters in parts.items():
         if parameters:
-            trained = "trained" if any(p.requires_grad for p in parameters) else "frozen"
+            state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
             dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
-            rows.append((name, trained, sum(p.numel() for p in parameters), ", ".join(dtypes)))
-    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [f"  {name:<15} {state:<8} {count:>15,}  {dtype}" for name, state, count, dtype in rows]
-    share = 100 * total / sum(count for _, _, count, _ in rows)
-    lines.append(f"  {total:,} parameters are trained, {share:.3g} % of all")
+            count = sum(p.numel() for p in parameters)
+            size = sum(p.numel() * p.element_size() for p in parameters) / 1e9
+            total += count
+            lines.append(
+                f"  {name:<15} {state:<8} {count:>15,} {size:>9.4f} GB  {', '.join(dtypes)}"
+            )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines.append(f"  {trained:,} parameters are trained, {100 * trained / total:.3g} % of all")
     return "\n".join(lines)

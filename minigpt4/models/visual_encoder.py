@@ -60,6 +60,16 @@ def resize_position_embedding(pos_embed: torch.Tensor, grid: tuple[int, int]) ->
     ).to(pos_embed.dtype)
 
 
+def shorten_weights(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Matrices and their biases in ``dtype``; norms, embeddings and q/v biases stay in fp32.
+
+    As in the original; so the residual stream is in fp32 too.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
 def build_ln_vision(embed_dim: int) -> nn.LayerNorm:
     """The norm on top of the visual encoder (torch's default eps, unlike the encoder's 1e-6)."""
     return nn.LayerNorm(embed_dim)
