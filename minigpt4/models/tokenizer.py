@@ -5,12 +5,11 @@ beside special tokens and decoding differently, so LLaMA folders (``tokenizer.mo
 sentencepiece itself; other language models use their own fast tokenizer.
 """
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
-
-import sentencepiece
 
 from minigpt4.errors import CheckpointError, one_line
 
@@ -39,7 +38,11 @@ class SentencePieceTokenizer:
 
     def __init__(self, model_file: Path) -> None:
         try:
+            import sentencepiece
+
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+        except ImportError as error:
+            raise CheckpointError(f"{model_file}: cannot be read: {missing_packages()}") from error
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"{model_file}: not a sentencepiece model ({error}); copy tokenizer.model again "
@@ -98,7 +101,8 @@ class FastTokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-            reason = one_line(error)
+            # Without these packages transformers asks for others, which would not help.
+            reason = missing_packages() or one_line(error)
             raise CheckpointError(
                 f"{folder}: no tokenizer.model, and no other tokenizer loads ({reason})"
             ) from error
@@ -115,6 +119,20 @@ class FastTokenizer:
 
     def piece(self, token_id: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+
+
+def missing_packages() -> str:
+    """What an environment lacks to read sentencepiece tokenizers; empty when it lacks nothing."""
+    needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+    lacking = [name for name, module in needed.items() if not _is_installed(module)]
+    return f"missing packages; pip install {' '.join(lacking)}" if lacking else ""
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # the parent is missing; a module put to None
+        return False
 
 
 def load_tokenizer(folder: str) -> Tokenizer:

@@ -1,3 +1,5 @@
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,29 @@ def test_a_folder_without_tokenizer_is_one_line(
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "with_model"),
+    [
+        ("sentencepiece", "sentencepiece", True),
+        ("sentencepiece", "sentencepiece", False),
+        ("google.protobuf", "protobuf", False),
+    ],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str, with_model: bool
+) -> None:
+    if with_model:
+        shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(CheckpointError) as error:
+        load_tokenizer(str(tmp_path))
+    assert str(error.value).rstrip(")").endswith(f"pip install {package}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_with_both_forms_is_read_with_sentencepiece(tmp_path: Path) -> None:
+    _save_fast_tokenizer(tmp_path, "<start>")  # tokenizer.json, of another vocabulary
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    assert load_tokenizer(str(tmp_path)).vocab_size == 512

@@ -1,0 +1,94 @@
+"""Every YAML of the repo at full size, without the memory: built on the meta device."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from minigpt4.config import load_config
+from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
+from minigpt4.registry import MODELS
+from tests.conftest import ROOT
+from tests.recorded import GOLDEN
+from tests.recorded.comparison import files_of, read_json
+from tests.recorded.manifests import TOKENIZER, build_on_meta
+
+YAMLS = sorted(file for part in ("train", "eval") for file in (ROOT / f"{part}_configs").glob("*"))
+# Embedding rows (Vicuna v0 adds one), width, feed-forward, layers and heads.
+SIZES = {
+    "Vicuna-7B": (32001, 4096, 11008, 32, 32),
+    "Vicuna-13B": (32001, 5120, 13824, 40, 40),
+    "Llama-2-7B": (32000, 4096, 11008, 32, 32),
+}
+TRAINED = {"Vicuna-7B": 3_149_824, "Vicuna-13B": 3_937_280, "Llama-2-7B": 23_072_768}
+
+
+def llama_folder(folder: Path, name: str) -> Path:
+    """What a user's folder holds, but for its weights."""
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    sizes = dict(zip((*keys, "num_attention_heads"), SIZES[name], strict=True))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    shutil.copy(TOKENIZER, folder)
+    return folder
+
+
+def build(file: Path, *options: str) -> MiniGPT4:
+    config = load_config(file, options)
+    return MODELS.build(config.arch, config.model_options(), device=torch.device("meta"))
+
+
+def language_models(file: Path) -> list[str]:
+    model = yaml.safe_load(file.read_text())["model"]
+    if model["model_type"] == "tiny":
+        return [""]
+    return ["Llama-2-7B"] if "llama2" in model["model_type"] else ["Vicuna-7B", "Vicuna-13B"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [(file, name) for file in YAMLS for name in language_models(file)],
+    ids=lambda value: value.name if isinstance(value, Path) else value,
+)
+def test_every_yaml_is_built(file: Path, name: str, tmp_path: Path) -> None:
+    options = ["model.ckpt="]
+    if name:
+        options.append(f"model.llama_model={llama_folder(tmp_path / 'llama', name)}")
+    model = build(file, *options)
+    trained = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n, _ in trained] == ["llama_proj.weight", "llama_proj.bias"]
+    if name:
+        assert sum(count for _, count in trained) == TRAINED[name]
+        frozen = [part for n, part in model.named_parameters() if not n.startswith("llama_proj")]
+        assert all(part.is_meta for part in frozen if part.numel() > 10_000)
+
+
+def test_all_sizes_are_covered() -> None:
+    assert {name for file in YAMLS for name in language_models(file)} == {"", *SIZES}
+    stages = {
+        (file.name.split("_stage")[1][:1], name)
+        for file in YAMLS
+        if "stage" in file.name
+        for name in language_models(file)
+    }
+    assert stages >= {(stage, name) for stage in "12" for name in SIZES}
+
+
+def test_the_start_up_table_tells_parameters_gigabytes_and_dtypes() -> None:
+    facts = read_json(next(files_of(GOLDEN / "manifests", "main*vicuna7b*.json")))
+    lines = parameter_table(build_on_meta(facts, precision="fp16")).splitlines()
+    rows = {line.split()[0]: line.split() for line in lines[:-1]}
+    assert rows["llama_model"] == [
+        "llama_model",
+        "frozen",
+        "6,738,423,808",
+        "13.4768",
+        "GB",
+        "float16",
+    ]
+    assert rows["llama_proj"][1:] == ["trained", "3,149,824", "0.0126", "GB", "float32"]
+    assert rows["visual_encoder"][-2:] == ["float16,", "float32"]
+    assert lines[-1].strip() == "3,149,824 parameters are trained, 0.0402 % of all"
