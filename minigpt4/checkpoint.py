@@ -34,26 +34,57 @@ _Q_FORMER_NAMES = (
     (".attention.self.", ".attention.attention."),
     (".crossattention.self.", ".crossattention.attention."),
 )
+# Our names, and those of transformers' ``Blip2ForConditionalGeneration``; the first match counts.
+_BLIP2_NAMES = (
+    (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
+    (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+    (r"visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"visual_encoder\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision_model.encoder.layers.\1.self_attn.projection.",
+    ),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.",
+        r"vision_model.encoder.layers.\1.self_attn.",
+    ),
+    (r"visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+    (r"ln_vision\.", "vision_model.post_layernorm."),
+    (r"q_former\.", "qformer."),
+    (r"llama_proj\.", "language_projection."),
+    (r"llama_model\.", "language_model."),
+)
+# Widths that tell which model a projection was trained for.
+_READ_BY_PROJECTION = {768: "with Q-Former", 5632: "without Q-Former (Llama-2)"}
+_LANGUAGE_MODELS = {4096: "7B", 5120: "13B"}
 
 
-def load_weights(path: str | Path) -> Any:
+def load_weights(path: str | Path, mapped: bool = False) -> Any:
     """The content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
+
+    Args:
+        path: The file.
+        mapped: Read a tensor's numbers only when they are used, as ``.safetensors`` always does;
+            not possible for a file written before torch 1.6.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        problem = "a folder; name the file" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {problem}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: it holds more than plain weights, or is damaged; "
             "fetch it again from where you trust it"
         ) from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise CheckpointError(
             f"{path}: damaged or cut short ({one_line(error)}); fetch it again"
@@ -89,7 +120,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         raise MiniGPT4Error(
             f"{path}: cannot be written ({one_line(error)}); "
-            "free space or choose another output_dir"
+            "free space or choose another folder (run.output_dir, --output, --target)"
         ) from error
 
 
@@ -140,6 +171,27 @@ def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
     }
 
 
+def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """All weights of our model, for transformers' ``Blip2ForConditionalGeneration``.
+
+    Its vision attention has one bias where ours has those of q and v: k has none, zeros here.
+    """
+    converted = {}
+    for name, value in weights.items():
+        if name.endswith(".attn.v_bias"):
+            continue
+        if name.endswith(".attn.q_bias"):
+            v_bias = weights[name.replace("q_bias", "v_bias")]
+            name = name.replace("q_bias", "qkv.bias")
+            value = torch.cat([value, torch.zeros_like(value), v_bias])
+        for ours, theirs in _BLIP2_NAMES:
+            name, found = re.subn(f"^{ours}", theirs, name)
+            if found:
+                break
+        converted[name] = value
+    return converted
+
+
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Strictly load ``weights``; what is missing, left over or of another size is one line.
 
@@ -168,10 +220,14 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
 def trained_weights(checkpoint: Any, origin: str) -> Tensors:
     """The trained parameters of a checkpoint in the original's form, its saved buffers dropped.
 
+    A safetensors file has no ``"model"`` part: there the projection itself lies on top.
+
     Raises:
-        CheckpointError: when there is no ``"model"`` part.
+        CheckpointError: when there is neither.
     """
     weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if isinstance(checkpoint, Mapping) and "llama_proj.weight" in checkpoint:
+        weights = checkpoint
     named = isinstance(weights, Mapping) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     )
@@ -186,7 +242,7 @@ def load_trained(model: torch.nn.Module, checkpoint: Any, origin: str) -> None:
     """Put a checkpoint's trained parameters into ``model``; they must be exactly its trained ones.
 
     Raises:
-        CheckpointError: for a projection of another size, or any other parameter.
+        CheckpointError: for a projection of another size, any other parameter, or NaN.
     """
     weights = trained_weights(checkpoint, origin)
     own = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -200,8 +256,26 @@ def load_trained(model: torch.nn.Module, checkpoint: Any, origin: str) -> None:
         if weights[name].shape != value.shape:
             raise CheckpointError(
                 f"{origin}: {name} is {list(weights[name].shape)}, this model wants "
-                f"{list(value.shape)}: it belongs to another language model or Q-Former"
+                f"{list(value.shape)}: it is a projection {_made_for(weights[name].shape)}; "
+                f"this model takes one {_made_for(value.shape)}"
+            )
+        if not weights[name].isfinite().all():
+            raise CheckpointError(
+                f"{origin}: {name} holds NaN or Inf: the training that wrote it had failed; "
+                "take an earlier checkpoint"
             )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])
+
+
+def _made_for(shape: torch.Size) -> str:
+    """What a projection with a weight ``[H, D]`` or bias ``[H]`` of this shape stands between."""
+    if len(shape) not in (1, 2):
+        return "of an unknown kind"
+    size = _LANGUAGE_MODELS.get(shape[0])
+    words = f"for a {size} language model" if size else "for a language model"
+    words += f" ({shape[0]} wide)"
+    for width in shape[1:]:
+        words += f", {_READ_BY_PROJECTION.get(width, 'reading features')} ({width} wide)"
+    return words

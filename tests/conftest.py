@@ -1,5 +1,7 @@
 """What several tests share: the repo as working folder, a few scenes, entry points in process."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +37,34 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn world in real formats."""
     folder = tmp_path_factory.mktemp("scenes")
     write_data_sets(folder, seed=1, pairs=300, descriptions=24, heldout=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def projection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random numbers for the embedded default."""
+    drawn = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(shape, generator=drawn) / 8 for shape in ((160, 128), (160,)))
+    file = tmp_path_factory.mktemp("trained") / "projection.pth"
+    torch.save({"model": {"llama_proj.weight": weight, "llama_proj.bias": bias}}, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, projection: Path) -> Path:
+    """The embedded default for transformers, written by the command in a process of its own."""
+    folder = tmp_path_factory.mktemp("exports") / "hf"
+    command = f"-m minigpt4 export --to hf {folder} --cfg-path eval_configs/tiny_eval.yaml"
+    options = ["--options", f"model.ckpt={projection}"]
+    result = subprocess.run(
+        [sys.executable, *command.split(), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert list(folder.parent.iterdir()) == [folder]
     return folder
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from minigpt4.checkpoint import (
     convert_language_model,
     convert_q_former,
+    convert_to_blip2,
     convert_visual_encoder,
     load_into,
     load_trained,
@@ -71,8 +72,20 @@ def test_safetensors_are_loaded(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with one_line(CheckpointError, tmp_path / "none.pth", "no such file"):
         load_weights(tmp_path / "none.pth")
-    with one_line(CheckpointError, tmp_path):
+    with one_line(CheckpointError, tmp_path, "a folder; name the file"):
         load_weights(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    torch.save({}, tmp_path / "w.pth")
+    monkeypatch.setattr("torch.load", refuse)  # root may read every file
+    with one_line(CheckpointError, tmp_path / "w.pth", "cannot be read (Permission denied)"):
+        load_weights(tmp_path / "w.pth")
 
 
 # Some of these first letters are instructions to the unpickler.
@@ -363,6 +376,53 @@ def test_a_projection_of_another_size_is_refused_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "mentions"),
+    [
+        ((5120, 768), ["a 13B language model (5120 wide), with Q-Former (768 wide)"]),
+        ((4096, 768), ["a 7B language model (4096 wide), with Q-Former (768 wide)"]),
+        ((4096, 5632), ["a 7B language model", "without Q-Former (Llama-2) (5632 wide)"]),
+        ((100, 7), ["for a language model (100 wide), reading features (7 wide)"]),
+        ((2, 2, 2), ["of an unknown kind"]),
+        ((), ["of an unknown kind"]),
+    ],
+)
+def test_a_projection_of_another_size_is_told_whose_it_is(
+    shape: tuple[int, ...], mentions: list[str]
+) -> None:
+    checkpoint = own_checkpoint()
+    checkpoint["model"]["llama_proj.weight"] = torch.ones(shape)
+    ours = "this model takes one for a language model (64 wide), reading features (32 wide)"
+    with one_line(CheckpointError, "file.pth", f"is {list(shape)}", *mentions, ours):
+        load_trained(built_model(), checkpoint, "file.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["llama_proj.weight", "llama_proj.bias"])
+def test_a_projection_with_nan_is_refused_and_changes_nothing(name: str, value: float) -> None:
+    model = build_model(one_case())
+    before = model.llama_proj.weight.detach().clone()
+    checkpoint = own_checkpoint()
+    checkpoint["model"]["llama_proj.weight"] += 1
+    checkpoint["model"][name].view(-1)[3] = value
+    with one_line(CheckpointError, "file.pth", name, "holds NaN or Inf"):
+        load_trained(model, checkpoint, "file.pth")
+    assert torch.equal(model.llama_proj.weight, before)
+
+
+def test_a_projection_without_a_model_part_is_taken(tmp_path: Path) -> None:
+    weights = {name: value + 1 for name, value in own_checkpoint()["model"].items()}
+    save_file(weights, tmp_path / "p.safetensors")
+    model = build_model(one_case())
+    load_trained(model, load_weights(tmp_path / "p.safetensors"), "p.safetensors")
+    assert torch.equal(model.llama_proj.weight, weights["llama_proj.weight"])
+
+
+def test_one_name_without_a_model_part_is_not_enough() -> None:
+    with one_line(CheckpointError, "file.pth", "lacks llama_proj.bias"):
+        load_trained(built_model(), {"llama_proj.weight": torch.ones(1)}, "file.pth")
+
+
+@pytest.mark.parametrize(
     "content",
     [
         None,
@@ -418,3 +478,44 @@ def test_conversions_leave_out_what_is_not_used() -> None:
     assert convert_visual_encoder(
         {"cls_token": one, "blocks.1.norm1.weight": one, "blocks.2.norm1.weight": one}, depth=2
     ).keys() == {"cls_token", "blocks.1.norm1.weight"}
+
+
+def test_names_of_blip2() -> None:
+    """Every part under its new name, and one bias of three parts where ours are two."""
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    block = "visual_encoder.blocks.11"
+    converted = convert_to_blip2(
+        {
+            "visual_encoder.cls_token": one,
+            "visual_encoder.pos_embed": one,
+            "visual_encoder.patch_embed.proj.bias": one,
+            f"{block}.norm2.weight": one,
+            f"{block}.attn.q_bias": one,
+            f"{block}.attn.v_bias": two,
+            f"{block}.attn.qkv.weight": one,
+            f"{block}.attn.proj.bias": one,
+            f"{block}.mlp.fc1.weight": one,
+            "ln_vision.weight": one,
+            "query_tokens": one,
+            "q_former.layernorm.bias": one,
+            "llama_proj.weight": one,
+            "llama_model.model.norm.weight": one,
+        }
+    )
+    layer = "vision_model.encoder.layers.11"
+    assert converted[f"{layer}.self_attn.qkv.bias"].tolist() == [1, 1, 0, 0, 2, 2]
+    assert converted.keys() == {
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.position_embedding",
+        "vision_model.embeddings.patch_embedding.bias",
+        f"{layer}.layer_norm2.weight",
+        f"{layer}.self_attn.qkv.bias",
+        f"{layer}.self_attn.qkv.weight",
+        f"{layer}.self_attn.projection.bias",
+        f"{layer}.mlp.fc1.weight",
+        "vision_model.post_layernorm.weight",
+        "query_tokens",
+        "qformer.layernorm.bias",
+        "language_projection.weight",
+        "language_model.model.norm.weight",
+    }

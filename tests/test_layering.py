@@ -10,9 +10,9 @@ PACKAGE = ROOT / "minigpt4"
 FLOORS = [
     {"errors"},
     {"registry", "checkpoint", "checks", "download"},
-    {"config", "processors", "datasets", "models", "conversation", "configs"},
+    {"config", "processors", "datasets", "models", "conversation", "configs", "deltas"},
     {"chat"},
-    {"tasks"},
+    {"tasks", "hugging_face"},
     {"runners"},
     {"cli"},
     {"__main__"},

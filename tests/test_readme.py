@@ -1,5 +1,6 @@
 """Every command in the README and the data set pages is known here, and tried in some way."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minigpt4.cli import check
+from minigpt4.cli import apply_delta, check
 from tests.conftest import ROOT, EntryPoint
 
 PAGES = [
     "README.md",
     "assets/tiny/README.md",
     *sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("dataset/*.md")),
+    *sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("docs/*.md")),
 ]
 # Commands that another test or .ci/run runs as they stand.
 TRIED_ELSEWHERE = {
@@ -28,6 +30,7 @@ TRIED_ELSEWHERE = {
     "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
     "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_make_tiny_towers.py",
     "python benchmarks/tiny_world.py --seeds 3 --json output/tiny_world.json": "tests/benchmarks",
+    "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 
 
@@ -49,6 +52,8 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
     words = shlex.split(command)
+    if command in commands_of("docs/export.md"):
+        return  # tests/cli/test_export.py runs the whole page on the embedded default
     if command in TRIED_ELSEWHERE:
         if words[0] == "make":
             dry = subprocess.run(
@@ -80,6 +85,11 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
 
         code, stderr = run_entry(main, *arguments)
         assert code == 0, stderr
+        return
+    if words[:4] == ["python", "-m", "minigpt4", "apply-delta"]:  # run in test_apply_delta.py
+        parser = argparse.ArgumentParser()
+        apply_delta.add_arguments(parser)
+        parser.parse_args(words[4:])
         return
     if words[:2] == ["conda", "env"]:
         environment = yaml.safe_load((ROOT / "environment.yml").read_text())

@@ -54,7 +54,7 @@ class Chat:
     ) -> None:
         self.model = model.eval()
         self.options = options
-        self._image_processor = image_processor
+        self.image_processor = image_processor
         self._lock = threading.Lock()  # one generation at a time: they share a device
 
     @property
@@ -73,7 +73,7 @@ class Chat:
             DataError: for a file that is not a readable picture.
         """
         opened = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
-        pixels = torch.stack([self._image_processor(image) for image in opened])
+        pixels = torch.stack([self.image_processor(image) for image in opened])
         return self.model.encode_img(pixels.to(self.model.device))
 
     def ask(

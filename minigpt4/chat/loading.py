@@ -8,15 +8,30 @@ import torch
 
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import GenerationOptions
+from minigpt4.checks import check_model_folder
 from minigpt4.config import Config, check_config, load_config
+from minigpt4.conversation import TEMPLATES, Template
 from minigpt4.errors import ConfigError
+from minigpt4.models.language_model import vocabulary_fault
 from minigpt4.processors.image_processors import ImageProcessor
 from minigpt4.registry import IMAGE_PROCESSORS, MODELS, Fault, bind, build_named
 
 
 def check_chat(config: Config) -> list[Fault]:
-    """Faults of the ``chat:`` section."""
-    return bind(GenerationOptions, config.chat, "chat", dry=True)[1]
+    """Faults of the ``chat:`` section, and of a language model that was taught other turns."""
+    bound, faults = bind(GenerationOptions, config.chat, "chat", dry=True)
+    return faults or _vocabulary_faults(config, TEMPLATES[GenerationOptions(**bound).template])
+
+
+def _vocabulary_faults(config: Config, template: Template) -> list[Fault]:
+    """The separators of what is asked and of what is learnt, held against the vocabulary."""
+    folder = config.model.get("llama_model")
+    learnt = f"{config.model.get('prompt_template')} {config.model.get('end_sym')}"
+    separators = {template.separator or template.stop} | ({"###"} if "###" in learnt else set())
+    if not isinstance(folder, str) or check_model_folder(folder):
+        return []  # told elsewhere
+    found = (vocabulary_fault(folder, separator) for separator in sorted(separators))
+    return [Fault("model.llama_model", text) for text in found if text][:1]
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0) -> torch.device:
@@ -51,8 +66,17 @@ def load_chat(
     """
     config = load_config(cfg_path, options)
     check_config(config, sections=("model",), extra=check_chat)
+    return build_chat(config, choose_device(device, gpu_id))
+
+
+def build_chat(config: Config, device: torch.device) -> Chat:
+    """A chat from a config that is checked already.
+
+    Raises:
+        MiniGPT4Error: for weights that are missing or do not fit together.
+    """
     processor = _image_processor(config)  # before the model: it fails at once
-    model = MODELS.build(config.arch, config.model_options(), device=choose_device(device, gpu_id))
+    model = MODELS.build(config.arch, config.model_options(), device=device)
     return Chat(model, processor, generation_options(config))
 
 

@@ -1,14 +1,19 @@
 """Language model: any causal LM of transformers that takes ``inputs_embeds``, frozen."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
-from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
+
+# Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
+LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +82,82 @@ def _has_bitsandbytes() -> bool:
     return True
 
 
+def vocabulary_fault(folder: str | Path, separator: str) -> str | None:
+    """Why a folder's language model cannot be talked to with this separator; None: nothing known.
+
+    Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was taught
+    ``###``; Vicuna v1.1 and later, LLaMA and Llama-2 have 32000 and were not. Of models with
+    another vocabulary, and of hub ids, nothing is known.
+
+    Args:
+        folder: Of the language model.
+        separator: What ends a turn: the template's separator, or its stop where it has none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    try:
+        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        rows, is_llama = settings.get("vocab_size"), settings.get("model_type") == "llama"
+    except (OSError, ValueError, AttributeError):
+        return f"{folder / 'config.json'} is not readable as settings; fetch it again"
+    is_llama = is_llama and rows in (LLAMA_WORDS, LLAMA_WORDS + 1)
+    if is_llama and rows == LLAMA_WORDS and "###" in separator:
+        return (
+            f"{folder} has {rows} rows: it is Vicuna v1.1 or later, LLaMA or Llama-2, and none of "
+            "them knows the separator ###; that is Vicuna v0's, which has 32001 rows and is made "
+            "with apply-delta (dataset/PrepareVicuna.md)"
+        )
+    if is_llama and rows == LLAMA_WORDS + 1 and "###" not in separator:
+        return (
+            f"{folder} has {rows} rows: it is Vicuna v0, whose separator is ###, not "
+            f"{separator!r}; choose chat.template vicuna_v0, or another language model"
+        )
+    if not (folder / "tokenizer.model").is_file():
+        return None
+    try:
+        tokenizer = SentencePieceTokenizer(folder / "tokenizer.model")
+    except CheckpointError as error:
+        return str(error)
+    return _tokenizer_fault(tokenizer, folder, rows, is_llama)
+
+
+def _tokenizer_fault(
+    tokenizer: Tokenizer, folder: str | Path, rows: Any, is_llama: bool
+) -> str | None:
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        return (
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} words, the model {rows} "
+            "embeddings; take both from the same release"
+        )
+    ids = (tokenizer.bos_id, tokenizer.eos_id)
+    if is_llama and ids != LLAMA_BOS_EOS:
+        return (
+            f"{folder}: tokenizer.model has bos {ids[0]} and eos {ids[1]}, LLaMA's are 1 and 2; "
+            "copy it from the same release"
+        )
+    return None
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Refuse a tokenizer that is not this model's.
+    """Refuse a tokenizer that is not this model's; say whose bos and eos are used.
 
     Raises:
         CheckpointError: when the tokenizer knows ids that the model has no embedding for.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.vocab_size > rows:
-        raise CheckpointError(
-            f"model.llama_model: {folder}: the tokenizer has {tokenizer.vocab_size} words, the "
-            f"model {rows} embeddings; take both from the same release"
+    fault = _tokenizer_fault(
+        tokenizer, folder, model.get_input_embeddings().weight.shape[0], is_llama=False
+    )
+    if fault:
+        raise CheckpointError(f"model.llama_model: {fault}")
+    named = (model.config.bos_token_id, model.config.eos_token_id)
+    used = (tokenizer.bos_id, tokenizer.eos_id)
+    # Early LLaMA conversions name 0 and 1, early Vicuna 13B one id for all.
+    if isinstance(tokenizer, SentencePieceTokenizer) and named != used:
+        logger.info(
+            "model.llama_model: %s: config.json names bos %s and eos %s; tokenizer.model's %d and "
+            "%d are used",
+            folder,
+            *named,
+            *used,
         )

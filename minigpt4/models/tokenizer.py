@@ -51,6 +51,12 @@ class SentencePieceTokenizer:
         self.bos_id = self._processor.bos_id()
         self.eos_id = self._processor.eos_id()
         self.vocab_size = self._processor.vocab_size()
+        for name, token_id in (("bos", self.bos_id), ("eos", self.eos_id)):
+            if token_id < 0:
+                raise CheckpointError(
+                    f"{model_file}: has no {name} token, which the language model needs; copy "
+                    "tokenizer.model again from the LLaMA or Vicuna folder"
+                )
         self._special = {
             self._processor.id_to_piece(token_id): token_id
             for token_id in (self._processor.unk_id(), self.bos_id, self.eos_id)

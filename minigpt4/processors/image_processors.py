@@ -34,7 +34,7 @@ class ImageProcessor:
         std: _Channels,
         random: bool = False,
     ):
-        self.image_size = image_size
+        self.image_size, self.mean, self.std = image_size, mean, std
         self.random = random
         self._transform = transforms.Compose(
             [geometry, transforms.ToTensor(), transforms.Normalize(mean, std)]

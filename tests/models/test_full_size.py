@@ -1,7 +1,6 @@
 """Every YAML of the repo at full size, without the memory: built on the meta device."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
 from tests.conftest import ROOT
+from tests.llama_folders import write_tokenizer
 from tests.recorded import GOLDEN
 from tests.recorded.comparison import files_of, read_json
-from tests.recorded.manifests import TOKENIZER, build_on_meta
+from tests.recorded.manifests import build_on_meta
 
 YAMLS = sorted(file for part in ("train", "eval") for file in (ROOT / f"{part}_configs").glob("*"))
 # Embedding rows (Vicuna v0 adds one), width, feed-forward, layers and heads.
@@ -32,7 +32,7 @@ def llama_folder(folder: Path, name: str) -> Path:
     sizes = dict(zip((*keys, "num_attention_heads"), SIZES[name], strict=True))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    shutil.copy(TOKENIZER, folder)
+    write_tokenizer(folder / "tokenizer.model")
     return folder
 
 

@@ -78,7 +78,7 @@ def llama_folder(case: Case, folder: Path, form: str) -> Path:
         plain = {n: v.contiguous() for n, v in weights.items() if "inv_freq" not in n}
         save_file(plain, folder / "model.safetensors", {"format": "pt"})
         return folder
-    names, index = sorted(weights), {}
+    names, index = sorted(weights), dict[str, str]()
     for number in (1, 2):
         file = f"pytorch_model-{number:05d}-of-00002.bin"
         own = names[number - 1 :: 2]
