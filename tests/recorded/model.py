@@ -6,7 +6,7 @@ Activations of the towers, and for each mode rows, logits, loss and gradients.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def find_models(folder: Path) -> Iterator[Unit]:
     for case in find_cases(folder):
         names = ("case.json", "weights.safetensors", "tensors.safetensors")
         files = {case.folder / name for name in names} | {case.tokenizer_file}
-        yield Unit(case.name, "model", frozenset(files), lambda case=case: compare_case(case))  # type: ignore[misc]
+        yield Unit(case.name, "model", frozenset(files), partial(compare_case, case))
 
 
 def build_model(case: Case) -> MiniGPT4:

@@ -2,9 +2,9 @@
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,6 @@ from tests.recorded.comparison import (
     within,
 )
 from tests.recorded.model import Case, build_model
-
-# End symbol and longest answer of the two stages.
-STAGES = {1: ("\n", 32), 2: ("###", 160)}
 
 
 class NoSource:
@@ -75,11 +72,8 @@ def find_trajectories(folder: Path) -> Iterator[Unit]:
         content = read_json(file)
         if isinstance(content, dict) and {"runs", "text_batches"} <= content.keys():
             files = frozenset({file, file.with_suffix(".safetensors")})
-            yield Unit(file.stem, "training", files, _check_of(Trajectory(file)))
-
-
-def _check_of(trajectory: Trajectory) -> Callable[[], list[Comparison]]:
-    return lambda: compare_trajectory(trajectory)
+            check = partial(compare_trajectory, Trajectory(file))
+            yield Unit(file.stem, "training", files, check)
 
 
 def compare_trajectory(trajectory: Trajectory) -> list[Comparison]:
@@ -118,7 +112,8 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path) -> RunnerB
     # From a copy: training writes into the tensors that it was given.
     start = {n: value.clone() for n, value in tensors.part("init.llama_proj.").items()}
     load_into(model.llama_proj, start, name)
-    model.end_sym, model.max_txt_len = STAGES[steps["stage"]]
+    stage = trajectory.case.facts["modes"][f"stage{steps['stage']}"]
+    model.end_sym, model.max_txt_len = stage["end_sym"], stage["max_txt_len"]
     model.prompts = list(run["prompts"])
     same = ("lr_sched", "init_lr", "min_lr", "warmup_lr", "warmup_steps", "max_epoch")
     options: dict[str, Any] = {

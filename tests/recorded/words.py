@@ -1,7 +1,8 @@
 """Recorded words: what the tokenizer makes of texts, and the prompts of conversations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,27 @@ from tests.recorded.comparison import Comparison, Unit, equal, files_of, read_js
 
 
 def find_tokenizers(folder: Path) -> Iterator[Unit]:
-    """``tokenizer.model`` and its config; encode and decode pairs in the folder above it."""
-    for model_file in files_of(folder, "tokenizer.model"):
-        files = {model_file}
+    """The config beside each ``tokenizer.model``, and encode and decode pairs of the first."""
+    models = list(files_of(folder, "tokenizer.model"))
+    for model_file in models:
         config = model_file.with_name("tokenizer_config.json")
-        cases = model_file.parent.with_name(f"{model_file.parent.name}_cases.json")
-        files |= {file for file in (config, cases) if file.is_file()}
-        name = model_file.parent.name
+        if config.is_file():
+            files = frozenset({model_file, config})
+            check = partial(_check_tokenizer, model_file, config, compare_config)
+            yield Unit(model_file.parent.name, "tokenizer", files, check)
+    for file in files_of(folder, "*.json"):
+        content = read_json(file)
+        if isinstance(content, dict) and {"encode", "decode"} <= content.keys() and models:
+            check = partial(_check_tokenizer, models[0], file, compare_pairs)
+            yield Unit(file.stem, "tokenizer", frozenset({models[0], file}), check)
 
-        def check(
-            model_file: Path = model_file, config: Path = config, cases: Path = cases
-        ) -> list[Comparison]:
-            tokenizer = SentencePieceTokenizer(model_file)
-            results = compare_config(tokenizer, read_json(config)) if config.is_file() else []
-            return results + (compare_pairs(tokenizer, read_json(cases)) if cases.is_file() else [])
 
-        if len(files) > 1:  # without recordings the model alone says nothing
-            yield Unit(name, "tokenizer", frozenset(files), check)
+def _check_tokenizer(
+    model_file: Path,
+    recorded: Path,
+    compare: Callable[[SentencePieceTokenizer, dict[str, Any]], list[Comparison]],
+) -> list[Comparison]:
+    return compare(SentencePieceTokenizer(model_file), read_json(recorded))
 
 
 def compare_config(tokenizer: SentencePieceTokenizer, config: dict[str, Any]) -> list[Comparison]:
@@ -88,12 +93,8 @@ def find_conversations(folder: Path) -> Iterator[Unit]:
         if all(isinstance(c, dict) and {"roles", "cases"} <= c.keys() for c in content.values()):
             for name, facts in content.items():
                 title = f"{file.stem}: {name}"
-                check = _conversation_check(facts)
+                check = partial(compare_conversation, facts)
                 yield Unit(title, "conversation", frozenset({file}), check)
-
-
-def _conversation_check(facts: dict[str, Any]) -> Any:
-    return lambda: compare_conversation(facts)
 
 
 def templates_of(facts: dict[str, Any]) -> list[Template]:

@@ -1,0 +1,124 @@
+"""Where the time of a stage-1 step on the embedded default goes, and how near the hardware it is.
+
+    python benchmarks/stage1_profile.py --json output/stage1_profile.json
+
+Each part runs on the same batches, one after the other, in this process; a real run decodes in a
+worker beside it. A part's arithmetic is held against a plain matrix product on the same cores.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt4.cli.tiny_world.data_sets import write_data_sets
+from minigpt4.config import load_config
+from minigpt4.datasets.loaders import MixedLoader
+from minigpt4.datasets.samples import Batch
+from minigpt4.errors import run_guarded
+from minigpt4.models.minigpt4 import MiniGPT4, target_loss
+from minigpt4.models.splice import splice
+from minigpt4.runners.preparation import build_datasets, build_model
+
+YAML = "train_configs/tiny_stage1_pretrain.yaml"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def matrix_product_flops(size: int = 1024) -> float:
+    """Floating-point operations a second of a square fp32 product, the best of ten."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / min(seconds(lambda: left @ right) for _ in range(10))
+
+
+class Step:
+    """One training step in parts; each part leaves what the next one needs."""
+
+    def __init__(self, model: MiniGPT4, next_batch: Callable[[], Batch]) -> None:
+        self.model = model
+        self.next_batch = next_batch
+        self.parts: dict[str, Callable[[], None]] = {
+            "read and decode": self.read,
+            "frozen towers": self.see,
+            "language model, forward": self.predict,
+            "backward": self.learn,
+        }
+
+    def read(self) -> None:
+        self.batch = self.next_batch()
+
+    def see(self) -> None:
+        with torch.no_grad():
+            self.features = self.model.encode_frozen(self.batch["image"])
+
+    def predict(self) -> None:
+        model = self.model
+        tokens = model.llama_proj(self.features)
+        answers = [model.tokenizer.encode(text + model.end_sym) for text in self.batch["text"]]
+        contexts = [[[model.tokenizer.bos_id], image] for image in tokens]
+        spliced = splice(contexts, answers, model.embed_tokens, model.device)
+        self.real = sum(spliced.lengths) / spliced.attention_mask.numel()
+        self.loss = target_loss(model.logits(spliced), spliced.targets)
+
+    def learn(self) -> None:
+        self.model.zero_grad()
+        self.loss.backward()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write every figure there")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_data_sets(Path(folder), 0, pairs=640, heldout=1)
+        storages = [f"datasets.{n}.build_info.storage={folder}/{n}/" for n in ("laion", "cc_sbu")]
+        config = load_config(YAML, storages)
+        model = build_model(config, torch.device("cpu")).train()
+        size = int(config.run["batch_size_train"])
+        batches = iter(MixedLoader(build_datasets(config), size, 0, 0, 0, 1))
+        step = Step(model, lambda: next(batches))
+        took: dict[str, list[float]] = {name: [] for name in step.parts}
+        real = []
+        for count in range(arguments.steps + 3):
+            for name, work in step.parts.items():
+                spent = seconds(work)
+                if count >= 3:  # the first ones make buffers
+                    took[name].append(spent)
+            real.append(step.real)
+        peak = matrix_product_flops()
+        figures = {}
+        for name, work in step.parts.items():
+            with FlopCounterMode(display=False) as counter:
+                work()
+            flops, spent = counter.get_total_flops(), statistics.median(took[name])
+            figures[name] = {"ms_per_sample": 1e3 * spent / size, "of_peak": flops / spent / peak}
+    total = sum(figure["ms_per_sample"] for figure in figures.values())
+    print(f"{torch.get_num_threads()} threads, a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
+    for name, figure in figures.items():
+        share, of_peak = figure["ms_per_sample"] / total, figure["of_peak"]
+        print(
+            f"{name:<26}{figure['ms_per_sample']:>7.3f} ms a sample {share:>6.1%} of the step, "
+            f"{of_peak:>4.0%} of the matrix product's rate"
+        )
+    print(f"{'all':<26}{total:>7.3f} ms a sample = {1e3 / total:.0f} samples/s without overlap")
+    print(f"real positions among those that the language model reads: {statistics.mean(real):.0%}")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_guarded(main)
