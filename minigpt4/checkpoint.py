@@ -59,6 +59,15 @@ _READ_BY_PROJECTION = {768: "with Q-Former", 5632: "without Q-Former (Llama-2)"}
 _LANGUAGE_MODELS = {4096: "7B", 5120: "13B"}
 
 
+# A name that only one of the files holds, and where that file belongs.
+_KNOWN_FILES = (
+    ("llama_proj.weight", "a MiniGPT-4 projection: name it in model.ckpt"),
+    ("query_tokens", "BLIP-2's Q-Former: name it in model.q_former_model"),
+    ("patch_embed.proj.weight", "EVA's visual encoder: name it in model.vit_model"),
+    ("model.embed_tokens.weight", "a language model: name its folder in model.llama_model"),
+)
+
+
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
     """The content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
 
@@ -192,6 +201,15 @@ def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
     return converted
 
 
+def kind_of_file(content: Any) -> str:
+    """What published file this looks like, as an addition to a complaint; empty if none."""
+    top = content if isinstance(content, Mapping) else {}
+    inner = top.get("model")
+    names = {*top, *(inner if isinstance(inner, Mapping) else ())}
+    found = [text for name, text in _KNOWN_FILES if name in names]
+    return f"; it looks like {found[0]}" if found else ""
+
+
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Strictly load ``weights``; what is missing, left over or of another size is one line.
 
@@ -208,11 +226,13 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
-    complaints = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
-    complaints += [f"{len(surplus)} unknown (first: {surplus[0]})"] if surplus else []
-    complaints += sizes[:1]
+    complaints = [f"{len(missing)} missing (first: {', '.join(missing[:3])})"] if missing else []
+    complaints += [f"{len(surplus)} unknown (first: {', '.join(surplus[:3])})"] if surplus else []
+    complaints += sizes[:3]
     if complaints:
-        raise CheckpointError(f"{origin}: does not fit this model: {'; '.join(complaints)}")
+        raise CheckpointError(
+            f"{origin}: does not fit this model: {'; '.join(complaints)}{kind_of_file(weights)}"
+        )
     # assign: a module built without memory takes these tensors as they are.
     module.load_state_dict(dict(weights), assign=True)
 
@@ -234,6 +254,7 @@ def trained_weights(checkpoint: Any, origin: str) -> Tensors:
     if not isinstance(weights, Mapping) or not weights or not named:
         raise CheckpointError(
             f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
+            + kind_of_file(checkpoint)
         )
     return {name: value for name, value in weights.items() if not _SAVED_BUFFERS.fullmatch(name)}
 
@@ -251,6 +272,7 @@ def load_trained(model: torch.nn.Module, checkpoint: Any, origin: str) -> None:
         raise CheckpointError(
             f"{origin}: holds {', '.join(surplus[:3]) or 'nothing else'}"
             f" and lacks {', '.join(missing[:3]) or 'nothing'}; the model trains {', '.join(own)}"
+            + ("" if "llama_proj.weight" in weights else kind_of_file(checkpoint))
         )
     for name, value in own.items():
         if weights[name].shape != value.shape:

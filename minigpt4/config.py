@@ -36,8 +36,12 @@ RETIRED = {
     "run.distributed": "torchrun decides whether there are several processes",
     "run.job_name": "run.output_dir names the run",
     "run.wandb_log": "log.txt in the run's folder keeps the figures",
+    "run.train_splits": "a training reads what each data set's build_info names",
     "preprocess": "each data set names its own processors",
     "model.device_8bit": "--gpu-id decides the device",
+    "model.drop_path_rate": "a frozen visual encoder drops no paths",
+    "model.use_grad_checkpoint": "a frozen visual encoder keeps nothing for gradients",
+    "model.prompt": "model.prompt_path names the prompts",
     "model.freeze_vit": "everything but the projection is frozen",
     "model.freeze_qformer": "everything but the projection is frozen",
 }
@@ -270,10 +274,10 @@ def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
         if name not in keys:
             continue
         value = keys.pop(name)
-        if not name.startswith("freeze_"):
-            logger.info("%s: %s is ignored: %s", path, key, reason)
-        elif value is not True:
+        if name.startswith("freeze_") and value is not True:
             faults.append(Fault(key, f"only True is supported: {reason}"))
+        else:
+            logger.info("%s: %s is ignored: %s", path, key, reason)
     return faults
 
 

@@ -267,7 +267,7 @@ def test_weights_that_fit_are_loaded() -> None:
     ("weights", "mentions"),
     [
         ({"weight": torch.ones(3, 2)}, ["1 missing (first: bias)"]),
-        ({}, ["2 missing (first: bias)"]),
+        ({}, ["2 missing (first: bias, weight)"]),
         (
             {"weight": torch.ones(3, 2), "bias": torch.ones(3), "gain": torch.ones(1)},
             ["1 unknown (first: gain)"],

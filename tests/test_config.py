@@ -455,7 +455,11 @@ model:
   model_type: pretrain_vicuna
   freeze_vit: True
   freeze_qformer: True
+  drop_path_rate: 0
+  use_grad_checkpoint: False
+  prompt: ""
 run:
+  train_splits: ["train"]
   world_size: 8
   dist_url: "env://"
   distributed: True
@@ -470,14 +474,15 @@ def test_retired_keys_are_accepted_with_one_line_each(
     with caplog.at_level(logging.INFO):
         config = writer.load(RETIRED)
     lines = [record.getMessage() for record in caplog.records]
-    retired = ("world_size", "dist_url", "distributed", "job_name", "wandb_log")
-    for key in retired:
-        (line,) = [line for line in lines if f"run.{key} " in line]
+    model = ("freeze_vit", "freeze_qformer", "drop_path_rate", "use_grad_checkpoint", "prompt")
+    run = ("train_splits", "world_size", "dist_url", "distributed", "job_name", "wandb_log")
+    for key in (*(f"model.{name}" for name in model), *(f"run.{name}" for name in run)):
+        (line,) = [line for line in lines if f"{key} " in line]
         assert str(writer.path) in line
         assert "ignored" in line
         assert "\n" not in line
-    assert not set(retired) & config.run.keys()
-    assert not {"freeze_vit", "freeze_qformer"} & config.model.keys()
+    assert not set(run) & config.run.keys()
+    assert not set(model) & config.model.keys()
     assert config.faults == ()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from minigpt4.checkpoint import (
     convert_q_former,
     convert_visual_encoder,
+    kind_of_file,
     load_into,
     load_trained,
     load_weights,
@@ -97,9 +98,6 @@ def build_minigpt4(
     precision: Precision = "auto",
     vit_precision: Literal["fp16", "fp32"] = "fp16",
     low_resource: bool = False,
-    drop_path_rate: float = 0.0,
-    use_grad_checkpoint: bool = False,
-    prompt: str = "",
     visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
     q_former: QFormerSize = BLIP2_SIZE,
 ) -> MiniGPT4:
@@ -124,9 +122,6 @@ def build_minigpt4(
         precision: Arithmetic of the frozen parts; auto is fp32 on a CPU, bf16 or fp16 on a GPU.
         vit_precision: fp32 keeps the visual encoder's weights in fp32; fp16 follows ``precision``.
         low_resource: Load the language model in 8 bits where that is possible.
-        drop_path_rate: As in the original; a frozen encoder never drops paths.
-        use_grad_checkpoint: As in the original; the visual encoder has no gradients to save.
-        prompt: As in the original's presets; unused there too.
         visual_encoder: Dimensions, for towers of another size.
         q_former: Dimensions, for towers of another size.
 
@@ -191,7 +186,9 @@ def _load_visual_encoder(
 ) -> None:
     weights = load_weights(fetch(origin))
     if not isinstance(weights, dict) or "pos_embed" not in weights:
-        raise CheckpointError(f"{origin}: not a visual encoder (no pos_embed in it)")
+        raise CheckpointError(
+            f"{origin}: not a visual encoder (no pos_embed in it){kind_of_file(weights)}"
+        )
     converted = convert_visual_encoder(weights, size.depth)
     side = image_size // size.patch_size
     if converted["pos_embed"].shape[1] != 1 + side * side:
@@ -204,7 +201,9 @@ def _load_blip2(origin: str) -> dict[str, torch.Tensor]:
     content = load_weights(fetch(origin))
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "query_tokens" not in weights:
-        raise CheckpointError(f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it)")
+        raise CheckpointError(
+            f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
+        )
     tensors = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
     return {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
 

@@ -75,7 +75,6 @@ class RunnerBase:
         resume_ckpt_path: Checkpoint of a run to go on with, from its next epoch.
         log_freq: Steps between lines in ``log.txt``.
         evaluate: True trains nothing: ``runners/evaluation.py`` goes once through the data sets.
-        train_splits: Accepted as in the original.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class RunnerBase:
         resume_ckpt_path: ExistingFile | None = None,
         log_freq: Positive = 50,
         evaluate: bool = False,
-        train_splits: list[str] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.config = config

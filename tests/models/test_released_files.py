@@ -204,3 +204,26 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, damage: str) -> N
         build(case, llama_model=llama_folder(case, tmp_path / "llama", "safetensors"), **files)
     assert files[name].name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+FORMS = {"vit_model": "EVA", "q_former_model": "BLIP-2", "ckpt": "a MiniGPT-4 projection"}
+
+
+@pytest.mark.parametrize(
+    ("place", "given"), [(place, given) for place in FORMS for given in FORMS if place != given]
+)
+def test_a_file_in_another_ones_place_is_told_where_it_belongs(
+    tmp_path: Path, place: str, given: str
+) -> None:
+    case = one_case(q_former=True)
+    files = {
+        "vit_model": saved(tmp_path, "eva_vit_g.pth", eva_file(case)),
+        "q_former_model": saved(tmp_path, "blip2.pth", blip2_file(case)),
+        "ckpt": saved(tmp_path, "pretrained.pth", projection_file(case, True, True)),
+    }
+    wrong = files | {place: files[given]}
+    with pytest.raises(CheckpointError) as error:
+        build(case, llama_model=llama_folder(case, tmp_path / "llama", "safetensors"), **wrong)
+    assert f"it looks like {FORMS[given]}" in str(error.value)
+    assert f"name it in model.{given}" in str(error.value)
+    assert "\n" not in str(error.value)
