@@ -311,6 +311,7 @@ MODEL_CHANGES = [
     ("generation", "runs", "any", "turns", 1, "output_ids"),
     ("generation", "runs", "any", "turns", 1, "output_text"),
     ("generation", "runs", "any", "turns", 1, "prompt"),
+    ("generation", "runs", "any", "final_messages", 3, 1),
     ("generation", "runs", "any", "turns", 1, "context_len"),
     ("generation", "batch_generate", "any", "answers", 1),
     ("generation", "batch_generate", "any", "output_ids", 1),

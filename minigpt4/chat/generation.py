@@ -102,20 +102,21 @@ def generate_ids(
         attention_mask: ``[B, S]``, 1 on real positions.
         options: How to generate.
         stops: Beside the end-of-sequence token.
-        **outputs: What else transformers' ``generate`` shall give back.
+        **outputs: What else to give back, in the words of transformers' ``GenerationConfig``.
 
     Returns:
         Ids ``[B, n]``; each row starts with bos, as in the original.
     """
     # The bos that stands beside the embeddings is what makes the ids start so.
     bos = torch.full((len(embeds), 1), model.tokenizer.bos_id, device=embeds.device)
+    config = build_generation_config(options, model.tokenizer)
+    config.update(**outputs)
     return model.llama_model.generate(  # type: ignore[operator]
         input_ids=bos,
         inputs_embeds=embeds,
         attention_mask=attention_mask,
-        generation_config=build_generation_config(options, model.tokenizer),
+        generation_config=config,
         stopping_criteria=StoppingCriteriaList(stops),
-        **outputs,
     )
 
 

@@ -99,7 +99,7 @@ def compare_generation(model: MiniGPT4, case: Case) -> list[Comparison]:
     results = [_compare_stop_ids(generator, facts["hash_ids"])]
     for name, run in facts["runs"].items():
         start = f"generation {name}"
-        results.append(_compare_prompts(start, run))
+        results += [_compare_prompts(start, run), _compare_answers(start, run)]
         for number, turn in enumerate(run["turns"], start=1):
             results += _compare_turn(f"{start}, turn {number}", generator, run, turn, image[0])
     results += list(_compare_scores(generator, image[0]))
@@ -120,6 +120,12 @@ def _compare_prompts(what: str, run: dict[str, Any]) -> Comparison:
     written = [list(_prompts(template, run)) for template in _templates(recorded[0])]
     best = next((prompts for prompts in written if prompts == recorded), written[0])
     return equal(f"{what}: prompts", best, recorded)
+
+
+def _compare_answers(what: str, run: dict[str, Any]) -> Comparison:
+    """The answers that the recorded conversation ends with are those of its turns."""
+    answers = [text for _, text in run["final_messages"][1::2]]
+    return equal(f"{what}: answers", [turn["output_text"] for turn in run["turns"]], answers)
 
 
 def _templates(prompt: str) -> Iterator[Template]:
