@@ -111,7 +111,7 @@ processor = AutoProcessor.from_pretrained({str(exported)!r})
 prompt = {PROMPT!r}.replace("<ImageHere>", "<image>" * model.config.num_query_tokens)
 text = processor.tokenizer(prompt, return_tensors="pt")
 with torch.no_grad():
-    logits = model(pixel_values=torch.load("image.pt"), **text).logits
+    logits = model(pixel_values=torch.load("image.pt", weights_only=True), **text).logits
 torch.save(logits, "logits.pt")
 assert not any(name.startswith("minigpt4") for name in sys.modules)
 """
@@ -120,7 +120,7 @@ assert not any(name.startswith("minigpt4") for name in sys.modules)
         chat.model.end_sym, end_sym = "", chat.model.end_sym
         ours = chat.model.logits(chat.model.splice_batch(image, [""], [PROMPT]))
         chat.model.end_sym = end_sym
-    theirs = torch.load(tmp_path / "logits.pt")
+    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().max() < 1e-3
 

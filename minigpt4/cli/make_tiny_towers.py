@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -76,9 +78,18 @@ def _log_to(output: Path) -> None:
     logging.getLogger().addHandler(file)
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on writing beside the next run's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(output: Path) -> None:
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _log_to(output)
     torch.set_num_threads(1)
