@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--visual-encoder-steps", type=int, default=2400)
     parser.add_argument("--q-former-steps", type=int, default=2400)
-    parser.add_argument("--llama-steps", type=int, default=2200)
+    parser.add_argument("--llama-steps", type=int, default=4000)
     parser.add_argument("--save-every", type=int, default=200, help="steps between two saves")
 
 

@@ -23,7 +23,7 @@ FULL = "full"
 FACT_WORDS = (*COLORS, *SHAPES, *SIZES, *BACKGROUNDS, *NUMBERS[1:], "Yes", "No")
 FACT_WORDS += ("left", "right", "top", "bottom", "center", "above", "row", "column")
 # Shares of the questions drawn that are asked: what needs two look-ups needs most practice.
-_ASKED = {"count": 0.2, "background": 0.2, "size": 0.4, "shape": 0.5}
+_ASKED = {"count": 0.4, "background": 0.5, "size": 0.4, "shape": 0.5}
 _LONGEST = 6  # turns
 
 Note = tuple[str, ...]  # words that share one position of a soft note, or stand side by side
@@ -64,7 +64,7 @@ def _thing_notes(scene: Scene) -> list[tuple[Note, Note]]:
 
 
 def make_notes(scene: Scene, rng: random.Random) -> list[Note]:
-    """Notes about a scene: every fact at least once, behind its place, in random order."""
+    """Notes about a scene: every thing and the background, in random order."""
     notes: list[Note] = []
     for attributes, place in _thing_notes(scene):
         if rng.random() < 0.8:
@@ -72,7 +72,8 @@ def make_notes(scene: Scene, rng: random.Random) -> list[Note]:
         else:
             notes += [(*place, word) for word in attributes]
     notes.append((scene.background,))
-    if len(scene.things) > 1:
+    # Not always told: the places tell it too, and how many things there are must not hang on it.
+    if len(scene.things) > 1 and rng.random() < 0.5:
         notes.append(("row" if scene.layout in ("beside", "row") else "column",))
     rng.shuffle(notes)
     return notes
@@ -86,7 +87,7 @@ def make_document(rng: random.Random) -> Document:
     full = rng.random() < strength
     if rng.random() < 0.25:
         return Document(notes, "", [("", caption(scene) + "\n")], full, strength)
-    before = (_SYSTEM if rng.random() < 0.06 else "") + "###Human: <Img>"
+    before = (_SYSTEM if rng.random() < 0.25 else "") + "###Human: <Img>"
     close = rng.choice((" ###Assistant: ", "###Assistant: "))
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.25:

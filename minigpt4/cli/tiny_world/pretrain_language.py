@@ -8,6 +8,7 @@ image features are. What is engineered here is listed in ``assets/tiny/README.md
 
 import functools
 import io
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,11 @@ VOCAB_SIZE = 640
 CONTEXT = 512
 _NOTE_SCALE = 0.57  # rms of one embedding entry: what the default ``nn.Linear`` init puts out
 _SOFT_SHARE = 0.65  # of the documents have soft notes
+_SPREAD = 0.3  # how often a soft position also holds one of the scene's own words
 _FILLER_WEIGHT = 0.3  # in the loss: of an answer's words that state no fact
 _CONTEXT_WEIGHT = 0.05  # and of what is not the model's to say
+_BLUR = 1.5  # most noise, and most shift, of a soft row; in units of the embedding's spread
+_PADDED_TO = 16  # positions: batches are a multiple of it long
 _GROUP = 8  # batches that are drawn, and sorted by length, together
 
 
@@ -127,8 +131,9 @@ class Batcher:
     def soft_note(self, document: Document, rng: random.Random) -> list[dict[int, float]]:
         """Notes on ``NUM_QUERIES`` shuffled positions, each a weighted set of words.
 
-        How strongly a description in full is asked for is a matter of degree, on all positions: so
-        stage 2 has a slope to climb.
+        What holds for the whole scene may also lie on any other position. How strongly a
+        description in full is asked for is a matter of degree, on all positions: so stage 2 has a
+        slope to climb.
         """
         positions = list(document.notes)
         while len(positions) < NUM_QUERIES:
@@ -138,12 +143,18 @@ class Batcher:
             note = rng.choice(document.notes)
             positions.append(tuple(word for word in note if rng.random() < 0.7))
         rng.shuffle(positions)
-        everywhere = {self.encode(FULL)[0]: document.strength}
-        return [
-            {self.encode(w)[0]: rng.uniform(0.5, 1.3) / len(words) ** 0.5 for w in words}
-            | everywhere
-            for words in positions
-        ]
+        scene_words = [word for note in document.notes if len(note) == 1 for word in note]
+        mixtures = []
+        for words in positions:
+            amounts = {word: rng.uniform(0.5, 1.3) / len(words) ** 0.5 for word in words}
+            for word in scene_words:
+                if word not in words and rng.random() < _SPREAD:
+                    amounts[word] = rng.uniform(0.1, 0.8)
+            for word in rng.sample(FACT_WORDS, 3):  # a query picks up what does not belong to it
+                amounts.setdefault(word, rng.gauss(0, 0.2))
+            amounts[FULL] = document.strength
+            mixtures.append({self.encode(word)[0]: amount for word, amount in amounts.items()})
+        return mixtures
 
     def row(self, document: Document, soft: bool, rng: random.Random) -> Row:
         ids = [1, *self.encode(document.before)] if document.before else [1]
@@ -165,9 +176,14 @@ class Batcher:
         self, rows: Sequence[Row], rng: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embeddings ``[B, S, D]``, target ids ``[B, S]``, weights ``[B, S]`` (0 = not learnt)."""
-        pad = nn.utils.rnn.pad_sequence
-        ids = pad([torch.tensor(row.ids) for row in rows], batch_first=True)
-        weights = pad([torch.tensor(row.weights) for row in rows], batch_first=True)
+        # Few different lengths: else memory falls into pieces that do not fit the next batch.
+        longest = max(len(row.ids) for row in rows)
+        width = math.ceil(longest / _PADDED_TO) * _PADDED_TO
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        weights = torch.zeros(len(rows), width)
+        for b, row in enumerate(rows):
+            ids[b, : len(row.ids)] = torch.tensor(row.ids)
+            weights[b, : len(row.ids)] = torch.tensor(row.weights)
         embeds = functional.embedding(ids, self.table)
         soft = [(b, position) for b, row in enumerate(rows) for position in row.soft]
         if soft:
@@ -176,11 +192,16 @@ class Batcher:
             amounts = [amount for mixture in mixtures for amount in mixture.values()]
             mixture = torch.zeros(len(mixtures), VOCAB_SIZE)
             mixture[tuple(torch.tensor(words).T)] = torch.tensor(amounts)
-            levels = [rng.uniform(0, 0.6) for _ in rows]  # how blurred each row is
-            level = torch.tensor([levels[b] for b, _ in soft]).unsqueeze(1)
+            # Projected features differ from words: each in its own way, and all of a row alike.
+            levels = torch.tensor([[rng.uniform(0, _BLUR), rng.uniform(0, _BLUR)] for _ in rows])
+            rows_of = torch.tensor([b for b, _ in soft])
             generator = torch.Generator().manual_seed(rng.getrandbits(63))
-            noise = torch.randn(len(soft), self.table.shape[1], generator=generator)
-            blurred = mixture @ self.table + level * self.table.detach().std() * noise
+            width = self.table.shape[1]
+            noise = torch.randn(len(soft), width, generator=generator) * levels[rows_of, :1]
+            shift = (
+                torch.randn(len(rows), width, generator=generator)[rows_of] * levels[rows_of, 1:]
+            )
+            blurred = mixture @ self.table + self.table.detach().std() * (noise + shift)
             embeds = embeds.index_put(tuple(torch.tensor(soft).T), blurred)
         return embeds, ids, weights
 
