@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,25 +29,21 @@ def check_alignment_folder(storage: str) -> str | None:
 
 
 class AlignmentSource:
-    """Pairs held in memory (names and texts only), split over readers sample by sample."""
+    """Annotated pairs, each a unit; names and texts are held in memory, pictures are not."""
+
+    window = 1  # the order of the units is shuffled already
 
     def __init__(self, folder: Path) -> None:
         self.entries = read_entries(folder)
-        self.pairs = [entry for entry in self.entries if isinstance(entry, RawSample)]
+        self.units = len(self.entries)
 
     @property
-    def units(self) -> int:
-        return len(self.pairs)
+    def readable(self) -> int:
+        """Pairs that have a picture and a text."""
+        return sum(isinstance(entry, RawSample) for entry in self.entries)
 
-    def read_pass(
-        self, reader: int, readers: int, rng: random.Random
-    ) -> Iterator[RawSample | BadSample]:
-        pairs = self.pairs[reader::readers] if len(self.pairs) >= readers else list(self.pairs)
-        rng.shuffle(pairs)
-        yield from pairs
-
-    def read_in_order(self) -> Iterator[RawSample | BadSample]:
-        yield from self.entries
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        yield self.entries[unit]
 
 
 def read_entries(folder: Path) -> list[RawSample | BadSample]:
@@ -78,10 +73,10 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
     for name, text in entries:
         if not isinstance(text, str):
             wordless.append(name)
-            samples.append(BadSample(name, f"the caption is {text!r}, not a text"))
+            samples.append(BadSample(name, "no caption", f"{text!r:.60} is not a text"))
         elif name not in files:
             missing.append(name)
-            samples.append(BadSample(name, f"no such image in {folder / 'image'}"))
+            samples.append(BadSample(name, "no image", f"none in {folder / 'image'}"))
         else:
             samples.append(RawSample(name, files[name], text))
     if len(wordless) + len(missing) == len(samples):

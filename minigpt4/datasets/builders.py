@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from minigpt4.checks import Positive, check_not_negative
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
-from minigpt4.datasets.samples import DataSet, ToPixels
+from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 
@@ -70,14 +70,15 @@ def build_caption_shards(
         text_processor: Caption processor of each split.
         sample_ratio: Relative weight with which a step draws this data set.
         batch_size: Samples per process of a step on this data set; the run's without.
-        buffer_size: Samples in the shuffle buffer of each reader.
+        buffer_size: Consecutive samples of each reader that are shuffled together.
         data_type: As in the original; only images exist.
     """
     shards = list_shards(build_info.storage)
     existing = [shard for shard in shards if Path(shard).is_file()]
-    if len(existing) < len(shards):
-        text = "datasets.%s: %d of %d shards are missing and left out"
-        logger.warning(text, name, len(shards) - len(existing), len(shards))
+    missing = [BadSample(shard, "missing shard") for shard in shards if not Path(shard).is_file()]
+    if missing:
+        text = "datasets.%s: %d of %d shards are missing (first: %s)"
+        logger.warning(text, name, len(missing), len(shards), missing[0].key)
     return DataSet(
         name,
         ShardSource(existing, buffer_size),
@@ -86,6 +87,7 @@ def build_caption_shards(
         sample_ratio,
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
+        missing=tuple(missing),
     )
 
 
@@ -112,13 +114,14 @@ def build_cc_sbu_align(
         batch_size: Samples per process of a step on this data set; the run's without.
         data_type: As in the original; only images exist.
     """
+    source = AlignmentSource(Path(build_info.storage))
     return DataSet(
         name,
-        AlignmentSource(Path(build_info.storage)),
+        source,
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
         str,
         sample_ratio,
-        countable=True,
+        length=source.readable,
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
     )

@@ -2,7 +2,6 @@
 
 import glob
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from webdataset.tariterators import tarfile_samples
 
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample
+from minigpt4.errors import one_line
 
 
 def list_shards(storage: str | list[str]) -> list[str]:
@@ -45,53 +45,29 @@ def check_shards(storage: str | list[str]) -> str | None:
 
 
 class ShardSource:
-    """Shards split over readers, read through a shuffle buffer of still encoded samples."""
+    """Shards, each a unit; their samples are shuffled in windows while still encoded."""
 
-    def __init__(self, shards: list[str], buffer_size: int) -> None:
+    def __init__(self, shards: list[str], window: int) -> None:
         self.shards = shards
-        self.buffer_size = buffer_size
+        self.units = len(shards)
+        self.window = window
 
-    @property
-    def units(self) -> int:
-        return len(self.shards)
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        shard = self.shards[unit]
+        broken: list[Exception] = []
 
-    def read_pass(
-        self, reader: int, readers: int, rng: random.Random
-    ) -> Iterator[RawSample | BadSample]:
-        # With fewer shards than readers all readers read all shards, each in an order of its own.
-        own = self.shards[reader::readers] if len(self.shards) >= readers else list(self.shards)
-        rng.shuffle(own)
-        buffer: list[RawSample | BadSample] = []
-        for sample in self._read(own):
-            if len(buffer) < self.buffer_size:
-                buffer.append(sample)
-                continue
-            slot = rng.randrange(self.buffer_size)
-            buffer[slot], sample = sample, buffer[slot]
-            yield sample
-        rng.shuffle(buffer)
-        yield from buffer
+        def note(error: Exception) -> bool:
+            broken.append(error)
+            return True
 
-    def read_in_order(self) -> Iterator[RawSample | BadSample]:
-        return self._read(self.shards)
-
-    def _read(self, shards: list[str]) -> Iterator[RawSample | BadSample]:
-        for shard in shards:
-            broken: list[BadSample] = []
-
-            def note(
-                error: Exception, broken: list[BadSample] = broken, shard: str = shard
-            ) -> bool:
-                broken.append(BadSample(shard, f"the rest of the shard is lost ({error})"))
-                return True
-
-            empty = True
-            for fields in tarfile_samples(iter([{"url": shard}]), handler=note):
-                empty = False
-                yield _parse(fields)
-            if empty and not broken:
-                broken.append(BadSample(shard, "no sample in it"))
-            yield from broken
+        empty = True
+        for fields in tarfile_samples(iter([{"url": shard}]), handler=note):
+            empty = False
+            yield _parse(fields)
+        if broken:
+            yield BadSample(shard, "broken shard", f"the rest of it is lost ({broken[0]})")
+        elif empty:
+            yield BadSample(shard, "empty shard")
 
 
 def _parse(fields: dict[str, Any]) -> RawSample | BadSample:
@@ -99,11 +75,14 @@ def _parse(fields: dict[str, Any]) -> RawSample | BadSample:
     key = f"{fields.get('__url__', '')}/{fields.get('__key__', '')}"
     image = next((fields[suffix] for suffix in IMAGE_SUFFIXES if suffix in fields), None)
     if image is None:
-        return BadSample(key, f"no image ({', '.join(IMAGE_SUFFIXES)})")
+        return BadSample(key, "no image", f"none of {', '.join(IMAGE_SUFFIXES)}")
+    if "json" not in fields:
+        return BadSample(key, "no json")
     try:
-        caption = json.loads(fields["json"])["caption"]
-    except (KeyError, ValueError, TypeError) as error:
-        return BadSample(key, f"no json with a caption ({type(error).__name__}: {error})")
+        told = json.loads(fields["json"])
+    except (ValueError, RecursionError) as error:
+        return BadSample(key, "unreadable json", one_line(error))
+    caption = told.get("caption") if isinstance(told, dict) else None
     if not isinstance(caption, str):
-        return BadSample(key, f"the caption is {caption!r}, not a text")
+        return BadSample(key, "no caption", f"{caption!r:.60} is not a text")
     return RawSample(key, image, caption)

@@ -20,7 +20,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from minigpt4.chat import Chat, GenerationOptions, generation_options
 from minigpt4.checkpoint import write_atomically
 from minigpt4.config import Config
-from minigpt4.datasets.samples import DataSet, OrderedBatch, OrderedBatches
+from minigpt4.datasets.samples import DataSet
+from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image_processors import ImageProcessor
@@ -127,7 +128,7 @@ def _evaluate_data_set(
         logging_redirect_tqdm(),
         tqdm(
             desc=dataset.name,
-            total=dataset.source.units if dataset.countable else None,
+            total=dataset.source.units if dataset.length else None,
             disable=not accelerator.is_main_process,
             mininterval=calm,
         ) as bar,

@@ -1,6 +1,7 @@
 """Real shards and folders of pairs, written by the tests that read them."""
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from minigpt4.datasets.samples import DataSet, Source
+from minigpt4.datasets.samples import DataSet, Sample, Source
+from minigpt4.datasets.streams import SampleStream
+from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -71,3 +74,24 @@ def write_pairs(
 def data_set(source: Source, name: str = "mine", sample_ratio: float = 1.0) -> DataSet:
     """A data set of tiny images whose texts stay as they are."""
     return DataSet(name, source, build_blip2_image_eval(4), str, sample_ratio)
+
+
+def samples_of(stream: SampleStream, count: int) -> list[Sample]:
+    """The first samples of a stream; its fault is raised."""
+    found: list[Sample] = []
+    for delivery in itertools.islice(stream, -(-count // stream.batch_size)):
+        if delivery.fault:
+            raise delivery.fault
+        batch = delivery.batch
+        assert batch is not None
+        parts = zip(batch["keys"], batch["image"], batch["text"], strict=True)
+        found += [Sample(key=key, image=image, text=text) for key, image, text in parts]
+    return found[:count]
+
+
+def fault_of(stream: SampleStream) -> DataError:
+    """What ends a stream without a good sample."""
+    fault = next(iter(stream)).fault
+    assert fault is not None
+    assert "\n" not in str(fault)
+    return fault

@@ -1,44 +1,36 @@
-import itertools
 import json
 import logging
-import random
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from minigpt4.datasets.samples import RawSample, Sample, SampleStream, load_image
+from minigpt4.datasets.samples import load_image
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
-from tests.datasets.files import data_set, noise, pair, picture, write_shards, write_tar
+from tests.datasets.files import (
+    data_set,
+    fault_of,
+    noise,
+    pair,
+    picture,
+    samples_of,
+    write_shards,
+    write_tar,
+)
 from tests.messages import one_line
 
 
-def stream(*shards: object, buffer_size: int = 100, seed: int = 0) -> SampleStream:
-    source = ShardSource([str(shard) for shard in shards], buffer_size)
-    return SampleStream(data_set(source), seed, 0, 1)
-
-
-def first(reader: SampleStream, count: int) -> list[Sample]:
-    samples: list[Sample] = []
-    for sample in itertools.islice(reader, count):
-        assert not isinstance(sample, DataError)
-        samples.append(sample)
-    return samples
+def stream(*shards: object, window: int = 100, seed: int = 0) -> SampleStream:
+    source = ShardSource([str(shard) for shard in shards], window)
+    return SampleStream(data_set(source), 1, seed, 0, 1)
 
 
 def texts(reader: SampleStream, count: int) -> list[str]:
-    return [sample["text"] for sample in first(reader, count)]
-
-
-def the_error(reader: SampleStream) -> DataError:
-    """The fault that ends a stream without a good sample."""
-    fault = next(iter(reader))
-    assert isinstance(fault, DataError)
-    assert "\n" not in str(fault)
-    return fault
+    return [sample["text"] for sample in samples_of(reader, count)]
 
 
 # Which shards
@@ -92,9 +84,10 @@ def test_one_shard_that_exists_is_enough(tmp_path: Path, caplog: pytest.LogCaptu
     assert check_shards(storage) is None
     with caplog.at_level(logging.WARNING):
         built = BUILDERS.build("cc_sbu", {"build_info": {"storage": storage}}, name="cc_sbu")
-    assert built.source.units == 1
+    assert len(texts(SampleStream(built, 1, 0, 0, 1), 4)) == 4
+    assert [bad.cause for bad in built.missing] == ["missing shard"] * 4
     (record,) = caplog.records
-    assert record.getMessage() == "datasets.cc_sbu: 4 of 5 shards are missing and left out"
+    assert "datasets.cc_sbu: 4 of 5 shards are missing" in record.getMessage()
 
 
 # What is in them
@@ -103,7 +96,7 @@ def test_one_shard_that_exists_is_enough(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp"])
 def test_every_kind_of_picture_is_read(tmp_path: Path, suffix: str) -> None:
     shard = write_tar(tmp_path / "0.tar", pair("a", "a red square", suffix))
-    (sample,) = first(stream(shard), 1)
+    (sample,) = samples_of(stream(shard), 1)
     assert sample["text"] == "a red square"
     assert sample["key"].endswith("0.tar/a")
     assert sample["image"].shape == (3, 4, 4)
@@ -194,32 +187,48 @@ def test_many_broken_samples_do_not_flood_the_log(
 ) -> None:
     broken = [{f"bad{i}.jpg": b"x", f"bad{i}.json": b'{"caption": "x"}'} for i in range(40)]
     shard = write_tar(tmp_path / "0.tar", pair("good"), *broken)
+    source = data_set(ShardSource([str(shard)], 10))
     with caplog.at_level(logging.WARNING):
-        texts(stream(shard), 3)
+        samples_of(SampleStream(source, 1, 0, 0, 1, max_bad_fraction=0.99), 3)
     assert 1 <= len(caplog.records) <= 10
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_data_set_without_a_good_sample_ends_with_one_line(tmp_path: Path, kind: str) -> None:
-    fault = the_error(stream(write_tar(tmp_path / "0.tar", BROKEN[kind])))
+    fault = fault_of(stream(write_tar(tmp_path / "0.tar", BROKEN[kind])))
     assert "datasets.mine: no readable sample" in str(fault)
 
 
 def test_shards_that_are_no_tars_at_all_end_with_one_line(tmp_path: Path) -> None:
     for name in ("0.tar", "1.tar"):
         (tmp_path / name).write_bytes(b"no tar" * 200)
-    assert "no readable sample" in str(the_error(stream(*sorted(tmp_path.iterdir()))))
+    assert "no readable sample" in str(fault_of(stream(*sorted(tmp_path.iterdir()))))
 
 
-def test_an_endless_row_of_broken_samples_ends_although_one_is_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bad", "limit", "ends"), [(60, 0.5, True), (40, 0.5, False), (60, 0.7, False)]
+)
+def test_too_large_a_share_of_bad_samples_ends_the_stream(
+    tmp_path: Path, bad: int, limit: float, ends: bool
 ) -> None:
-    monkeypatch.setattr("minigpt4.datasets.samples.MAX_BAD_IN_A_ROW", 20)
-    broken = [{f"bad{i}.jpg": b"x", f"bad{i}.json": b'{"caption": "x"}'} for i in range(50)]
-    shard = write_tar(tmp_path / "0.tar", *broken, pair("good"))
-    (*_, last) = itertools.islice(stream(shard, buffer_size=1), 50)
-    assert isinstance(last, DataError)
-    assert "no readable sample among the last 21" in str(last)
+    broken = [{f"bad{i}.jpg": b"x", f"bad{i}.json": b'{"caption": "x"}'} for i in range(bad)]
+    good = [pair(f"good{i}") for i in range(100 - bad)]
+    shard = write_tar(tmp_path / "0.tar", *broken, *good)
+    source = data_set(ShardSource([str(shard)], 10))
+    reader = SampleStream(source, 1, 0, 0, 1, max_bad_fraction=limit)
+    if not ends:
+        assert len(samples_of(reader, 300)) == 300
+        return
+    with one_line(DataError, "60% of the last 100 samples", "unreadable image 60", "bad"):
+        samples_of(reader, 300)
+
+
+def test_among_many_samples_the_last_thousand_count(tmp_path: Path) -> None:
+    good = [pair(f"good{i:04}") for i in range(1500)]
+    broken = [{f"bad{i:04}.json": b'{"caption": "x"}'} for i in range(3000)]
+    shard = write_tar(tmp_path / "0.tar", *good, *broken)
+    with one_line(DataError, "of the last 1,000 samples are bad", "no image 501"):
+        samples_of(stream(shard, window=1), 1501)
 
 
 # In which order
@@ -228,20 +237,18 @@ def test_an_endless_row_of_broken_samples_ends_although_one_is_good(
 def test_every_sample_comes_once_a_pass(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, 3, 5)
     keys = [f"{shard}-{sample}" for shard in range(3) for sample in range(5)]
-    read = texts(stream(*shards, buffer_size=4), 30)
+    read = texts(stream(*shards, window=4), 30)
     assert sorted(read[:15]) == keys
     assert sorted(read[15:]) == keys
     assert read[:15] != read[15:]
 
 
-@pytest.mark.parametrize("buffer_size", [1, 4, 1000])
+@pytest.mark.parametrize("window", [1, 4, 1000])
 def test_the_same_seed_gives_the_same_sequence_and_another_another(
-    tmp_path: Path, buffer_size: int
+    tmp_path: Path, window: int
 ) -> None:
     shards = write_shards(tmp_path, 4, 6)
-    sequences = [
-        texts(stream(*shards, buffer_size=buffer_size, seed=seed), 30) for seed in (1, 1, 2)
-    ]
+    sequences = [texts(stream(*shards, window=window, seed=seed), 30) for seed in (1, 1, 2)]
     assert sequences[0] == sequences[1]
     assert sequences[0] != sequences[2]
 
@@ -254,7 +261,7 @@ def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -
 
     def crops(seed: int, global_seed: int) -> list[torch.Tensor]:
         torch.manual_seed(global_seed)
-        return [sample["image"] for sample in first(SampleStream(built, seed, 0, 1), 3)]
+        return [sample["image"] for sample in samples_of(SampleStream(built, 1, seed, 0, 1), 3)]
 
     one, again, other = crops(1, 5), crops(1, 6), crops(2, 5)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
@@ -267,35 +274,38 @@ def test_reading_does_not_disturb_the_global_seed(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    first(reader, 5)
+    samples_of(reader, 5)
     assert torch.equal(torch.rand(2), expected)
 
 
 # Who reads what
 
+SAMPLES = 2  # of each shard
 
-def read_pass(shards: list[str], reader: int, readers: int) -> set[str]:
-    source = ShardSource(shards, 10)
-    raw = source.read_pass(reader, readers, random.Random(0))
-    return {sample.text for sample in raw if isinstance(sample, RawSample)}
+
+def read_once(shards: list[str], reader: int, readers: int) -> set[str]:
+    """What one reader reads in as many steps as its share has samples."""
+    share = len(shards[reader::readers]) if len(shards) >= readers else len(shards)
+    own = SampleStream(data_set(ShardSource(shards, 10)), 1, 0, reader, readers)
+    return set(texts(own, share * SAMPLES))
 
 
 def test_readers_with_enough_shards_read_disjoint_ones(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 5, 2)
-    parts = [read_pass(shards, reader, 3) for reader in range(3)]
+    shards = write_shards(tmp_path, 5, SAMPLES)
+    parts = [read_once(shards, reader, 3) for reader in range(3)]
     assert all(parts)
     assert sum(map(len, parts)) == len(set().union(*parts)) == 10
 
 
 def test_more_readers_than_shards_read_all_of_them_each_in_its_own_order(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 2, 8)
+    shards = write_shards(tmp_path, 8, SAMPLES)
     source = data_set(ShardSource(shards, 100))
-    everything = read_pass(shards, 0, 1)
+    everything = read_once(shards, 0, 1)
     orders = []
-    for rank in range(3):
-        assert read_pass(shards, rank, 3) == everything
-        orders.append(tuple(texts(SampleStream(source, 0, rank, 3), 16)))
-    assert len(set(orders)) == 3
+    for rank in range(9):
+        assert read_once(shards, rank, 9) == everything
+        orders.append(tuple(texts(SampleStream(source, 1, 0, rank, 9), 16)))
+    assert len(set(orders)) == 9
 
 
 def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
@@ -306,7 +316,7 @@ def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
         if text is not None:
             options["text_processor"] = {"train": text}
         built = BUILDERS.build("laion", options, name="laion")
-        assert texts(SampleStream(built, 0, 0, 1), 1) == [expected]
+        assert texts(SampleStream(built, 1, 0, 0, 1), 1) == [expected]
 
 
 # One picture

@@ -1,6 +1,5 @@
 """Recorded trajectories: some AdamW steps of the projection, through the real runner."""
 
-import random
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,14 +31,10 @@ class NoSource:
     """A data set that is never read: the recorded batches take its place."""
 
     units = 1
+    window = 1
 
-    def read_pass(
-        self, reader: int, readers: int, rng: random.Random
-    ) -> Iterator[RawSample | BadSample]:
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         raise AssertionError("the recorded batches should have been read")
-
-    def read_in_order(self) -> Iterator[RawSample | BadSample]:
-        raise AssertionError("nothing is evaluated here")
 
 
 @dataclass(frozen=True)

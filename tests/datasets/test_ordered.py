@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.datasets.alignment import AlignmentSource
-from minigpt4.datasets.samples import DataSet, OrderedBatch, OrderedBatches
+from minigpt4.datasets.samples import DataSet
 from minigpt4.datasets.shards import ShardSource
+from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
 from minigpt4.registry import BUILDERS
 from tests.datasets.files import (
@@ -25,7 +26,7 @@ from tests.datasets.files import (
 
 @pytest.fixture
 def shards(tmp_path: Path) -> DataSet:
-    return data_set(ShardSource(write_shards(tmp_path / "shards", 3, 4), buffer_size=5))
+    return data_set(ShardSource(write_shards(tmp_path / "shards", 3, 4), window=5))
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def test_what_cannot_be_read_keeps_its_place(folder: Path) -> None:
     assert set(found.unreadable) == {1, 3, 4}
     assert found.unreadable[1].key == str(folder / "image" / "1.jpg")
     assert "not a readable picture" in found.unreadable[1].reason
-    assert "no such image" in found.unreadable[3].reason
-    assert "the caption is 4, not a text" in found.unreadable[4].reason
+    assert "no image" in found.unreadable[3].reason
+    assert "4 is not a text" in found.unreadable[4].reason
 
 
 def test_a_batch_without_a_readable_sample_is_no_batch(folder: Path) -> None:
@@ -134,5 +135,5 @@ def test_the_rest_of_a_broken_shard_takes_one_place(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[: -10240 - 3000])
     (found,) = read(data_set(ShardSource([str(cut), str(whole)], 5)), size=10)
     assert texts([found]) == ["early0", "early1", "early2", "other"]
-    lost = [bad for bad in found.unreadable.values() if "rest of the shard is lost" in bad.reason]
+    lost = [bad for bad in found.unreadable.values() if bad.cause == "broken shard"]
     assert [bad.key for bad in lost] == [str(cut)]
