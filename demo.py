@@ -7,16 +7,19 @@ import argparse
 import html
 import logging
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error, run_guarded
 
 if TYPE_CHECKING:  # gradio and torch take seconds to import: a wrong argument fails before
     import gradio as gr
+    import torch
 
     from minigpt4.chat import Chat, ChatSession
 
@@ -238,7 +241,7 @@ def connect(page: Any, desk: Desk, chatbot: Any, asked: tuple[Any, ...], restart
     page.unload(leave)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Chat with MiniGPT-4 in a browser.")
     parser.add_argument("--cfg-path", required=True, help="YAML of the chat (eval_configs/)")
     parser.add_argument("--gpu-id", type=int, default=0, help="which GPU (default 0)")
@@ -252,7 +255,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every value and where it came from"
+    )
+    return parser.parse_args(argv)
 
 
 def list_examples(folder: Path) -> list[Path]:
@@ -278,18 +284,47 @@ def check_address(host: str, port: int) -> None:
         raise ConfigError(f"{text}; choose another --port") from error
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def check(arguments: argparse.Namespace) -> tuple[Config, "torch.device"]:
+    """The config and the device to chat on, once nothing is wrong with either.
+
+    Raises:
+        ConfigError: one line for every fault.
+    """
+    config = load_config(arguments.cfg_path, arguments.options)
+
+    from minigpt4.chat import choose_device
+    from minigpt4.registry import Fault
+    from minigpt4.runners.preflight import described, preflight
+
+    if arguments.print_config:
+        sys.stdout.write(described(config))
+    device, others = None, []
+    try:
+        device = choose_device(arguments.device, arguments.gpu_id)
+    except ConfigError as error:
+        key, _, text = str(error).partition(": ")
+        others.append(Fault(key, text))
+    preflight(config, "chat", device.type if device else arguments.device, others)
+    assert device is not None  # else that was a fault
+    return config, device
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
-    check_address(arguments.host, arguments.port)
+    if not arguments.print_config:
+        check_address(arguments.host, arguments.port)
+    examples = list_examples(arguments.examples)
+    config, device = check(arguments)
+    if arguments.print_config:
+        return
 
     import gradio as gr
 
-    from minigpt4.chat import load_chat
+    from minigpt4.chat import build_chat
 
-    examples = list_examples(arguments.examples)
-    chat = load_chat(arguments.cfg_path, arguments.options, arguments.device, arguments.gpu_id)
+    chat = build_chat(config, device)
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     build_page(chat, examples).queue(max_size=32).launch(

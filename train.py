@@ -8,22 +8,27 @@ With ``run.evaluate: True`` it trains nothing, and evaluates on the YAML's data 
 import argparse
 import logging
 import os
+import sys
+from collections.abc import Sequence
 
 from minigpt4.config import load_config
 from minigpt4.errors import run_guarded
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train MiniGPT-4's projection.")
     parser.add_argument("--cfg-path", required=True, help="YAML of the run (train_configs/)")
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every value and where it came from"
+    )
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if main_process else logging.WARNING, format="%(message)s"
@@ -35,19 +40,23 @@ def main() -> None:
 
     from minigpt4.registry import RUNNERS
     from minigpt4.runners.evaluation import run_evaluation
+    from minigpt4.runners.preflight import described, preflight
     from minigpt4.runners.preparation import (
         build_datasets,
         build_model,
-        check_training,
         epoch_length,
         make_accelerator,
         run_settings,
     )
 
+    if arguments.print_config and main_process:
+        sys.stdout.write(described(config))
+    preflight(config, "evaluation" if config.run.get("evaluate") else "training")
+    if arguments.print_config:
+        return
     if config.run.get("evaluate"):
         run_evaluation(config)
         return
-    check_training(config)
     settings = run_settings(config)
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"] + accelerator.process_index)

@@ -4,15 +4,19 @@ import argparse
 import importlib
 import logging
 import pkgutil
+from collections.abc import Sequence
 
 from minigpt4 import cli
 from minigpt4.errors import run_guarded
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Hand the arguments to the command's module in ``minigpt4/cli``.
 
     Each module there has a docstring (its help), ``add_arguments`` and ``run``.
+
+    Args:
+        argv: Command and its arguments; those of this process by default.
     """
     parser = argparse.ArgumentParser(prog="python -m minigpt4")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -25,7 +29,7 @@ def main() -> None:
         help_text = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=help_text, description=help_text))
         modules[name] = module
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     modules[arguments.command].run(arguments)
 

@@ -1,14 +1,15 @@
-"""Weights on disk: ours, the original's, BLIP-2's and EVA's; reading, renaming, atomic writing.
+"""Weights on disk: ours, the original's, BLIP-2's and EVA's; reading, loading, atomic writing.
 
-``convert_*`` are pure functions from one set of names to another. Hugging Face folders are read by
-transformers itself (``models/language_model.py``).
+Names are converted in ``weight_names.py``. Hugging Face folders are read by transformers itself
+(``models/language_model.py``).
 """
 
 import contextlib
+import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,49 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
-
-Tensors = dict[str, torch.Tensor]
+from minigpt4.weight_names import TRAINABLE, Tensors, convert_q_former, trained_part
 
 # Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
 _SAVED_BUFFERS = re.compile(
     r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq"
 )
-# What EVA's and BLIP-2's files hold beside the parts that are used here.
-_UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
-_UNUSED_Q_FORMER = re.compile(  # the text branch
-    r"embeddings\.(position_ids|word_embeddings|position_embeddings)|pooler\."
-    r"|encoder\.layer\.\d+\.(intermediate|output)\."
-)
-_Q_FORMER_NAMES = (
-    ("embeddings.LayerNorm.", "layernorm."),
-    (".attention.self.", ".attention.attention."),
-    (".crossattention.self.", ".crossattention.attention."),
-)
-# Our names, and those of transformers' ``Blip2ForConditionalGeneration``; the first match counts.
-_BLIP2_NAMES = (
-    (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
-    (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
-    (r"visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
-    (r"visual_encoder\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
-    (
-        r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
-        r"vision_model.encoder.layers.\1.self_attn.projection.",
-    ),
-    (
-        r"visual_encoder\.blocks\.(\d+)\.attn\.",
-        r"vision_model.encoder.layers.\1.self_attn.",
-    ),
-    (r"visual_encoder\.blocks\.", "vision_model.encoder.layers."),
-    (r"ln_vision\.", "vision_model.post_layernorm."),
-    (r"q_former\.", "qformer."),
-    (r"llama_proj\.", "language_projection."),
-    (r"llama_model\.", "language_model."),
-)
 # Widths that tell which model a projection was trained for.
 _READ_BY_PROJECTION = {768: "with Q-Former", 5632: "without Q-Former (Llama-2)"}
 _LANGUAGE_MODELS = {4096: "7B", 5120: "13B"}
-
-
 # A name that only one of the files holds, and where that file belongs.
 _KNOWN_FILES = (
     ("llama_proj.weight", "a MiniGPT-4 projection: name it in model.ckpt"),
@@ -66,6 +33,8 @@ _KNOWN_FILES = (
     ("patch_embed.proj.weight", "EVA's visual encoder: name it in model.vit_model"),
     ("model.embed_tokens.weight", "a language model: name its folder in model.llama_model"),
 )
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
@@ -133,74 +102,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
-def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
-    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
-
-    Names are equal; blocks from ``depth`` on and unused heads are left out.
-    """
-    converted = {}
-    for name, value in weights.items():
-        unused = _UNUSED_EVA.match(name)
-        block = unused.group(1) if unused else None
-        if unused and (block is None or int(block) >= depth):
-            continue
-        converted[name] = value
-    return converted
-
-
-def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """``Qformer.bert.*`` of BLIP-2 or the original, for transformers' ``Blip2QFormerModel``.
-
-    The text branch (word and position embeddings, its feed-forward) is left out.
-    """
-    converted = {}
-    prefix = "Qformer.bert."
-    for name, value in weights.items():
-        if not name.startswith(prefix):
-            continue
-        name = name.removeprefix(prefix)
-        if _UNUSED_Q_FORMER.match(name):
-            continue
-        for theirs, ours in _Q_FORMER_NAMES:
-            if theirs.startswith("."):
-                name = name.replace(theirs, ours)
-            elif name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        converted[name] = value
-    return converted
-
-
-def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """The ``llama_model.*`` part of the original's weights, for transformers' LLaMA."""
-    prefix = "llama_model."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
-    }
-
-
-def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """All weights of our model, for transformers' ``Blip2ForConditionalGeneration``.
-
-    Its vision attention has one bias where ours has those of q and v: k has none, zeros here.
-    """
-    converted = {}
-    for name, value in weights.items():
-        if name.endswith(".attn.v_bias"):
-            continue
-        if name.endswith(".attn.q_bias"):
-            v_bias = weights[name.replace("q_bias", "v_bias")]
-            name = name.replace("q_bias", "qkv.bias")
-            value = torch.cat([value, torch.zeros_like(value), v_bias])
-        for ours, theirs in _BLIP2_NAMES:
-            name, found = re.subn(f"^{ours}", theirs, name)
-            if found:
-                break
-        converted[name] = value
-    return converted
-
-
 def kind_of_file(content: Any) -> str:
     """What published file this looks like, as an addition to a complaint; empty if none."""
     top = content if isinstance(content, Mapping) else {}
@@ -238,16 +139,19 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
 
 
 def trained_weights(checkpoint: Any, origin: str) -> Tensors:
-    """The trained parameters of a checkpoint in the original's form, its saved buffers dropped.
+    """The trained parameters of a checkpoint under our names, its saved buffers dropped.
 
-    A safetensors file has no ``"model"`` part: there the projection itself lies on top.
+    The original's form has them in a ``"model"`` part; in a safetensors file they lie on top. A
+    Q-Former that the original trained has the original's names.
 
     Raises:
-        CheckpointError: when there is neither.
+        CheckpointError: when there are none.
     """
     weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-    if isinstance(checkpoint, Mapping) and "llama_proj.weight" in checkpoint:
-        weights = checkpoint
+    if isinstance(checkpoint, Mapping) and "model" not in checkpoint:
+        weights = {n: v for n, v in checkpoint.items() if not _is_buffer(n)}
+        if not all(isinstance(name, str) and trained_part(name) for name in weights):
+            weights = None
     named = isinstance(weights, Mapping) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     )
@@ -256,39 +160,103 @@ def trained_weights(checkpoint: Any, origin: str) -> Tensors:
             f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
             + kind_of_file(checkpoint)
         )
-    return {name: value for name, value in weights.items() if not _SAVED_BUFFERS.fullmatch(name)}
+    trained = {name: value for name, value in weights.items() if not _is_buffer(name)}
+    if any(name.startswith("Qformer.bert.encoder.") for name in trained):
+        q_former = convert_q_former(trained)
+        trained = {n: v for n, v in trained.items() if not n.startswith("Qformer.bert.")}
+        trained |= {f"q_former.{name}": value for name, value in q_former.items()}
+    return trained
 
 
-def load_trained(model: torch.nn.Module, checkpoint: Any, origin: str) -> None:
-    """Put a checkpoint's trained parameters into ``model``; they must be exactly its trained ones.
+def _is_buffer(name: Any) -> bool:
+    return isinstance(name, str) and _SAVED_BUFFERS.fullmatch(name) is not None
+
+
+def load_trained(
+    model: torch.nn.Module, checkpoint: Any, origin: str, partial: bool = False
+) -> None:
+    """Put a checkpoint's trained parameters into ``model``.
+
+    Args:
+        model: Its trained parameters are those with ``requires_grad``.
+        checkpoint: In the original's form.
+        origin: Its file, for messages.
+        partial: False: it must hold exactly what the model trains, to go on with a training. True,
+            to start from it: whole parts may be missing, which keep the weights they have; the
+            projection may not, since it has no weights but trained ones.
 
     Raises:
-        CheckpointError: for a projection of another size, any other parameter, or NaN.
+        CheckpointError: for another parameter, one of another size, or NaN.
     """
     weights = trained_weights(checkpoint, origin)
-    own = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    surplus, missing = sorted(weights.keys() - own.keys()), sorted(own.keys() - weights.keys())
-    if surplus or missing:
-        raise CheckpointError(
-            f"{origin}: holds {', '.join(surplus[:3]) or 'nothing else'}"
-            f" and lacks {', '.join(missing[:3]) or 'nothing'}; the model trains {', '.join(own)}"
-            + ("" if "llama_proj.weight" in weights else kind_of_file(checkpoint))
-        )
+    own = {
+        name: value
+        for name, value in model.named_parameters()
+        if value.requires_grad or (partial and trained_part(name) == "llama_proj")
+    }
+    absent = {trained_part(n) for n in own} - {trained_part(n) for n in weights} - {"llama_proj"}
+    if partial and absent:
+        own = {name: value for name, value in own.items() if trained_part(name) not in absent}
+    _check_names(own, weights, origin, kind_of_file(checkpoint))
     for name, value in own.items():
         if weights[name].shape != value.shape:
             raise CheckpointError(
                 f"{origin}: {name} is {list(weights[name].shape)}, this model wants "
-                f"{list(value.shape)}: it is a projection {_made_for(weights[name].shape)}; "
-                f"this model takes one {_made_for(value.shape)}"
+                f"{list(value.shape)}{_reason(name, weights[name].shape, value.shape)}"
             )
         if not weights[name].isfinite().all():
             raise CheckpointError(
                 f"{origin}: {name} holds NaN or Inf: the training that wrote it had failed; "
                 "take an earlier checkpoint"
             )
+    if partial and absent:
+        logger.info("%s: holds no %s; that starts from the weights it has", origin, _listed(absent))
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])
+
+
+def _check_names(own: Iterable[str], weights: Iterable[str], origin: str, kind: str) -> None:
+    """Refuse weights with other names than the model's own."""
+    surplus, missing = sorted({*weights} - {*own}), sorted({*own} - {*weights})
+    if not surplus and not missing:
+        return
+    advice = "" if "llama_proj.weight" in weights else kind
+    untrained = {trained_part(n) for n in surplus} - {trained_part(n) for n in own}
+    if untrained and None not in {trained_part(name) for name in surplus}:
+        parts = {trained_part(name) for name in (*own, *weights)}
+        advice = f"; set model.trainable to [{_listed(parts)}]" + advice
+    elif "lora" in {trained_part(name) for name in (*surplus, *missing)} and not untrained:
+        advice = "; model.lora.target_modules must be those it was trained with"
+    elif "llama_proj.weight" in missing and not surplus:
+        advice = f"; name the file of the projection too: model.ckpt: [projection.pth, {origin}]"
+    raise CheckpointError(
+        f"{origin}: holds {_first(surplus) or 'nothing else'} and lacks "
+        f"{_first(missing) or 'nothing'}; the model trains {_first(own)}{advice}"
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _listed(parts: Iterable[str | None]) -> str:
+    """Parts as ``model.trainable`` names them; the Q-Former brings its queries."""
+    parts = set(parts)
+    return ", ".join(
+        part
+        for part in TRAINABLE
+        if part in parts and not (part == "query_tokens" and "q_former" in parts)
+    )
+
+
+def _reason(name: str, given: torch.Size, wanted: torch.Size) -> str:
+    """Why a parameter may have another size, as an addition to a complaint."""
+    part = trained_part(name)
+    if part == "llama_proj":
+        return f": it is a projection {_made_for(given)}; this model takes one {_made_for(wanted)}"
+    return "; model.lora.r must be what it was trained with" if part == "lora" else ""
 
 
 def _made_for(shape: torch.Size) -> str:

@@ -1,13 +1,20 @@
 """Checks that a parameter's annotation can carry: each returns a complaint or ``None``.
 
-They run over the whole config before anything is loaded (see ``registry.bind``).
+They run over the whole config before anything is loaded (see ``registry.bind``). ``os.path`` asks
+for files because, unlike ``Path``, it takes names that no file can have.
 """
 
+import contextlib
 import math
+import os
 import re
 import tempfile
+import urllib.parse
 from pathlib import Path
 from typing import Annotated
+
+MOST = 1_000_000  # of the dimensions of a model
+_HUB_ID = re.compile(r"(?!\.)[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 def is_placeholder(value: str) -> bool:
@@ -21,15 +28,21 @@ def check_file(value: str) -> str | None:
         return None
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the path of your file there"
-    path = Path(value)
-    if path.is_dir():
+    if os.path.isdir(value):
         return f"{value} is a folder; name the file"
-    return None if path.is_file() else f"no such file: {value}"
+    return None if os.path.isfile(value) else f"no such file: {value}"
 
 
 def check_file_or_url(value: str) -> str | None:
     """Complaint about a weights file that is neither on disk nor a URL."""
-    return None if value.startswith(("http://", "https://")) else check_file(value)
+    if not value.startswith(("http://", "https://")):
+        return check_file(value)
+    try:
+        address = urllib.parse.urlsplit(value)
+        named = address.hostname and Path(address.path).name
+    except ValueError:  # brackets in it that hold no IPv6 address
+        named = None
+    return None if named else f"{value} is not the address of a file"
 
 
 def check_model_folder(value: str) -> str | None:
@@ -38,14 +51,13 @@ def check_model_folder(value: str) -> str | None:
         return "missing; put the folder or hub id of your Vicuna or LLaMA there"
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the folder of your Vicuna or LLaMA there"
-    path = Path(value)
-    if path.is_dir():
-        return None if (path / "config.json").is_file() else f"{value} holds no config.json"
-    if path.exists():
+    if os.path.isdir(value):
+        has_config = os.path.isfile(os.path.join(value, "config.json"))
+        return None if has_config else f"{value} holds no config.json"
+    if os.path.exists(value):
         return f"{value} is a file; name the model's folder"
-    parts = value.split("/")
-    if len(parts) == 2 and all(parts) and parts[0] not in (".", ".."):
-        return None  # a hub id; transformers fetches it
+    if _HUB_ID.fullmatch(value):
+        return None  # transformers fetches it
     return f"no such folder: {value}"
 
 
@@ -55,26 +67,44 @@ def check_writable_folder(value: str) -> str | None:
         return "empty; name the folder for your runs"
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the folder for your runs there"
-    folder = Path(value).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = nearest_existing(value)
     if not existing.is_dir():
         return f"{value}: {existing} is a file, not a folder"
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(value)  # names that no folder can have: too long, or with a null byte
         # Tried, not asked: root may write what a read-only disk will not take.
         with tempfile.TemporaryFile(dir=existing):
             return None
-    except OSError as error:
-        return f"{value}: {existing} cannot be written ({error.strerror}); choose another folder"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"{value}: {existing} cannot be written ({reason}); choose another folder"
+
+
+def nearest_existing(folder: str) -> Path:
+    """The folder, or the one above it that is there already."""
+    path = Path(folder).absolute()
+    return next(parent for parent in (path, *path.parents) if os.path.exists(parent))
 
 
 def check_positive(value: float) -> str | None:
     return None if 0 < value < math.inf else f"{value} must be greater than 0"
 
 
+def check_dimension(value: int) -> str | None:
+    """Complaint about a size that no part of a model has."""
+    return None if 0 < value <= MOST else f"{value} must be from 1 to {MOST:,}"
+
+
+def check_ratio(value: float) -> str | None:
+    return None if 0 < value <= 1000 else f"{value} must be greater than 0 and at most 1,000"
+
+
 def check_not_negative(value: float) -> str | None:
     return None if 0 <= value < math.inf else f"{value} must not be negative"
 
 
+Dimension = Annotated[int, check_dimension]
 Positive = Annotated[int, check_positive]
 NotNegative = Annotated[int, check_not_negative]
 ExistingFile = Annotated[str, check_file]

@@ -30,6 +30,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt4"
 
 
+def cached(path_or_url: str) -> Path:
+    """The local file of a path or URL, whether it is there or not."""
+    if not path_or_url.startswith(("http://", "https://")):
+        return Path(path_or_url)
+    return cache_folder() / Path(urllib.parse.urlsplit(path_or_url).path).name
+
+
 def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
     """The local file of a path or URL; a URL is downloaded into the cache first.
 
@@ -42,7 +49,7 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
     """
     if not path_or_url.startswith(("http://", "https://")):
         return Path(path_or_url)
-    target = cache_folder() / Path(urllib.parse.urlsplit(path_or_url).path).name
+    target = cached(path_or_url)
     source = target.with_name(target.name + ".url")
     if target.is_file():
         _refuse_another_source(target, source, path_or_url)

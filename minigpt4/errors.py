@@ -1,6 +1,7 @@
 """The errors a user can cause: each carries one line saying what, where and how to mend it."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,6 +14,7 @@ class MiniGPT4Error(Exception):
     """
 
     rank_local = False
+    exit_code = 2
 
 
 class ConfigError(MiniGPT4Error):
@@ -27,13 +29,33 @@ class DataError(MiniGPT4Error):
     """A data set, image or text that cannot be read."""
 
 
+class InterruptedRunError(MiniGPT4Error):
+    """A run that was told to stop by a signal, with everything saved; exit code 128 + signal."""
+
+    def __init__(self, number: int, step: int, folder: object) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}, which is saved in "
+            f"{folder}; the same command goes on with --options run.resume=auto"
+        )
+        self.exit_code = 128 + number
+
+
 def one_line(error: BaseException, longest: int = 300) -> str:
     """What an error says, as one line; its type where it says nothing."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+def shown(value: object, longest: int = 100) -> str:
+    """A value of a config as a message shows it, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= longest else text[:longest] + "…"
+
+
 def run_guarded(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point and exit: 2 after a user's mistake (one line), 130 when interrupted.
+    """Run an entry point and exit: 2 after a user's mistake (one line), 128 + signal after one.
 
     Under torchrun every process meets the same mistake, and only rank 0 tells it; what one process
     met alone it tells itself.
@@ -43,10 +65,15 @@ def run_guarded(main: Callable[[], int | None]) -> NoReturn:
     except MiniGPT4Error as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(
+                "" if isinstance(error, InterruptedRunError) else "error: ",
+                error,
+                sep="",
+                file=sys.stderr,
+            )
         elif error.rank_local:
             print(f"error: rank {rank}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -34,13 +34,15 @@ from transformers.utils import logging as transformers_logging
 
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import build_generation_config
-from minigpt4.checkpoint import Tensors, convert_to_blip2, load_into
+from minigpt4.checkpoint import load_into
 from minigpt4.conversation import Template
 from minigpt4.deltas import WeightsFolder
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.weight_names import Tensors, convert_to_blip2
 
 # Stands for one image token in a text. It is the export's name for ``<unk>``, which a LLaMA never
 # writes: a word of its own would need a row more in the embedding, and change the logits.
@@ -66,6 +68,7 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
     """
     model = chat.model
     processor = build_processor(chat, tokenizer_file)
+    merge_lora(model.llama_model)
     for part in (model.visual_encoder, model.llama_model):
         shorten_without_loss(part)
     config = build_config(model, processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

@@ -8,26 +8,24 @@ there is no second list of keys. Annotations may carry more than a type:
 * ``Annotated[str, REGISTRY]`` – the value must be a name of that registry; also in a list, a tuple
   of any length, and the values of a dict;
 * ``Annotated[dict, REGISTRY]`` – ``{"name": …, option: …}``, the options fitting that callable;
+* ``dict[Literal["train", …], Annotated[…]]`` – a set of these keys and no others;
 * ``Hidden`` – not an option: the program passes it.
 """
 
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import inspect
 import json
-import sys
+import math
 import typing
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
 import pydantic
 
-from minigpt4.errors import ConfigError, one_line
+from minigpt4.errors import ConfigError, shown
 
 _Entry = TypeVar("_Entry", bound=Callable[..., Any])
 
@@ -44,11 +42,18 @@ class Fault:
     text: str
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def near(word: object, known: Iterable[str]) -> str | None:
+    """The known word that was most likely meant, upper and lower case being the same."""
+    folded = {name.casefold(): name for name in sorted(known)}
+    close = difflib.get_close_matches(str(word)[:100].casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
     """A hint for an unknown word: the nearest known one, else all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    close = near(word, names)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
 class Registry:
@@ -111,6 +116,26 @@ def defaults(entry: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
+def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults that a YAML can change."""
+    visible = visible_parameters(entry)[1]
+    return {name: value for name, value in defaults(entry).items() if name in visible}
+
+
+def visible_parameters(
+    entry: Callable[..., Any],
+) -> tuple[dict[str, Any], dict[str, inspect.Parameter]]:
+    """Types of a callable's parameters, and those parameters that are not ``Hidden``."""
+    hints = typing.get_type_hints(
+        entry.__init__ if inspect.isclass(entry) else entry, include_extras=True
+    )
+    return hints, {
+        name: parameter
+        for name, parameter in inspect.signature(entry).parameters.items()
+        if Hidden not in getattr(hints.get(name), "__metadata__", ())
+    }
+
+
 def bind(
     entry: Callable[..., Any],
     options: Mapping[str, Any],
@@ -127,14 +152,7 @@ def bind(
         dry: Also run the ``check`` functions of ``Annotated`` parameters (they look at the disk).
         partial: A missing option is no fault.
     """
-    hints = typing.get_type_hints(
-        entry.__init__ if inspect.isclass(entry) else entry, include_extras=True
-    )
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(entry).parameters.items()
-        if Hidden not in getattr(hints.get(name), "__metadata__", ())
-    }
+    hints, parameters = visible_parameters(entry)
     bound: dict[str, Any] = {}
     faults: list[Fault] = []
     for name, value in options.items():
@@ -174,7 +192,7 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
         return value, faults
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            return value, [Fault(where, f"{value!r} is not a set of keys")]
+            return value, [Fault(where, f"{shown(value)} is not a set of keys")]
         bound, faults = bind(hint, value, where, dry)
         return (value if faults else hint(**bound)), faults
     if typing.get_origin(hint) in (typing.Union, UnionType):
@@ -188,9 +206,15 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
             made = typing.get_origin(hint)(item for item, _ in items)
             return made, [fault for _, found in items for fault in found]
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
-        _, inner = typing.get_args(hint)
+        outer, inner = typing.get_args(hint)
         if typing.get_origin(inner) is typing.Annotated:
-            fitted = {key: _fit(item, inner, f"{where}.{key}", dry) for key, item in value.items()}
+            names = typing.get_args(outer) if typing.get_origin(outer) is typing.Literal else value
+            fitted = {
+                key: _fit(item, inner, f"{where}.{key}", dry)
+                if key in names
+                else (item, [Fault(f"{where}.{key}", f"unknown key; {nearest(key, names)}")])
+                for key, item in value.items()
+            }
             return {key: item for key, (item, _) in fitted.items()}, [
                 fault for _, found in fitted.values() for fault in found
             ]
@@ -200,24 +224,39 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
 def _fit_plain(value: Any, hint: Any, where: str) -> tuple[Any, list[Fault]]:
     """Strict types by pydantic, in its JSON mode: a list fits a tuple, an int fits a float."""
     try:
-        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value), strict=True), []
+        fitted = pydantic.TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         texts = dict.fromkeys(detail["msg"] for detail in error.errors())
         wanted = "; or ".join(text[0].lower() + text[1:] for text in texts)
-        return value, [Fault(where, f"{value!r}: {wanted}")]
+        return value, [Fault(where, f"{shown(value)}: {wanted}")]
     except (TypeError, ValueError):
-        return value, [Fault(where, f"{value!r} is not a plain value")]
+        return value, [Fault(where, f"{shown(value)} is not a plain value")]
+    if _is_out_of_bounds(fitted):
+        return value, [Fault(where, f"{shown(value)}: no such number can be used here")]
+    return fitted, []
+
+
+def _is_out_of_bounds(value: object) -> bool:
+    """Whether a number is infinite, none at all, or none that 64 bits hold."""
+    if isinstance(value, list | tuple):
+        return any(_is_out_of_bounds(item) for item in value)
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def _fit_name(name: str | None, registry: Registry, where: str) -> list[Fault]:
     if name is None or name in registry.names():
         return []
-    text = f"unknown {registry.kind} {name!r}; known: {', '.join(registry.names())}"
+    text = f"unknown {registry.kind} {shown(name)}; known: {', '.join(registry.names())}"
     return [Fault(where, text)]
 
 
 def _fit_named(value: Any, registry: Registry, where: str, dry: bool) -> list[Fault]:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        meant = [key for key in value if near(key, ("name",))] if isinstance(value, Mapping) else []
+        if meant and "name" not in value:
+            return [Fault(f"{where}.{meant[0]}", "unknown key; did you mean 'name'?")]
         return [Fault(where, "must be a set of keys with a 'name'")]
     faults = _fit_name(value["name"], registry, f"{where}.name")
     if faults:
@@ -229,46 +268,6 @@ def _fit_named(value: Any, registry: Registry, where: str, dry: bool) -> list[Fa
 def build_named(registry: Registry, spec: Mapping[str, Any]) -> Any:
     """Build ``{"name": …, option: …}``."""
     return registry.build(spec["name"], {k: v for k, v in spec.items() if k != "name"})
-
-
-def import_plugins(plugins: Iterable[str], base: Path) -> None:
-    """Import what a YAML lists under ``plugins``: files (``./mine.py``) or modules (``pkg.mod``).
-
-    Args:
-        plugins: Names as written in the YAML.
-        base: Folder of the YAML; relative files are looked up there, then in the current folder.
-
-    Raises:
-        ConfigError: for a file or module that cannot be imported.
-    """
-    plugins = list(plugins)
-    for registry in ALL_REGISTRIES if plugins else ():
-        registry.names()  # ours are there first: a plugin cannot take their names unseen
-    for plugin in plugins:
-        try:
-            if plugin.endswith(".py"):
-                _import_file(plugin, base)
-            else:
-                importlib.import_module(plugin)
-        except Exception as error:  # whatever the user's own code does at import
-            reason = one_line(error)
-            if not isinstance(error, ConfigError | ImportError):
-                reason = f"{type(error).__name__}: {reason}"
-            raise ConfigError(f"plugins: {plugin}: cannot be imported ({reason})") from error
-
-
-def _import_file(plugin: str, base: Path) -> None:
-    file = next((f for f in (base / plugin, Path(plugin)) if f.is_file()), None)
-    if file is None:
-        raise ConfigError(f"no such file in {base} or the current folder")
-    file = file.resolve()
-    name = f"minigpt4_plugin_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
 
 
 BUILDERS = Registry("data set", home="minigpt4.datasets")

@@ -12,10 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.checkpoint import (
-    convert_language_model,
-    convert_q_former,
-    convert_to_blip2,
-    convert_visual_encoder,
     load_into,
     load_trained,
     load_weights,
@@ -24,6 +20,12 @@ from minigpt4.checkpoint import (
 )
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.weight_names import (
+    convert_language_model,
+    convert_q_former,
+    convert_to_blip2,
+    convert_visual_encoder,
+)
 from tests.messages import one_line
 from tests.recorded.model import build_model, one_case
 

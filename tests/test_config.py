@@ -1,3 +1,4 @@
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import yaml
 from minigpt4.config import Config, check_config, load_config
 from minigpt4.errors import ConfigError
 from minigpt4.registry import BUILDERS
-from minigpt4.runners.preparation import check_run
+from minigpt4.runners.preflight import check_training
+from tests.datasets.files import pair, write_tar
 from tests.messages import one_line, several_lines
 
 REPO = Path(__file__).parents[1]
+BILLION_LAUGHS = "run: &a0 [x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
+)
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    file = tmp_path / "00000.tar"
-    file.write_bytes(b"")
-    return file
+    return write_tar(tmp_path / "00000.tar", pair("scene"))
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ class Writer:
 
     def check(self, content: str | dict[str, Any], *options: str) -> Config:
         config = self.load(content, *options)
-        check_config(config, across=check_run)
+        check_training(config)
         return config
 
 
@@ -344,13 +347,33 @@ def test_a_demo_needs_no_run_section(writer: Writer, sections: dict[str, Any]) -
     ("text", "mention"),
     [
         ("", "must hold sections"),
-        ("5", "not readable as YAML"),
-        ("just some words", "just some words"),
+        ("5", "must hold sections"),
+        ("just some words", "must hold sections"),
         ("- model", "must hold sections"),
         ("model: [", "not readable as YAML"),
         ("\tmodel: 1", "not readable as YAML"),
         ("run: {a: 1, a: 2}", "duplicate key a"),
+        ("run: {seed: !!bool x}", "not readable as YAML"),
+        ("run: {seed: !!timestamp x}", "not readable as YAML"),
+        ("run: {seed: " + "9" * 5000 + "}", "not readable as YAML"),
+        ("run: &a {b: *a}", "an anchor that holds itself"),
+        ("run: " + "[" * 5000, "not readable as YAML"),
+        ("run: " + "{a: " * 40 + "1" + "}" * 40, "nested deeper than 20 levels"),
+        (BILLION_LAUGHS, "more than 200,000 values"),
+        ("model: ${", "not readable as YAML"),
+        ("model: !!python/object:os.system {}", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(writer: Writer, text: str, mention: str) -> None:
+    with one_line(ConfigError, str(writer.path), mention):
+        writer.load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "mention"),
+    [
         ("modle: {}", "modle: unknown section; did you mean 'model'?"),
+        ("MODEL: {}", "MODEL: unknown section; did you mean 'model'?"),
         ("whatever: {}", "known: chat, datasets, model, plugins, processors, run"),
         ("model: 5", "model: must be a set of keys, not 5"),
         ("run: [1]", "run: must be a set of keys"),
@@ -363,13 +386,93 @@ def test_a_demo_needs_no_run_section(writer: Writer, sections: dict[str, Any]) -
         ("datasets:\n  laion: ${nothing}", "nothing"),
         ("model:\n  arch: ${nothing}", "nothing"),
         ("run:\n  seed: ${nothing}\nmodel: {arch: minigpt4, model_type: tiny}", "nothing"),
-        ("model: ???", "model"),
-        ("model: !!python/object:os.system {}", "not readable as YAML"),
+        ("model: ???", "model: Missing"),
+        ("model: ${run}\nrun: ${model}", "model: Recursive interpolation"),
+        ("model:\n  lora: ${model}", "model.lora"),
+        ("plugins: [./nowhere.py, 3]", "plugins: 3 is not a file or module"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(writer: Writer, text: str, mention: str) -> None:
-    with one_line(ConfigError, str(writer.path), mention):
-        writer.load(text)
+def test_a_section_that_cannot_be_used_is_told_with_the_other_faults(
+    writer: Writer, text: str, mention: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        writer.check(text)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{writer.path}: ") for line in lines)
+    assert any(mention in line for line in lines)
+    assert any("run.init_lr: missing" in line or ": run: " in line for line in lines)
+
+
+def test_the_keys_of_a_mistyped_section_are_held_too(
+    writer: Writer, sections: dict[str, Any]
+) -> None:
+    sections["rnu"] = sections.pop("run") | {"max_epcoh": 3}
+    with several_lines(
+        ConfigError,
+        "rnu: unknown section; did you mean 'run'?",
+        "run.max_epcoh: unknown key; did you mean 'max_epoch'?",
+    ):
+        writer.check(sections)
+
+
+def test_keys_of_a_model_that_is_unknown_are_held_too(
+    writer: Writer, sections: dict[str, Any]
+) -> None:
+    sections["model"].update(arch="minigpt5", max_text_len=3)
+    with several_lines(
+        ConfigError,
+        "model.arch: unknown model 'minigpt5'",
+        "model.max_text_len: unknown key; did you mean 'max_txt_len'?",
+    ):
+        writer.check(sections)
+
+
+@pytest.mark.parametrize(
+    "text", ["9223372036854775808", "1" + "0" * 400, ".inf", "-.inf", ".nan", "0x" + "f" * 6000]
+)
+def test_no_number_is_too_large_to_be_refused(
+    writer: Writer, sections: dict[str, Any], text: str
+) -> None:
+    for key in ("run.seed", "run.warmup_steps", "run.max_epoch"):
+        with one_line(ConfigError, str(writer.path), f"{key}: "):
+            writer.check(sections, f"{key}={text}")
+
+
+@pytest.mark.parametrize("value", ["x" * 5000, "a\0b", "\n", "x/" * 3000 + "y", "http://[", "é"])
+def test_no_name_of_a_file_is_too_odd_to_be_refused(
+    writer: Writer, sections: dict[str, Any], value: str
+) -> None:
+    keys = ["model.ckpt", "model.llama_model", "model.vit_model", "model.prompt_path"]
+    for key in (*keys, "datasets.laion.build_info.storage", "run.resume_ckpt_path"):
+        with one_line(ConfigError, str(writer.path), f"{key}: "):
+            writer.check(with_value(copy.deepcopy(sections), key, value))
+
+
+def test_a_range_of_too_many_shards_is_not_written_out(
+    writer: Writer, sections: dict[str, Any]
+) -> None:
+    for pattern in ("{0..99999999999}.tar", "{0..9999}/{0..9999}.tar", "{0.." + "9" * 5000 + "}"):
+        with one_line(ConfigError, "datasets.laion.build_info.storage", "more than 1,000,000"):
+            writer.check(with_value(sections, "datasets.laion.build_info.storage", pattern))
+
+
+def test_a_split_that_nobody_reads_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
+    spec = {"name": "blip2_image_train"}
+    with one_line(ConfigError, "vis_processor.evall: unknown key; did you mean 'eval'?"):
+        writer.check(
+            with_value(sections, "datasets.laion.vis_processor", {"train": spec, "evall": spec})
+        )
+
+
+def test_a_fault_stays_one_line_whatever_its_key_and_value_hold(
+    writer: Writer, sections: dict[str, Any]
+) -> None:
+    sections["run"]["a\nb" + "c" * 3000] = 1
+    with one_line(ConfigError, "run.a\\nb"):
+        writer.check(sections)
+    del sections["run"]["a\nb" + "c" * 3000]
+    with one_line(ConfigError, "run.init_lr: ['x', 'x'") as _:
+        writer.check(with_value(sections, "run.init_lr", ["x"] * 5000))
 
 
 def test_a_file_that_is_not_text_is_one_line(writer: Writer) -> None:
@@ -399,14 +502,16 @@ def test_an_option_in_an_unknown_section_is_one_line(
     writer: Writer, sections: dict[str, Any]
 ) -> None:
     with one_line(ConfigError, "modle: unknown section; did you mean 'model'?"):
-        writer.load(sections, "modle.arch=minigpt4")
+        writer.check(sections, "modle.arch=minigpt4")
 
 
 def test_an_option_that_replaces_a_section_is_one_line(
     writer: Writer, sections: dict[str, Any]
 ) -> None:
-    with one_line(ConfigError, "model: must be a set of keys, not 5"):
-        writer.load(sections, "model=5")
+    with several_lines(
+        ConfigError, "model: must be a set of keys, not 5", "model.arch: missing; known: "
+    ):
+        writer.check(sections, "model=5")
 
 
 # Plugins
@@ -444,7 +549,7 @@ def test_a_broken_plugin_is_one_line(
 ) -> None:
     (tmp_path / "broken.py").write_text("print(undefined_name)")
     with one_line(ConfigError, "plugins: ./broken.py", "undefined_name"):
-        writer.load({**sections, "plugins": ["./broken.py"]})
+        writer.check({**sections, "plugins": ["./broken.py"]})
 
 
 # The original's own files

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minigpt4.__main__ import main
-from minigpt4.config import Config, check_config, load_config
+from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
 from minigpt4.registry import MODELS
-from minigpt4.runners.preparation import check_run
+from minigpt4.runners.preflight import check_training
 from tests.conftest import EntryPoint
 from tests.models.test_full_size import TRAINED, llama_folder
 from tests.test_readme import stand_in_paths
@@ -59,8 +60,8 @@ def load(tmp_path: Path, text: str, *options: str) -> Config:
     paths = stand_in_paths(tmp_path)
     paths["datasets.cc_sbu.build_info.storage"] = paths["datasets.laion.build_info.storage"]
     given = [f"{name}={paths[name]}" for name in (*names, "datasets.cc_sbu.build_info.storage")]
-    config = load_config(file, [*given, *options])
-    check_config(config, across=check_run)
+    config = load_config(file, [*given, "run.device=auto", *options])
+    check_training(config)
     return config
 
 
@@ -187,7 +188,8 @@ def test_an_original_file_lacks_nothing_but_its_paths(
 ) -> None:
     file = tmp_path / "original.yaml"
     file.write_text(FORMS[form](first_release, llama2))
-    code, stderr = run_entry(main, "check", "--cfg-path", file)
+    device = "run.device=auto"  # the original's files name cuda, which may not be here
+    code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", device)
     assert code == 2
     faults = [line for line in stderr.splitlines() if ": " in line and "ignored" not in line]
     paths = ("model.llama_model", "model.ckpt", "build_info.storage")
@@ -200,6 +202,11 @@ def test_an_original_file_lacks_nothing_but_its_paths(
     given = stand_in_paths(folder)
     size = "Llama-2-7B" if llama2 else "Vicuna-7B"
     given["model.llama_model"] = str(llama_folder(folder / "llama", size))
+    save_file({"weight": torch.zeros(1)}, folder / "llama" / "model.safetensors")
+    reading = 5632 if llama2 else 768
+    weight, bias = torch.zeros(1).expand(4096, reading), torch.zeros(4096)
+    trained = {"llama_proj.weight": weight, "llama_proj.bias": bias}
+    torch.save({"model": trained}, given["model.ckpt"])
     text = file.read_text()
     names = {
         "model.ckpt": "ckpt:" in text,
@@ -208,7 +215,7 @@ def test_an_original_file_lacks_nothing_but_its_paths(
         "datasets.cc_sbu_align.build_info.storage": form == "stage 2",
         "model.llama_model": True,
     }
-    options = [f"{name}={given[name]}" for name, wanted in names.items() if wanted]
+    options = [f"{name}={given[name]}" for name, wanted in names.items() if wanted] + [device]
     code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
     assert code == 0, stderr
     config = load_config(file, [*options, "model.ckpt="])

@@ -8,10 +8,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from minigpt4.cli import apply_delta, check
 from tests.conftest import ROOT, EntryPoint
+from tests.datasets.files import pair, picture, write_pairs, write_tar
 
 PAGES = [
     "README.md",
@@ -105,13 +108,15 @@ def stand_in_paths(folder: Path) -> dict[str, str]:
     llama = folder / "vicuna"
     llama.mkdir()
     (llama / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(1)}, llama / "model.safetensors")
     weights = folder / "weights.pth"
-    weights.write_bytes(b"")
-    pairs = folder / "pairs"
-    (pairs / "image").mkdir(parents=True)
-    (pairs / "filter_cap.json").write_text("{}")
-    (folder / "00000.tar").write_bytes(b"")
+    # Of the embedded default's size; how wide the stand-in's language model is nobody knows.
+    trained = {"llama_proj.weight": torch.zeros(160, 128), "llama_proj.bias": torch.zeros(160)}
+    torch.save({"model": trained}, weights)
+    pairs = write_pairs(folder / "pairs", [("a", "a scene")], {"a.jpg": picture()})
+    write_tar(folder / "00000.tar", pair("a"))
     return {
+        "run.device": "auto",
         "model.llama_model": str(llama),
         "model.ckpt": str(weights),
         "run.resume_ckpt_path": str(weights),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from minigpt4.checks import NotNegative, Positive, PositiveFloat
+from minigpt4.config.plugins import import_plugins
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
     BUILDERS,
@@ -23,7 +24,7 @@ from minigpt4.registry import (
     Registry,
     bind,
     build_named,
-    import_plugins,
+    near,
     nearest,
 )
 from tests.messages import one_line, several_lines
@@ -360,7 +361,7 @@ def test_a_plugin_cannot_take_a_name_of_ours_before_ours_is_there(tmp_path: Path
     code = (
         "import sys; from pathlib import Path\n"
         "from minigpt4.errors import ConfigError\n"
-        "from minigpt4.registry import import_plugins\n"
+        "from minigpt4.config.plugins import import_plugins\n"
         "try:\n    import_plugins(['./clash.py'], Path(sys.argv[1]))\n"
         "except ConfigError as error:\n    print(error)\n"
     )
@@ -368,3 +369,18 @@ def test_a_plugin_cannot_take_a_name_of_ours_before_ours_is_there(tmp_path: Path
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "plugins: ./clash.py" in result.stdout
     assert "'laion' is registered already" in result.stdout
+
+
+def test_a_set_with_a_fixed_list_of_keys_takes_no_others() -> None:
+    def build(specs: dict[Literal["train", "eval"], Annotated[dict[str, Any], SHAPES]]) -> None:
+        raise AssertionError
+
+    _, (fault,) = bind(build, {"specs": {"Train": {"name": "circle"}}}, "part")
+    assert fault == Fault("part.specs.Train", "unknown key; did you mean 'train'?")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("SEED", "seed"), ("sede", "seed"), ("Max-Epoch", "max_epoch"), ("x", None)]
+)
+def test_the_nearest_name_is_found_in_any_case(word: str, meant: str | None) -> None:
+    assert near(word, ("seed", "max_epoch")) == meant

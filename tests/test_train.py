@@ -10,8 +10,7 @@ import torch
 
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.registry import BUILDERS, MODELS
-from minigpt4.runners.preparation import parameter_groups
+from minigpt4.registry import BUILDERS, MODELS, TASKS
 from tests.conftest import ROOT
 
 STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
@@ -51,7 +50,7 @@ def only_run(output: Path) -> Path:
     return run
 
 
-def projection(checkpoint: Path) -> dict[str, torch.Tensor]:
+def trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["model"]
 
 
@@ -61,9 +60,12 @@ def test_stage1_then_stage2_in_plain_python(scenes: Path, tmp_path: Path):
     run = only_run(tmp_path / "one")
     assert {file.name for file in run.iterdir()} == {
         "config.yaml",
+        "environment.json",
         "log.txt",
         "checkpoint_0.pth",
         "checkpoint_1.pth",
+        "state_3.pth",
+        "state_6.pth",
     }
     checkpoint = torch.load(run / "checkpoint_1.pth", weights_only=True)
     assert set(checkpoint) == {"model", "optimizer", "config", "scaler", "epoch"}
@@ -97,39 +99,45 @@ def test_stage1_then_stage2_in_plain_python(scenes: Path, tmp_path: Path):
     assert lines[0]["step"] == 2  # 24 pairs in batches of 12: once through
 
 
-def test_two_processes_equal_one_step_on_both_their_batches(scenes: Path, tmp_path: Path):
+@pytest.mark.parametrize("config", [STAGE1, STAGE2])
+def test_two_processes_equal_one_that_accumulates_their_batches(
+    scenes: Path, tmp_path: Path, projection: Path, config: str
+):
     """The gradient of two ranks is the mean of their batches' gradients, each a mean of its own."""
-    start = tmp_path / "start.pth"
-    torch.manual_seed(3)
-    init = torch.nn.Linear(128, 160).state_dict()
-    torch.save({"model": {f"llama_proj.{name}": value for name, value in init.items()}}, start)
     options = [
-        *stage1_options(
-            scenes, tmp_path / "two", max_epoch=1, iters_per_epoch=1, warmup_steps=0, seed=5
-        ),
-        f"model.ckpt={start}",
+        f"run.output_dir={tmp_path}/two",
+        f"model.ckpt={projection}",
+        *("run.max_epoch=1", "run.iters_per_epoch=1", "run.warmup_steps=0", "run.seed=5"),
+        *("run.batch_size_train=4", "run.num_workers=0"),
     ]
-    result = train(*options, processes=2)
+    names = ("laion", "cc_sbu") if config == STAGE1 else ("cc_sbu_align",)
+    options += [f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in names]
+    result = train(*options, config=config, processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("what is trained") == 1, "only the main process speaks"
+    run = only_run(tmp_path / "two")
+    assert len(list(run.glob("checkpoint_*"))) == 1
 
-    config = load_config(STAGE1, options)
-    model = MODELS.build(config.arch, config.model_options(), device=torch.device("cpu"))
-    datasets = [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-2, betas=(0.9, 0.999))
-    losses = []
+    loaded = load_config(config, options)
+    model = MODELS.build(loaded.arch, loaded.model_options(), device=torch.device("cpu"))
+    datasets = [BUILDERS.build(name, entry, name=name) for name, entry in loaded.datasets.items()]
+    losses, keys = [], []
     for rank in range(2):
         batch = next(iter(MixedLoader(datasets, 4, 0, seed=5, rank=rank, world_size=2)))
-        loss = model(batch["image"], batch["text"])
+        task = TASKS.build("image_text_pretrain", {}, prompts=model.prompts, seed=5, rank=rank)
+        loss = task.train_step(model, batch, 0)
         (loss / 2).backward()
         losses.append(loss.item())
-    optimizer.step()
-    run = only_run(tmp_path / "two")
-    for name, value in projection(run / "checkpoint_0.pth").items():
-        expected = dict(model.named_parameters())[name]
-        torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
+        keys += batch["keys"]
+    assert len(set(keys)) == 8, "each rank reads data of its own"
+    # After the first step AdamW's first moment is a tenth of the gradient.
+    state = torch.load(run / "checkpoint_0.pth", weights_only=True)["optimizer"]["state"]
+    for number, parameter in enumerate((model.llama_proj.weight, model.llama_proj.bias)):
+        assert parameter.grad is not None
+        error = (state[number]["exp_avg"] / 0.1 - parameter.grad).abs().max()
+        assert error < 1e-6 * parameter.grad.abs().max()
     logged = json.loads((run / "log.txt").read_text().splitlines()[0])
-    assert logged["loss"] == pytest.approx(sum(losses) / 2, abs=1e-4)
+    assert logged["loss"] == pytest.approx(sum(losses) / 2, abs=1e-6)
 
 
 def test_more_readers_than_shards_works_and_says_so(scenes: Path, tmp_path: Path):
@@ -146,7 +154,7 @@ def test_resume_goes_on_with_the_next_epoch(scenes: Path, tmp_path: Path):
     result = train(*options)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "b")
-    assert [f.name for f in sorted(run.glob("*.pth"))] == ["checkpoint_1.pth"]
+    assert [f.name for f in sorted(run.glob("checkpoint_*.pth"))] == ["checkpoint_1.pth"]
     state = torch.load(run / "checkpoint_1.pth", weights_only=True)["optimizer"]["state"]
     assert state[0]["step"] == 6, "the optimizer went on from step 3"
 
@@ -155,7 +163,7 @@ def test_a_run_repeats_bit_for_bit(scenes: Path, tmp_path: Path):
     for name in ("a", "b"):
         options = stage1_options(scenes, tmp_path / name, max_epoch=1, num_workers=2)
         assert train(*options).returncode == 0
-    a, b = (projection(only_run(tmp_path / name) / "checkpoint_0.pth") for name in ("a", "b"))
+    a, b = (trained(only_run(tmp_path / name) / "checkpoint_0.pth") for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -2,7 +2,13 @@
 
 from minigpt4.chat.core import Chat, ChatSession
 from minigpt4.chat.generation import GenerationOptions
-from minigpt4.chat.loading import build_chat, check_chat, generation_options, load_chat
+from minigpt4.chat.loading import (
+    build_chat,
+    check_chat,
+    choose_device,
+    generation_options,
+    load_chat,
+)
 
 __all__ = [
     "Chat",
@@ -10,6 +16,7 @@ __all__ = [
     "GenerationOptions",
     "build_chat",
     "check_chat",
+    "choose_device",
     "generation_options",
     "load_chat",
 ]

@@ -20,7 +20,10 @@ from minigpt4.registry import IMAGE_PROCESSORS, MODELS, Fault, bind, build_named
 def check_chat(config: Config) -> list[Fault]:
     """Faults of the ``chat:`` section, and of a language model that was taught other turns."""
     bound, faults = bind(GenerationOptions, config.chat, "chat", dry=True)
-    return faults or _vocabulary_faults(config, TEMPLATES[GenerationOptions(**bound).template])
+    if any(fault.key == "chat.template" for fault in faults):
+        return faults
+    template = bound.get("template", GenerationOptions.template)
+    return faults + _vocabulary_faults(config, TEMPLATES[template])
 
 
 def _vocabulary_faults(config: Config, template: Template) -> list[Fault]:

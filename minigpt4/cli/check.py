@@ -2,34 +2,39 @@
 
 import argparse
 import logging
+import sys
 
-from minigpt4.config import check_config, load_config
+from minigpt4.config import load_config
+from minigpt4.errors import ConfigError
+
+_KINDS = {"training": "a training", "evaluation": "an evaluation", "chat": "a chat"}
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``check``."""
-    parser.add_argument("--cfg-path", required=True, help="YAML to check")
+    parser.add_argument("cfg", nargs="?", metavar="CFG", help="YAML to check")
+    parser.add_argument("--cfg-path", metavar="CFG", help="the same, as for train.py")
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every value and where it came from"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Say that the config is sound, or raise its faults."""
-    config = load_config(arguments.cfg_path, arguments.options)
-    from minigpt4.chat import check_chat
-    from minigpt4.runners.preparation import check_evaluation, check_training
+    """Say that the config is sound, and what memory it needs; or raise its faults."""
+    if (arguments.cfg is None) == (arguments.cfg_path is None):
+        raise ConfigError("check: name one YAML: python -m minigpt4 check CFG")
+    config = load_config(arguments.cfg or arguments.cfg_path, arguments.options)
+    from minigpt4.runners.preflight import described, memory_report, preflight, purpose_of
 
-    # A chat's YAML names a task at most; whatever sets a learning rate is a training.
-    if config.run.get("evaluate"):
-        kind = "an evaluation"
-        check_evaluation(config)
-    elif "max_epoch" in config.run or "init_lr" in config.run:
-        kind = "a training"
-        check_training(config)
-    else:
-        kind = "a chat"
-        check_config(config, sections=("model",), extra=check_chat)
-    logger.info("%s: no fault found; it describes %s", config.path, kind)
+    if arguments.print_config:
+        sys.stdout.write(described(config))
+    purpose = purpose_of(config)
+    plan = preflight(config, purpose)
+    if report := memory_report(plan):
+        logger.info("%s", report)
+    logger.info("%s: no fault found; it describes %s", config.path, _KINDS[purpose])

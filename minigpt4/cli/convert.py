@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 
 if TYPE_CHECKING:
-    from minigpt4.checkpoint import Tensors
+    from minigpt4.weight_names import Tensors
 
 PICKLED = (".pth", ".pt", ".bin")
 SAFE = ".safetensors"
-# Names of files whose readers, here and in the original, look into a "model" part.
-_IN_A_MODEL_PART = ("llama_proj.", "query_tokens")
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +84,13 @@ def tensors_of(content: Any, origin: str) -> tuple["Tensors", list[str]]:
 
 
 def pickled_form(tensors: "Tensors") -> dict[str, Any]:
-    """The form that readers of such weights expect: a ``"model"`` part, or the tensors on top."""
-    if any(name.startswith(_IN_A_MODEL_PART) for name in tensors):
+    """The form that readers of such weights expect: a ``"model"`` part, or the tensors on top.
+
+    The former is that of checkpoints and of BLIP-2's file, here and in the original.
+    """
+    from minigpt4.weight_names import trained_part
+
+    if any(map(trained_part, tensors)):
         return {"model": tensors}
     return dict(tensors)
 

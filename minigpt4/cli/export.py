@@ -1,11 +1,14 @@
 """Export the whole model for Hugging Face transformers, or bring a projection back from there."""
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 
 from minigpt4.config import Config, check_config, load_config
 from minigpt4.errors import ConfigError, MiniGPT4Error
+
+_WHOLE = {"quantize": "none", "low_resource": False}
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ def _export(config: Config, folder: Path) -> None:
 
     check_config(config, sections=("model",), extra=check_chat)
     tokenizer_file = _check_exportable(config, folder)
+    # The folder holds whole weights, which transformers may quantise again.
+    config = dataclasses.replace(config, model=config.model | _WHOLE)
     save_hugging_face(build_chat(config, torch.device("cpu")), tokenizer_file, folder)
     logger.info("%s: load it with transformers.Blip2ForConditionalGeneration", folder)
 

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt4.checks import is_placeholder
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample
-from minigpt4.errors import DataError
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
+from minigpt4.errors import DataError, one_line, shown
 
 ANNOTATION_FILE = "filter_cap.json"
 
@@ -19,7 +20,7 @@ def check_alignment_folder(storage: str) -> str | None:
     if is_placeholder(storage):
         return f"{storage!r} is a placeholder; put the folder of your pairs there"
     folder = Path(storage)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also for names that no folder can have
         return f"no such folder: {storage}"
     if not (folder / ANNOTATION_FILE).is_file():
         return f"{storage} holds no {ANNOTATION_FILE}"
@@ -58,10 +59,10 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
     try:
         annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
         entries = [(str(entry["image_id"]), entry["caption"]) for entry in annotations]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f'{file}: must hold {{"annotations": [{{"image_id": …, "caption": …}}, …]}} '
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     files = {
         image.stem: image
@@ -70,15 +71,16 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
     }
     samples: list[RawSample | BadSample] = []
     wordless, missing = [], []
-    for name, text in entries:
+    for image_id, text in entries:
+        name = printable(image_id)
         if not isinstance(text, str):
             wordless.append(name)
-            samples.append(BadSample(name, "no caption", f"{text!r:.60} is not a text"))
-        elif name not in files:
+            samples.append(BadSample(name, "no caption", f"{shown(text)} is not a text"))
+        elif image_id not in files:
             missing.append(name)
             samples.append(BadSample(name, "no image", f"none in {folder / 'image'}"))
         else:
-            samples.append(RawSample(name, files[name], text))
+            samples.append(RawSample(name, files[image_id], text))
     if len(wordless) + len(missing) == len(samples):
         raise DataError(f"{file}: none of its {len(entries)} images is in {folder / 'image'}")
     if wordless:

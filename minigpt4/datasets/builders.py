@@ -17,10 +17,15 @@ def _check_train(specs: dict[str, Any]) -> str | None:
 
 
 # split → {"name": …, option: …}
-ImageProcessors = Annotated[dict[str, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
-TextProcessors = Annotated[dict[str, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
+Split = Literal["train", "eval", "val", "test"]
+ImageProcessors = Annotated[dict[Split, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
+TextProcessors = Annotated[dict[Split, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
 SampleRatio = Annotated[float, check_not_negative]
-_EVAL_SPLITS = ("eval", "val", "test")  # names for it in use; the first that is there counts
+_EVAL_SPLITS: tuple[Split, ...] = (
+    "eval",
+    "val",
+    "test",
+)  # names for it in use; the first that is there counts
 
 _DEFAULT_IMAGES: ImageProcessors = {"train": {"name": "blip2_image_train"}}
 _DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
@@ -42,7 +47,7 @@ class FolderStorage:
     storage: Annotated[str, check_alignment_folder]
 
 
-def _eval_image_processor(specs: dict[str, Any]) -> ToPixels | None:
+def _eval_image_processor(specs: dict[Split, dict[str, Any]]) -> ToPixels | None:
     """The image processor that the YAML names for an evaluation, if it does."""
     split = next((split for split in _EVAL_SPLITS if split in specs), None)
     return build_named(IMAGE_PROCESSORS, specs[split]) if split else None
@@ -75,7 +80,11 @@ def build_caption_shards(
     """
     shards = list_shards(build_info.storage)
     existing = [shard for shard in shards if Path(shard).is_file()]
-    missing = [BadSample(shard, "missing shard") for shard in shards if not Path(shard).is_file()]
+    missing = [
+        BadSample(shard, "missing shard", shard=shard)
+        for shard in shards
+        if not Path(shard).is_file()
+    ]
     if missing:
         text = "datasets.%s: %d of %d shards are missing (first: %s)"
         logger.warning(text, name, len(missing), len(shards), missing[0].key)

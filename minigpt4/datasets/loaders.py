@@ -57,6 +57,7 @@ class MixedLoader:
         self._delivered = dict.fromkeys(self._names, 0)
         self._cursors = {name: [Cursor() for _ in range(self._workers)] for name in self._names}
         self._mix_seed = f"{seed}/mix/{rank}"
+        self._iterators: dict[str, Iterator[Delivery]] = {}
         stream_seed = self._restore(state, seed, rank) if state else str(seed)
         self._loaders = {
             dataset.name: DataLoader(
@@ -85,25 +86,29 @@ class MixedLoader:
                 logger.info(text, dataset.name, dataset.source.units, self._readers)
 
     def __iter__(self) -> Iterator[Batch]:
-        iterators = {name: iter(loader) for name, loader in self._loaders.items()}
+        self._iterators = {name: iter(loader) for name, loader in self._loaders.items()}
         while True:
             name = self._draw()
-            delivery: Delivery = next(iterators[name])
+            delivery: Delivery = next(self._iterators[name])
             self.bad += [(name, bad) for bad in delivery.bad]
             if delivery.fault:
-                # Ends the workers now: the error's traceback would keep this frame alive.
-                del iterators
+                self.close()
                 raise delivery.fault
             self._cursors[name][self._delivered[name] % self._workers] = delivery.cursor
             self._delivered[name] += 1
             assert delivery.batch is not None
             yield delivery.batch
 
+    def close(self) -> None:
+        """End the workers: they leave SIGTERM, with which they would end otherwise, to us."""
+        self._iterators.clear()
+
     def state(self) -> dict[str, Any]:
         """Where the sequence stands, as plain numbers: behind the last batch that was given."""
         cursors = {name: [list(astuple(c)) for c in own] for name, own in self._cursors.items()}
         return {
             "readers": self._readers,
+            "workers": self._workers,
             "delivered": dict(self._delivered),
             "cursors": cursors,
         }
@@ -115,7 +120,8 @@ class MixedLoader:
 
     def _restore(self, state: dict[str, Any], seed: int, rank: int) -> str:
         """Take up ``state``; the seed of the streams."""
-        fits = state["readers"] == self._readers and list(state["delivered"]) == self._names
+        now = [self._readers, self._workers, self._names]
+        fits = [state["readers"], state["workers"], list(state["delivered"])] == now
         if fits:
             self._delivered = dict(state["delivered"])
             self._cursors = {

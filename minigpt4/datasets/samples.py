@@ -2,17 +2,22 @@
 
 import io
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from minigpt4.errors import DataError
+from minigpt4.errors import DataError, one_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+# What is opened at all, whatever the suffix says. Of the others, one starts a program of its own on
+# the file (EPS), and none is met in a data set.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")
 
 ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
 
@@ -21,9 +26,10 @@ ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
 class RawSample:
     """An image still encoded, or the file that holds it, with its raw caption."""
 
-    key: str
+    key: str  # with the shard before it, where it lies in one
     image: bytes | Path
     text: str
+    shard: str = ""
 
     @property
     def origin(self) -> str:
@@ -37,17 +43,29 @@ class BadSample:
 
     Attributes:
         key: Shard and key, or file.
-        cause: One of a few kinds, by which bad samples are counted: "unreadable image" …
+        cause: One of a few kinds, by which bad samples are counted: "no image", "unreadable image",
+            "huge image", "no json", "unreadable json", "no caption", "empty caption",
+            "unreadable caption", "duplicate file", "broken shard", "empty shard", "missing shard".
         detail: What is the matter with this one.
+        shard: That it lies in, or that it is.
     """
 
     key: str
     cause: str
     detail: str = ""
+    shard: str = ""
 
     @property
     def reason(self) -> str:
         return f"{self.cause}: {self.detail}" if self.detail else self.cause
+
+    def row(self, dataset: str = "") -> dict[str, str]:
+        """The fields of a line in ``bad_samples.jsonl``; empty ones are left out."""
+        # A key stands behind its shard; a shard that is bad as a whole has none.
+        key = f"{self.key}/".removeprefix(f"{self.shard}/")[:-1] if self.shard else self.key
+        fields = {"dataset": dataset, "shard": self.shard, "key": key}
+        fields |= {"cause": self.cause, "detail": self.detail}
+        return {name: text for name, text in fields.items() if text}
 
 
 class Source(Protocol):
@@ -96,17 +114,26 @@ class Batch(TypedDict):
     text: list[str]
 
 
+class HugeImageError(DataError):
+    """A picture of more pixels than anybody means to train on: a decompression bomb."""
+
+
 def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Sample | BadSample:
     """A sample decoded and processed; ``seed`` decides what a random transform draws."""
     if isinstance(raw, BadSample):
         return raw
     text = dataset.text_processor(raw.text)
     if not text.strip():
-        return BadSample(raw.key, "empty caption", f"{raw.text!r:.60}")
+        return BadSample(raw.key, "empty caption", f"{raw.text!r:.60}", raw.shard)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a character, as json can hold; no tokenizer takes it
+        return BadSample(raw.key, "unreadable caption", one_line(error), raw.shard)
     try:
         image = load_image(raw.image)
     except DataError as error:
-        return BadSample(raw.key, "unreadable image", str(error))
+        cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
+        return BadSample(raw.key, cause, str(error), raw.shard)
     # A random transform depends on the sample's own seed, not on what ran before it.
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: torch.manual_seed would take longer than the decoding.
@@ -115,21 +142,60 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
 
 
 def load_image(image: bytes | str | Path) -> Image.Image:
-    """An RGB image from encoded bytes or a file.
+    """An RGB image from encoded bytes or a file; the first one of an animation.
+
+    Transparency is dropped, as the original does.
 
     Raises:
+        HugeImageError: for more pixels than PIL itself warns of; they are not decoded.
         DataError: when it is not an image that PIL can read to its end.
     """
     name = "the image" if isinstance(image, bytes) else str(image)
+    Image.init()  # PIL knows a format only once its reader is imported
+    known = [kind for kind in _FORMATS if kind in Image.OPEN]
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return opened.convert("RGB")
+        with warnings.catch_warnings():
+            # PIL remarks on much that it reads all the same; thousands of lines help nobody.
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            source = io.BytesIO(image) if isinstance(image, bytes) else image
+            with Image.open(source, formats=known) as opened:
+                _check_size(opened, name)
+                return _to_rgb(opened)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not a readable picture (unknown format)") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is not a readable picture ({error})") from error
+    except Image.DecompressionBombError as error:
+        raise HugeImageError(f"{name} is not a readable picture ({one_line(error)})") from error
+    except Exception as error:  # on broken bytes PIL's readers raise nearly every kind there is
+        raise DataError(f"{name} is not a readable picture ({one_line(error)})") from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        text = f"{width} x {height} pixels; {most:,} are the most"
+        raise HugeImageError(f"{name} is not a readable picture ({text})")
+    if not width * height:
+        raise DataError(f"{name} is not a readable picture ({width} x {height} pixels)")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Differs from the original: PIL clips 16 bits of grey, which leaves a picture of white.
+        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    return image.convert("RGB")
+
+
+def printable(name: str) -> str:
+    """A name from a data set, which may hold anything, fit for a line of a log."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def stack(samples: Sequence[Sample]) -> Batch:

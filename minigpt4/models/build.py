@@ -1,6 +1,7 @@
 """Builder of the model: options of a YAML → loaded, frozen parts and an untrained projection."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,15 +10,13 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from minigpt4.checkpoint import (
-    convert_q_former,
-    convert_visual_encoder,
     kind_of_file,
     load_into,
     load_trained,
     load_weights,
+    trained_weights,
 )
 from minigpt4.checks import (
-    ExistingFile,
     FileOrUrl,
     ModelFolder,
     Positive,
@@ -30,8 +29,10 @@ from minigpt4.models.language_model import (
     empty_language_model,
     load_language_model,
 )
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.lora import LACKING, LoraOptions, add_lora, has_peft
+from minigpt4.models.minigpt4 import MiniGPT4, Trainable
 from minigpt4.models.q_former import QFormerSize, build_q_former
+from minigpt4.models.quantization import Quantize, check_quantize, choose_quantization
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.visual_encoder import (
@@ -42,8 +43,9 @@ from minigpt4.models.visual_encoder import (
     shorten_weights,
 )
 from minigpt4.registry import MODELS, Hidden
+from minigpt4.weight_names import Tensors, convert_q_former, convert_visual_encoder
 
-EVA_VIT_G_SIZE, BLIP2_SIZE = VisualEncoderSize(), QFormerSize()
+EVA_VIT_G_SIZE, BLIP2_SIZE, LORA = VisualEncoderSize(), QFormerSize(), LoraOptions()
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 logger = logging.getLogger(__name__)
@@ -52,9 +54,15 @@ logger = logging.getLogger(__name__)
 def check_prompts(path: str) -> str | None:
     """Complaint about a prompt file that is missing or shows the model no image."""
     complaint = check_file(path)
-    if path and not complaint and not _lines_with_image(path):
+    if complaint or not path:
+        return complaint
+    try:
+        lines = _lines_with_image(path)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    if not lines:
         return f"{path} has no line with {IMAGE_MARK}, which says where the image goes"
-    return complaint
+    return None
 
 
 def check_template(template: str) -> str | None:
@@ -63,20 +71,38 @@ def check_template(template: str) -> str | None:
     return None
 
 
+def check_files(files: str | tuple[str, ...]) -> str | None:
+    """Complaint about the first of several files that should exist."""
+    complaints = map(check_file, (files,) if isinstance(files, str) else files)
+    return next((complaint for complaint in complaints if complaint), None)
+
+
+def check_trainable(parts: tuple[Trainable, ...]) -> str | None:
+    if not parts:
+        return "names nothing to train; the original trains [llama_proj]"
+    return f"lora {LACKING}" if "lora" in parts and not has_peft() else None
+
+
 def _lines_with_image(path: str) -> list[str]:
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if IMAGE_MARK in line]
 
 
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Arithmetic of the frozen parts: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+def choose_dtype(
+    precision: Precision, device: torch.device, key: str = "model.precision"
+) -> torch.dtype:
+    """Arithmetic of the frozen parts: fp32 on a CPU; on a GPU bf16 where it has it, else fp16.
+
+    Raises:
+        ConfigError: naming the ``key`` that asked for a precision the device does not have.
+    """
     if precision == "auto":
         if device.type == "cpu":
             return torch.float32
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float16
     if device.type == "cpu" and precision == "fp16":
-        raise ConfigError("model.precision: fp16 needs a GPU; use auto, fp32 or bf16 on a CPU")
+        raise ConfigError(f"{key}: fp16 needs a GPU; use auto, fp32 or bf16 on a CPU")
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
@@ -94,12 +120,16 @@ def build_minigpt4(
     prompt_template: Annotated[str, check_template] = "",
     max_txt_len: Positive = 32,
     end_sym: str = "\n",
-    ckpt: ExistingFile | None = None,
+    ckpt: Annotated[str | tuple[str, ...], check_files] | None = None,
+    trainable: Annotated[tuple[Trainable, ...], check_trainable] = ("llama_proj",),
+    lora: LoraOptions = LORA,
     precision: Precision = "auto",
     vit_precision: Literal["fp16", "fp32"] = "fp16",
+    quantize: Annotated[Quantize, check_quantize] = "none",
     low_resource: bool = False,
     visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
     q_former: QFormerSize = BLIP2_SIZE,
+    stay_on_cpu: Annotated[bool, Hidden] = False,
 ) -> MiniGPT4:
     """The model with its weights loaded, on ``device``.
 
@@ -118,17 +148,30 @@ def build_minigpt4(
         prompt_template: Put around each prompt, e.g. ``###Human: {} ###Assistant: ``.
         max_txt_len: Longest answer in tokens.
         end_sym: Put behind every answer that is learnt.
-        ckpt: Trained projection to start from.
+        ckpt: Trained projection to start from, and whatever else its file holds; of several files
+            the later ones count.
+        trainable: Parts that are trained; ``q_former`` brings ``query_tokens``. What a checkpoint
+            holds must be named here to use it, too.
+        lora: Of the language model, where ``trainable`` names it.
         precision: Arithmetic of the frozen parts; auto is fp32 on a CPU, bf16 or fp16 on a GPU.
         vit_precision: fp32 keeps the visual encoder's weights in fp32; fp16 follows ``precision``.
-        low_resource: Load the language model in 8 bits where that is possible.
+        quantize: Keep the language model in 8 bits (``int8``) or 4 (``nf4``).
+        low_resource: The original's word: ``int8`` where that is possible.
         visual_encoder: Dimensions, for towers of another size.
         q_former: Dimensions, for towers of another size.
+        stay_on_cpu: Leave the weights there; sharding moves them to ``device`` bit by bit.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
     """
     dtype, empty = choose_dtype(precision, device), device.type == "meta"
+    if dtype == torch.float32 and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # torch's default, for convolutions only
+    quantized = choose_quantization(quantize, low_resource, device)
+    if not has_qformer:
+        _check_without_q_former(visual_encoder_tokens(image_size, visual_encoder), trainable)
+    if "llama_proj" not in trainable and not ckpt and not empty:
+        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
     with init_empty_weights(include_buffers=False):
         encoder = build_visual_encoder(image_size, visual_encoder)
     if not empty:
@@ -147,14 +190,15 @@ def build_minigpt4(
             load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
             load_into(former, convert_q_former(blip2), q_former_model)
             queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
-    elif visual_encoder_tokens(image_size, visual_encoder) % 4:
-        raise ConfigError(
-            "model.image_size: without a Q-Former the patches must be a multiple of 4"
-        )
     tokenizer = load_tokenizer(llama_model)
-    load = empty_language_model if empty else load_language_model
-    language_model = load(llama_model, dtype, int8=low_resource)
+    language_model = (
+        empty_language_model(llama_model, dtype)
+        if empty
+        else load_language_model(llama_model, dtype, quantized, device)
+    )
     check_vocabulary(language_model, tokenizer, llama_model)
+    if "lora" in trainable:
+        add_lora(language_model, lora)
     model = MiniGPT4(
         encoder,
         ln_vision,
@@ -169,11 +213,29 @@ def build_minigpt4(
         max_txt_len=max_txt_len,
         end_sym=end_sym,
         compute_dtype=dtype,
+        trainable=trainable,
     )
     if ckpt:
-        load_trained(model, load_weights(ckpt), ckpt)
-        logger.info("projection loaded from %s", ckpt)
-    return model.to(device)
+        _load_ckpt(model, [ckpt] if isinstance(ckpt, str) else ckpt)
+    return model if stay_on_cpu else model.to(device)
+
+
+def _check_without_q_former(patches: int, trainable: Sequence[Trainable]) -> None:
+    if patches % 4:
+        raise ConfigError(
+            "model.image_size: without a Q-Former the patches must be a multiple of 4"
+        )
+    if {"q_former", "query_tokens"} & {*trainable}:
+        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+
+
+def _load_ckpt(model: MiniGPT4, files: Sequence[str]) -> None:
+    names = ", ".join(files)
+    weights: Tensors = {}
+    for file in files:
+        weights |= trained_weights(load_weights(file), file)
+    load_trained(model, {"model": weights}, names, partial=True)
+    logger.info("projection loaded from %s", names)
 
 
 def visual_encoder_tokens(image_size: int, size: VisualEncoderSize) -> int:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
+from minigpt4.models.quantization import Quantize, check_quantized, quantization_config
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
 
 # Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
@@ -18,26 +19,28 @@ LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
 logger = logging.getLogger(__name__)
 
 
-def load_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> PreTrainedModel:
+def load_language_model(
+    folder: str,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
+    device: torch.device | None = None,
+) -> PreTrainedModel:
     """The language model of a folder or hub id.
 
     Args:
         folder: As saved by transformers (``config.json`` and weights).
-        dtype: Of the weights in memory.
-        int8: Load the weights in 8 bits, where bitsandbytes and a GPU are there (the original's
-            ``low_resource``); elsewhere full precision, and one line says so.
+        dtype: Of the weights in memory, or of the arithmetic with quantised ones.
+        quantize: Shorten the weights of its linear layers.
+        device: Where quantised weights are put; others are on the CPU.
 
     Raises:
         CheckpointError: when transformers cannot load it, or weights are missing.
+        ConfigError: when it cannot be quantised here.
     """
     options: dict[str, object] = {"dtype": dtype}
-    if int8:
-        if torch.cuda.is_available() and _has_bitsandbytes():
-            from transformers import BitsAndBytesConfig
-
-            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        else:
-            logger.warning("low_resource: int8 needs a GPU and bitsandbytes; using %s", dtype)
+    if quantize != "none":
+        options["quantization_config"] = quantization_config(quantize, dtype)
+        options["device_map"] = {"": device or torch.device("cpu")}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -45,12 +48,13 @@ def load_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> 
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = one_line(error)
         raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+    check_quantized(model, quantize, device or torch.device("cpu"))
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -60,7 +64,7 @@ def load_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> 
     return model
 
 
-def empty_language_model(folder: str, dtype: torch.dtype, int8: bool = False) -> PreTrainedModel:
+def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """The language model of a folder's ``config.json`` on the meta device, without its weights.
 
     Arguments and errors as in :func:`load_language_model`.
@@ -72,14 +76,6 @@ def empty_language_model(folder: str, dtype: torch.dtype, int8: bool = False) ->
         raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def _has_bitsandbytes() -> bool:
-    try:
-        import bitsandbytes  # noqa: F401
-    except (ImportError, RuntimeError):
-        return False
-    return True
 
 
 def vocabulary_fault(folder: str | Path, separator: str) -> str | None:

@@ -1,19 +1,28 @@
-"""MiniGPT-4: frozen eyes, a frozen language model, and the one linear layer between them."""
+"""MiniGPT-4: frozen eyes, a frozen language model, and the one linear layer between them.
+
+More than that layer is trained only where ``model.trainable`` says so.
+"""
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import Blip2QFormerModel, PreTrainedModel
 
-from minigpt4.errors import DataError
+from minigpt4.errors import ConfigError, DataError
+from minigpt4.models.lora import lora_dropouts
+from minigpt4.models.quantization import quantized_layers
 from minigpt4.models.splice import IGNORED, IMAGE_MARK, Segment, Spliced, splice
 from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.weight_names import TRAINABLE, trained_part
 
 PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
+Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]
+assert get_args(Trainable) == TRAINABLE
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +39,7 @@ class MiniGPT4(nn.Module):
     Args:
         visual_encoder: timm ``Eva``; ``forward_features`` gives ``[B, 1 + P, Dv]``.
         ln_vision: LayerNorm(Dv), computed in fp32.
-        q_former: Frozen Q-Former, or None for the variant without it.
+        q_former: Q-Former in fp32, or None for the variant without it.
         query_tokens: Learned queries ``[1, Q, Dq]``; None without a Q-Former.
         llama_model: Any causal LM of transformers that takes ``inputs_embeds``, width H.
         tokenizer: The language model's.
@@ -38,6 +47,10 @@ class MiniGPT4(nn.Module):
         max_txt_len: Longest answer in tokens; truncation drops the end symbol, as in the original.
         end_sym: Put behind every answer that is learnt.
         compute_dtype: Of the frozen towers' and the language model's arithmetic.
+        trainable: Parts that are trained; the Q-Former brings its queries.
+
+    Raises:
+        ConfigError: for a trainable part that this model does not have.
     """
 
     def __init__(
@@ -53,6 +66,7 @@ class MiniGPT4(nn.Module):
         max_txt_len: int = 32,
         end_sym: str = "\n",
         compute_dtype: torch.dtype = torch.float32,
+        trainable: Sequence[Trainable] = ("llama_proj",),
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder
@@ -65,17 +79,39 @@ class MiniGPT4(nn.Module):
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
         self.compute_dtype = compute_dtype
+        self.positions = 0  # that forward has read so far; padding is none
         vision_width = ln_vision.normalized_shape[0]
         width = (
             PATCHES_PER_TOKEN * vision_width if q_former is None else q_former.config.hidden_size
         )
         freeze(self)
         self.llama_proj = nn.Linear(width, llama_model.get_input_embeddings().weight.shape[1])
+        self._set_trainable(trainable)
+        self.eval()
+
+    def _set_trainable(self, parts: Sequence[Trainable]) -> None:
+        wanted = {*parts, "query_tokens"} if "q_former" in parts else set(parts)
+        found = set()
+        for name, parameter in self.named_parameters():
+            part = trained_part(name)
+            if part in wanted:
+                found.add(part)
+            parameter.requires_grad_(part in wanted)
+        for part in parts:
+            if part not in found:
+                raise ConfigError(f"model.trainable: {part}, but this model has none")
 
     def train(self, mode: bool = True) -> "MiniGPT4":
-        """Frozen parts stay in eval mode whatever the mode; the projection has no other."""
+        """Frozen parts stay in eval mode whatever the mode; of what is trained, LoRA's dropout.
+
+        Differs from the original: a trained Q-Former drops out nothing either, as when it is used.
+        """
         super().train(False)
         self.training = mode
+        for dropout in lora_dropouts(self.llama_model):
+            dropout.train(mode)
+        for layer in quantized_layers(self.llama_model):
+            layer.train()
         return self
 
     @property
@@ -86,16 +122,18 @@ class MiniGPT4(nn.Module):
         """Image tokens ``[B, Q, H]`` in the compute dtype, from pixels ``[B, 3, s, s]``."""
         half = self.compute_dtype != torch.float32
         with torch.autocast(image.device.type, dtype=self.compute_dtype, enabled=half):
-            with torch.no_grad():
-                features = self.encode_frozen(image)
-            projected = self.llama_proj(features)
+            projected = self.llama_proj(self.encode_frozen(image))
             assert isinstance(projected, torch.Tensor)
             return projected
 
     def encode_frozen(self, image: torch.Tensor) -> torch.Tensor:
-        """What the projection reads: ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former."""
+        """What the projection reads: ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former.
+
+        A gradient reaches what is trained of it, if anything is; the visual encoder never is.
+        """
         weight = self.ln_vision.weight
-        patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
+        with torch.no_grad():
+            patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
         patches = functional.layer_norm(
             patches.float(),
             self.ln_vision.normalized_shape,
@@ -175,8 +213,14 @@ class MiniGPT4(nn.Module):
         """Mean cross-entropy over the target tokens of the batch, a scalar in fp32.
 
         Arguments are those of :meth:`splice_batch`.
+
+        Raises:
+            DataError: when no answer has a token to learn.
         """
         spliced = self.splice_batch(image, text, prompts)
+        if not spliced.learnt:
+            raise DataError("no text of the batch has a token to learn; the loss would be NaN")
+        self.positions += sum(spliced.lengths)
         return target_loss(self.logits(spliced), spliced.targets)
 
 
@@ -188,17 +232,21 @@ def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_table(model: MiniGPT4) -> str:
-    """Which part is frozen and which is trained: parameters, gigabytes (1e9 bytes) and dtypes."""
-    parts: dict[str, Any] = {name: list(part.parameters()) for name, part in model.named_children()}
-    if model.query_tokens is not None:
-        parts["query_tokens"] = [model.query_tokens]
+    """Which part is frozen and which is trained: parameters, gigabytes (1e9 bytes) and dtypes.
+
+    Gigabytes are those of this process, where the language model is shared out.
+    """
+    parts: dict[str, list[nn.Parameter]] = {name: [] for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        part = trained_part(name) or name.partition(".")[0]
+        parts.setdefault(part, []).append(parameter)
     lines, total = [], 0
     for name, parameters in parts.items():
         if parameters:
             state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
             dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
-            count = sum(p.numel() for p in parameters)
-            size = sum(p.numel() * p.element_size() for p in parameters) / 1e9
+            count = sum(map(_count, parameters))
+            size = sum(_bytes_here(p) for p in parameters) / 1e9
             total += count
             lines.append(
                 f"  {name:<15} {state:<8} {count:>15,} {size:>9.4f} GB  {', '.join(dtypes)}"
@@ -206,3 +254,13 @@ def parameter_table(model: MiniGPT4) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines.append(f"  {trained:,} parameters are trained, {100 * trained / total:.3g} % of all")
     return "\n".join(lines)
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """How many numbers; a byte of NF4 holds two."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
+def _bytes_here(parameter: nn.Parameter) -> int:
+    here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return here.numel() * here.element_size()

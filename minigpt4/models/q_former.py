@@ -9,16 +9,18 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from minigpt4.checks import Dimension
+
 
 @dataclass(frozen=True)
 class QFormerSize:
     """Dimensions of the Q-Former; the defaults are BLIP-2's (BERT-base)."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    cross_attention_frequency: int = 2
+    hidden_size: Dimension = 768
+    num_hidden_layers: Dimension = 12
+    num_attention_heads: Dimension = 12
+    intermediate_size: Dimension = 3072
+    cross_attention_frequency: Dimension = 2
 
 
 def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QFormerModel:

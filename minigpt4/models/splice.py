@@ -25,12 +25,14 @@ class Spliced:
         attention_mask: ``[B, S]``, 1 on real positions.
         targets: ``[B, S]``, the token id to predict *at* a position, -100 elsewhere.
         lengths: Real positions of each row.
+        learnt: Targets of all rows.
     """
 
     embeds: torch.Tensor
     attention_mask: torch.Tensor
     targets: torch.Tensor
     lengths: list[int]
+    learnt: int
 
 
 def splice(
@@ -78,4 +80,5 @@ def splice(
         targets[index, end - len(answer) : end] = torch.tensor(answer, dtype=torch.long)
         sides = (0, 0, first, longest - end)
         padded.append(torch.nn.functional.pad(piece, sides))
-    return Spliced(torch.stack(padded), mask.to(device), targets.to(device), lengths)
+    learnt = sum(map(len, answers))
+    return Spliced(torch.stack(padded), mask.to(device), targets.to(device), lengths, learnt)

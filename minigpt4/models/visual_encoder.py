@@ -5,22 +5,25 @@ original's recorded activations (``tests/golden``).
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import nn
 
+from minigpt4.checks import Dimension, check_ratio
+
 
 @dataclass(frozen=True)
 class VisualEncoderSize:
     """Dimensions of the visual encoder; the defaults are EVA-ViT-g/14 without its 40th block."""
 
-    patch_size: int = 14
-    embed_dim: int = 1408
-    depth: int = 39
-    num_heads: int = 16
-    mlp_ratio: float = 4.3637
+    patch_size: Dimension = 14
+    embed_dim: Dimension = 1408
+    depth: Dimension = 39
+    num_heads: Dimension = 16
+    mlp_ratio: Annotated[float, check_ratio] = 4.3637
 
 
 def build_visual_encoder(

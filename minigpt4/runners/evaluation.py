@@ -26,10 +26,10 @@ from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image_processors import ImageProcessor
 from minigpt4.registry import TASKS
+from minigpt4.runners.preflight import check_evaluation
 from minigpt4.runners.preparation import (
     build_datasets,
     build_model,
-    check_evaluation,
     make_accelerator,
     run_settings,
 )

@@ -1,32 +1,27 @@
-"""What a run needs before its first step: processes, data sets, model, schedule, parameter groups.
-
-Also the checks that concern several keys of a config at once.
-"""
+"""What a run needs before its first step: processes, data, model, schedule, parameter groups."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import distributed, nn
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from minigpt4.chat import check_chat
-from minigpt4.config import Config, check_config
+from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
+from minigpt4.models.build import Precision, choose_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.registry import (
-    BUILDERS,
-    IMAGE_PROCESSORS,
-    LR_SCHEDULES,
-    MODELS,
-    RUNNERS,
-    Fault,
-    defaults,
-)
+from minigpt4.registry import BUILDERS, LR_SCHEDULES, MODELS, RUNNERS, Fault, defaults
 from minigpt4.runners.lr_schedules import LRSchedule
+from minigpt4.runners.sharding import (
+    has_several_processes,
+    shard_language_model,
+    sharding_faults,
+)
 
 Device = Literal["auto", "cuda", "cpu", "mps"]
 
@@ -42,10 +37,31 @@ def make_accelerator(device: Device) -> Accelerator:
             "run.device: cuda, but this machine has no usable GPU; "
             "add --options run.device=cpu (or auto)"
         )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("run.device: mps, but this machine has none; use auto or cpu")
     # Without cpu=True, accelerate on a machine without GPU believes every process to be rank 0.
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
-    return Accelerator(cpu=use_cpu, kwargs_handlers=[ddp])
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        _meet_again("gloo" if use_cpu else "nccl")
+    return Accelerator(cpu=use_cpu)
+
+
+def _meet_again(backend: str) -> None:
+    """Join the processes of a torchrun restart.
+
+    Its store still holds the addresses of the processes that died, and one that is early would
+    try to reach them: each restart gets a part of the store to itself.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own_server = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    rank = int(os.environ["RANK"])
+    store = TCPStore(address, port, is_master=own_server and rank == 0)
+    distributed.init_process_group(
+        backend,
+        store=PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store),
+        rank=rank,
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def run_settings(config: Config) -> dict[str, Any]:
@@ -60,12 +76,53 @@ def build_datasets(config: Config) -> list[DataSet]:
 
 
 def build_model(config: Config, device: torch.device) -> MiniGPT4:
-    """The model with its weights loaded; ``run.amp: False`` computes in fp32."""
-    options = config.model_options()
-    if not run_settings(config)["amp"]:
-        options["precision"] = "fp32"
-    model: MiniGPT4 = MODELS.build(config.arch, options, device=device)
+    """The model with its weights loaded, in this run's precision, sharded if it says so.
+
+    Raises:
+        MiniGPT4Error: for settings that contradict each other, or weights that do not fit together.
+    """
+    settings, options = run_settings(config), config.model_options()
+    model_settings = defaults(MODELS.get(config.arch)) | options
+    faults = precision_faults(model_settings, settings) + sharding_faults(model_settings, settings)
+    if faults:
+        raise ConfigError("\n".join(f"{fault.key}: {fault.text}" for fault in faults))
+    if "precision" in model_settings:
+        key, precision = chosen_precision(model_settings, settings)
+        choose_dtype(precision, device, key)
+        options["precision"] = precision
+    sharded = settings["shard"] == "fsdp"
+    # What one device does not hold must not be put there whole first.
+    stay = {"stay_on_cpu": True} if sharded and has_several_processes() else {}
+    model: MiniGPT4 = MODELS.build(config.arch, options, device=device, **stay)
+    if sharded:
+        shard_language_model(model, device)
     return model
+
+
+def chosen_precision(model: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, Precision]:
+    """Key and value of what decides the arithmetic of the frozen parts.
+
+    ``run.amp: False`` is the original's word for fp32, ``True`` leaves the choice to the others.
+
+    Args:
+        model: The section with its defaults.
+        run: Likewise.
+    """
+    if not run["amp"]:
+        return "run.amp", "fp32"
+    if run["precision"] != "auto":
+        return "run.precision", run["precision"]
+    return "model.precision", model["precision"]
+
+
+def precision_faults(model: Mapping[str, Any], run: Mapping[str, Any]) -> list[Fault]:
+    """Half precision beside ``run.amp: False``; sections with their defaults."""
+    text = "{} contradicts run.amp: False, which computes in fp32; take one of them out"
+    return [
+        Fault(f"{section}.precision", text.format(settings["precision"]))
+        for section, settings in (("model", model), ("run", run))
+        if run.get("amp") is False and settings.get("precision") in ("fp16", "bf16")
+    ]
 
 
 def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
@@ -85,64 +142,6 @@ def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSched
     return schedule
 
 
-def check_run(config: Config) -> list[Fault]:
-    """Faults that concern several keys or sections at once; none is left for after the loading."""
-    faults = []
-    settings = run_settings(config)
-    try:
-        build_lr_schedule(settings, settings["iters_per_epoch"] or 1)
-    except ConfigError as error:
-        key, _, text = str(error).partition(": ")
-        faults.append(Fault(key, text))
-    if not settings["batch_size_train"]:
-        lacking = [name for name, entry in config.datasets.items() if not entry.get("batch_size")]
-        if lacking:
-            text = f"missing, and datasets.{lacking[0]} has no batch_size of its own"
-            faults.append(Fault("run.batch_size_train", text))
-    return faults + _image_size_faults(config)
-
-
-def check_training(config: Config) -> None:
-    """Hold a training's config whole.
-
-    Raises:
-        ConfigError: one line for every fault.
-    """
-    check_config(config, extra=check_chat, across=check_run)
-
-
-def check_evaluation(config: Config) -> None:
-    """Hold an evaluation's config; its run may lack what only a training needs.
-
-    Raises:
-        ConfigError: one line for every fault.
-    """
-    check_config(config, extra=_evaluation_faults, across=_image_size_faults, partial=("run",))
-
-
-def _evaluation_faults(config: Config) -> list[Fault]:
-    faults = check_chat(config)
-    if "output_dir" not in config.run:
-        faults.append(Fault("run.output_dir", "missing; the results of an evaluation go there"))
-    if config.run.get("resume_ckpt_path"):
-        text = "is of a training; name the projection to evaluate in model.ckpt"
-        faults.append(Fault("run.resume_ckpt_path", text))
-    return faults
-
-
-def _image_size_faults(config: Config) -> list[Fault]:
-    faults = []
-    model_size = (defaults(MODELS.get(config.arch)) | config.model).get("image_size")
-    for name, entry in config.datasets.items():
-        processors = (defaults(BUILDERS.get(name)) | entry).get("vis_processor") or {}
-        for split, spec in processors.items():
-            size = (defaults(IMAGE_PROCESSORS.get(spec["name"])) | spec).get("image_size")
-            if None not in (size, model_size) and size != model_size:
-                key = f"datasets.{name}.vis_processor.{split}.image_size"
-                faults.append(Fault(key, f"{size}, but model.image_size is {model_size}"))
-    return faults
-
-
 def epoch_length(settings: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
     """Steps of an epoch: ``run.iters_per_epoch``, else once through a single folder data set.
 
@@ -151,10 +150,10 @@ def epoch_length(settings: dict[str, Any], datasets: Sequence[DataSet], world_si
     """
     if settings["iters_per_epoch"]:
         return int(settings["iters_per_epoch"])
-    if len(datasets) != 1 or not datasets[0].countable:
+    if len(datasets) != 1 or datasets[0].length is None:
         raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
     batch_size = datasets[0].batch_size or settings["batch_size_train"]
-    return math.ceil(datasets[0].source.units / (batch_size * world_size))
+    return math.ceil(datasets[0].length / (batch_size * world_size))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

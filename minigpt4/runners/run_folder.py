@@ -1,25 +1,49 @@
-"""The folder of one run: resolved config, log lines, checkpoints."""
+"""The folder of one run: its record, checkpoints, and the states from which it can be resumed."""
 
+import fcntl
 import json
+import logging
+import os
+import re
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.checkpoint import save_atomically
-from minigpt4.errors import MiniGPT4Error
+from minigpt4.checkpoint import load_weights, save_atomically
+from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.runners.run_record import record
+
+# They say whether to go on, not what with.
+_NOT_COMPARED = ("resume", "resume_ckpt_path")
+STATE = re.compile(r"state_(\d+)\.pth")
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """``<output_dir>/<date-time>``; only the main process writes into it."""
+    """``<output_dir>/<date-time>``; only the main process writes into it.
+
+    ``checkpoint_<epoch>.pth`` is for users and has the original's form; ``state_<step>.pth`` holds
+    all that an exact resume needs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_lock": None}  # the other processes hear of it, and hold none
 
     @classmethod
-    def create(cls, output_dir: str, config: dict[str, Any]) -> "RunFolder":
-        """A new folder, with the resolved config in it.
+    def create(
+        cls, output_dir: str, config: dict[str, Any], seed: int, processes: int
+    ) -> "RunFolder":
+        """A new folder, with the record of the run in it.
 
         Raises:
             MiniGPT4Error: when it cannot be written.
@@ -33,23 +57,140 @@ class RunFolder:
                     break
                 except FileExistsError:
                     continue
-            (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
         except OSError as error:
             raise MiniGPT4Error(
                 f"run.output_dir: {output_dir} cannot be written ({error}); choose another folder"
             ) from error
-        return cls(path)
+        record(path, config, seed, processes)
+        folder = cls(path)
+        folder.lock()
+        return folder
 
-    def log(self, **figures: Any) -> None:
-        """Append one JSON line to ``log.txt``."""
+    @classmethod
+    def find(
+        cls, output_dir: str, config: dict[str, Any], total_steps: int, launch: str | None = None
+    ) -> "RunFolder | None":
+        """The newest unfinished run of the same config that nobody works on; locked.
+
+        Args:
+            output_dir: Where the runs lie.
+            config: Resolved.
+            total_steps: A run that has done so many is finished.
+            launch: Only a run that this launch of torchrun has begun.
+        """
+        own = _comparable(config)
+        folders = [file.parent for file in Path(output_dir).glob("*/config.yaml")]
+        for path in sorted(folders, key=lambda p: (p / "config.yaml").stat().st_mtime_ns)[::-1]:
+            if launch is not None and _launch(path) != launch:
+                continue
+            folder = cls(path)
+            finished = f"state_{total_steps}.pth" in {file.name for file in folder.states()}
+            if not finished and _saved_config(path) == own and folder.lock():
+                return folder
+        return None
+
+    def lock(self) -> bool:
+        """Keep other processes from going on with this run; False where one does already."""
+        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
-        except OSError as error:
-            raise MiniGPT4Error(f"{self.path / 'log.txt'}: cannot be written ({error})") from error
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:  # a file system without locks
+            pass
+        self._lock = descriptor  # the lock goes with the process, however it ends
+        return True
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def states(self) -> list[Path]:
+        """The states, newest first."""
+        found = [
+            (match, file) for file in self.path.iterdir() if (match := STATE.fullmatch(file.name))
+        ]
+        return [file for _, file in sorted(found, key=lambda pair: -int(pair[0].group(1)))]
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The newest state that is whole; each damaged one before it is told in a line."""
+        for file in self.states():
+            try:
+                return load_state(file)
+            except CheckpointError as error:
+                logger.warning("%s; the one before is used", error)
+        return None
 
     def save_checkpoint(self, epoch: int, content: dict[str, Any]) -> Path:
         """Write ``checkpoint_<epoch>.pth``, whole or not at all."""
         path = self.path / f"checkpoint_{epoch}.pth"
         save_atomically(content, path)
         return path
+
+    def save_state(self, step: int, content: dict[str, Any], keep_last: int) -> Path:
+        """Write ``state_<step>.pth``, whole or not at all; then take away all but the last ones."""
+        path = self.path / f"state_{step}.pth"
+        save_atomically(content, path)
+        if not is_whole(path):
+            raise MiniGPT4Error(f"{path}: came out damaged; is the disk at fault?")
+        later = [file for file in self.states() if int(file.stem.removeprefix("state_")) > step]
+        older = [file for file in self.states() if file not in later]
+        for file in later + older[keep_last:]:
+            file.unlink(missing_ok=True)
+        return path
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What ``RunFolder.save_state`` wrote.
+
+    Raises:
+        CheckpointError: for a file that is damaged, or no state.
+    """
+    if not is_whole(path):
+        raise CheckpointError(f"{path}: damaged or cut short")
+    content = load_weights(path)
+    if not isinstance(content, dict) or not {"model", "optimizer", "step", "ranks"} <= set(content):
+        raise CheckpointError(f"{path}: not the state of a run")
+    return content
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a file that torch wrote is as it was; torch itself does not look."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return False
+
+
+def _comparable(config: dict[str, Any]) -> Any:
+    """A config as ``config.yaml`` gives it back, without what only says whether to go on."""
+    content = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(config)))
+    run = content.get("run") or {}
+    return content | {"run": {k: v for k, v in run.items() if k not in _NOT_COMPARED}}
+
+
+def _saved_config(path: Path) -> Any:
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        return _comparable(saved)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+        OmegaConfBaseException,
+    ) as error:
+        logger.warning("%s: not readable (%s); left alone", path / "config.yaml", one_line(error))
+        return None
+
+
+def _launch(path: Path) -> str | None:
+    """Which launch of torchrun worked on a run last."""
+    try:
+        return str(json.loads((path / "environment.json").read_text()).get("launch"))
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,23 +1,18 @@
-"""The trainer: draws batches, steps the optimizer, keeps checkpoints and a log."""
+"""The trainer: draws batches, steps the optimizer, keeps states, checkpoints and a log."""
 
+import itertools
 import logging
 import math
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch import nn
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.checkpoint import load_trained, load_weights
+from minigpt4.checkpoint import load_trained
 from minigpt4.checks import (
-    ExistingFile,
     NotNegative,
     OutputFolder,
     Positive,
@@ -26,10 +21,14 @@ from minigpt4.checks import (
 )
 from minigpt4.config import Config
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.datasets.samples import DataSet
-from minigpt4.errors import CheckpointError, DataError, MiniGPT4Error
+from minigpt4.datasets.samples import Batch, DataSet
+from minigpt4.errors import CheckpointError, DataError, InterruptedRunError, one_line
+from minigpt4.models.build import Precision
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import LR_SCHEDULES, METRICS, RUNNERS, TASKS, Hidden
+from minigpt4.runners.bad_samples import BadSampleLog
+from minigpt4.runners.health import NonFiniteGuard, Step, check_alive
+from minigpt4.runners.meter import Meter
 from minigpt4.runners.preparation import (
     Device,
     build_lr_schedule,
@@ -37,9 +36,17 @@ from minigpt4.runners.preparation import (
     parameter_groups,
     run_settings,
 )
+from minigpt4.runners.processes import Processes, StopSignals
+from minigpt4.runners.resuming import Start, check_resumable, find_start
 from minigpt4.runners.run_folder import RunFolder
+from minigpt4.runners.run_log import RunLog
+from minigpt4.runners.training_state import restore_rng, rng_state
 
 logger = logging.getLogger(__name__)
+
+
+def check_fraction(value: float) -> str | None:
+    return None if 0 <= value <= 1 else f"{value} must lie between 0 and 1"
 
 
 @RUNNERS.register("runner_base")
@@ -71,8 +78,20 @@ class RunnerBase:
         num_workers: Worker processes per data set.
         seed: Of everything random.
         amp: False computes in fp32 on a GPU too.
+        precision: Arithmetic of the frozen parts; ``auto`` leaves it to ``model.precision``.
+        shard: ``fsdp`` spreads the frozen language model over the processes.
         device: ``auto`` takes a GPU where there is one.
-        resume_ckpt_path: Checkpoint of a run to go on with, from its next epoch.
+        resume: ``auto`` goes on with the newest unfinished run of the same config, if there is one.
+        resume_ckpt_path: What to go on with: a run's folder, which this run then continues; or a
+            state or an epoch's checkpoint, from which it goes on in a folder of its own.
+        save_every_steps: Steps between states to resume from; an epoch ends with one, too.
+        keep_last: States that are kept; checkpoints of epochs always are.
+        on_nonfinite: What to do when a loss or gradient is Inf or NaN: end the run, or leave out
+            the optimizer's step.
+        max_nonfinite: Steps left out after which the run ends nevertheless.
+        max_bad_fraction: Share of a data set's latest samples that may be bad.
+        timeout: Seconds without an answer after which another process counts as lost.
+        trackers: ``tensorboard``, ``wandb``; beside ``log.txt``.
         log_freq: Steps between lines in ``log.txt``.
         evaluate: True trains nothing: ``runners/evaluation.py`` goes once through the data sets.
     """
@@ -104,126 +123,209 @@ class RunnerBase:
         num_workers: NotNegative = 4,
         seed: int = 42,
         amp: bool = True,
+        precision: Precision = "auto",
+        shard: Literal["none", "fsdp"] = "none",
         device: Device = "auto",
-        resume_ckpt_path: ExistingFile | None = None,
+        resume: Literal["auto", "never"] = "never",
+        resume_ckpt_path: Annotated[str, check_resumable] | None = None,
+        save_every_steps: Positive = 500,
+        keep_last: Positive = 2,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_nonfinite: Positive = 100,
+        max_bad_fraction: Annotated[float, check_fraction] = 0.5,
+        timeout: PositiveFloat = 1800.0,
+        trackers: tuple[Literal["tensorboard", "wandb"], ...] = (),
         log_freq: Positive = 50,
         evaluate: bool = False,
     ) -> None:
         self.accelerator = accelerator
         self.config = config
+        self.model = model
         self.max_epoch = max_epoch
-        self.samples = 0  # seen by this process
         self.accum_grad_iters = accum_grad_iters
         self.divide_accumulated_loss = divide_accumulated_loss
         self.max_grad_norm = max_grad_norm
+        self.save_every_steps, self.keep_last = save_every_steps, keep_last
         self.log_freq = log_freq
         settings = run_settings(config)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.iters_per_epoch = epoch_length(settings, datasets, world_size)
         self.lr_schedule = build_lr_schedule(settings, self.iters_per_epoch)
         self.task = TASKS.build(task, {}, prompts=model.prompts, seed=seed, rank=rank)
-        self.model = model
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, weight_decay), lr=init_lr, betas=(0.9, 0.999)
         )
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=model.compute_dtype == torch.float16
         )
-        self.start_epoch = self._resume(resume_ckpt_path) if resume_ckpt_path else 0
-        # A resumed run reads another stretch of the stream than the one it has read already.
-        stream_seed = seed + 1_000_003 * self.start_epoch
-        self.batches = iter(
-            MixedLoader(
-                datasets,
-                batch_size_train,
-                num_workers,
-                stream_seed,
-                rank,
-                world_size,
-                pin_memory=accelerator.device.type == "cuda",
-            )
+        self.processes = Processes(accelerator, timeout)
+        self.signals = StopSignals()
+        self.stop = 0  # the signal for which all processes have agreed to stop
+        self.step = self.saved_step = 0  # micro-batches of the whole run; those that are saved
+        self.losses: list[torch.Tensor] = []  # of this rank since the last line of the log
+        self.epoch_loss, self.epoch_steps = 0.0, 0  # of the lines of this epoch
+        self.window: list[Step] = []  # since the last step of the optimizer
+        self.grad_norm = torch.tensor(math.nan)
+        self.scaler_skips = 0
+
+        total = max_epoch * self.iters_per_epoch
+        start = find_start(accelerator, config, settings, self.iters_per_epoch, total)
+        self.folder = start.folder
+        self.guard = NonFiniteGuard(
+            on_nonfinite, max_nonfinite, self.folder.path / "nonfinite.jsonl", accelerator
         )
-        self.folder = self._make_folder(output_dir)
-        self.wrapped = accelerator.prepare_model(model)
+        data = self._restore(start) if start.state else None
+        self.processes.start_equal(self.trained)
+        self.loader = MixedLoader(
+            datasets,
+            batch_size_train,
+            num_workers,
+            # Where nothing is known of the data that a run has read, it goes on with others.
+            seed if data else seed + 1_000_003 * self.step // self.iters_per_epoch,
+            rank,
+            world_size,
+            pin_memory=accelerator.device.type == "cuda",
+            max_bad_fraction=max_bad_fraction,
+            state=data,
+        )
+        self.batches = iter(self.loader)
+        self.bad_samples = BadSampleLog(self.folder.path / "bad_samples.jsonl")
+        self.loader.bad += [(d.name, bad) for d in datasets for bad in d.missing if rank == 0]
+        self.log = RunLog(
+            self.folder.path,
+            total_steps=total,
+            steps_per_epoch=self.iters_per_epoch,
+            first_step=self.step,
+            trackers=trackers,
+            run_name=self.folder.path.name,
+            config=config.resolved(),
+            main=accelerator.is_main_process,
+        )
+        self.log.truncate(start.log_bytes)
+        self.meter = Meter(
+            total_steps=total,
+            first_step=self.step,
+            processes=world_size,
+            device=accelerator.device,
+        )
 
     def train(self) -> RunFolder:
-        """All epochs; each ends with a checkpoint."""
+        """All epochs; each ends with a checkpoint.
+
+        Raises:
+            InterruptedRunError: after SIGTERM or Ctrl-C, with everything saved.
+            MiniGPT4Error: for a dead model, a loss or gradient that is not finite, data that
+                cannot be read, a process that does not answer.
+        """
         if self.accelerator.is_main_process:
             logger.info("what is trained:\n%s", parameter_table(self.model))
             logger.info("this run's folder: %s", self.folder.path)
-        self.wrapped.train()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self._train_epoch(epoch)
-            self._save(epoch)
-        self.accelerator.wait_for_everyone()
+        self.model.train()
+        try:
+            with self.signals, self.log:
+                if self.step < self.max_epoch * self.iters_per_epoch:
+                    self._check_alive()
+                self.meter.start()
+                for epoch in range(self.step // self.iters_per_epoch, self.max_epoch):
+                    self._train_epoch(epoch)
+        finally:
+            self.loader.close()
+            self.folder.unlock()
+        if self.bad_samples.summary():
+            logger.warning("%s", self.bad_samples.summary())
+        with self.processes.naming_the_lost():
+            self.accelerator.wait_for_everyone()
         return self.folder
 
     def _train_epoch(self, epoch: int) -> None:
-        main = self.accelerator.is_main_process
-        title = f"epoch {epoch + 1}/{self.max_epoch}"
-        calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
-        epoch_losses: list[float] = []
-        with (
-            logging_redirect_tqdm(),
-            tqdm(total=self.iters_per_epoch, desc=title, disable=not main, mininterval=calm) as bar,
-        ):
-            losses: list[torch.Tensor] = []
-            since, samples = time.monotonic(), self.samples
-            for step in range(self.iters_per_epoch):
-                lr = self._set_lr(epoch, step)
-                losses.append(self._step(epoch, step))
-                bar.update()
-                if (step + 1) % self.log_freq and step + 1 != self.iters_per_epoch:
-                    continue
-                loss = self._mean_over_ranks(losses)
-                count = (self.samples - samples) * self.accelerator.num_processes
-                rate = count / max(time.monotonic() - since, 1e-9)
-                text = f"loss {loss:.4f}, lr {lr:.2e}, {rate:.0f} samples/s"
-                bar.set_postfix_str(text, refresh=False)
-                self._report(epoch, step + 1, loss, lr, rate)
-                epoch_losses += [loss] * len(losses)
-                losses, since, samples = [], time.monotonic(), self.samples
-        if main:
-            mean = sum(epoch_losses) / len(epoch_losses)
-            self.folder.log(epoch=epoch, train_loss=mean, train_lr=lr)
-            logger.info("epoch %d/%d: mean loss %.4f", epoch + 1, self.max_epoch, mean)
-
-    def _report(self, epoch: int, step: int, loss: float, lr: float, rate: float) -> None:
-        """One line in the log; a loss that is no number ends the run."""
-        if self.accelerator.is_main_process:
-            figures = {"loss": loss, "lr": lr, "samples_per_second": round(rate, 2)}
-            self.folder.log(epoch=epoch, step=step, **figures)
-        if not math.isfinite(loss):
-            raise MiniGPT4Error(
-                f"the loss is {loss} at epoch {epoch}, step {step}; the last checkpoint is in "
-                f"{self.folder.path}; try a lower run.init_lr, or model.precision: bf16"
-            )
+        for step in range(self.step % self.iters_per_epoch, self.iters_per_epoch):
+            lr = self._set_lr(epoch, step)
+            self.losses.append(self._step(epoch, step))
+            self.step += 1
+            last = step + 1 == self.iters_per_epoch
+            self.log.advance()
+            if last or (step + 1) % self.log_freq == 0:
+                self._report(epoch, step + 1, lr)
+            if last:
+                self._end_epoch(epoch, lr)
+            # Not between the micro-batches of one optimizer step.
+            elif not self.window and (
+                self.stop or self.step - self.saved_step >= self.save_every_steps
+            ):
+                self._save_state()
+            if self.stop and self.saved_step == self.step:
+                raise InterruptedRunError(self.stop, self.step, self.folder.path)
 
     def _step(self, epoch: int, step: int) -> torch.Tensor:
         """One micro-batch, and the optimizer's step where one is due; this rank's loss."""
+        with self.meter.waiting():
+            batch = self._next_batch()
+        positions = self.model.positions
+        number = epoch * self.iters_per_epoch + step
+        try:
+            loss: torch.Tensor = self.task.train_step(self.model, batch, number)
+        except DataError as error:
+            error.rank_local = True
+            raise
+        # Differs from the original: it does not divide under accumulation.
+        share = self.accum_grad_iters if self.divide_accumulated_loss else 1
+        self.scaler.scale(loss / share).backward()
+        self.meter.count(len(batch["text"]), self.model.positions - positions)
+        self.window.append(Step(number, batch, loss.detach()))
+        if (step + 1) % self.accum_grad_iters == 0:
+            self._update(epoch, step)
+        return loss.detach()
+
+    def _update(self, epoch: int, step: int) -> None:
+        """One step of the optimizer on the mean gradient of all processes."""
+        window, self.window = self.window, []
+        if self._agree(broken=not self._is_finite(window)):
+            self.optimizer.zero_grad()
+            self.guard.handle(self.model, self.task, window, epoch, step)
+            return
+        self.processes.average_gradients(self.trained)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm(gradients)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.trained, self.max_grad_norm, self.grad_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scaler_skips += self.scaler.get_scale() < scale
+        self.optimizer.zero_grad()
+
+    def _is_finite(self, window: Sequence[Step]) -> bool:
+        """Whether this rank's losses and gradients are; one wait for the device."""
+        numbers = [step.loss for step in window]
+        if not self.scaler.is_enabled():  # the scaler looks after its gradients itself
+            gradients = [p.grad for p in self.trained if p.grad is not None]
+            numbers.append(nn.utils.get_total_norm(gradients))
+        return bool(torch.stack(numbers).isfinite().all())
+
+    def _agree(self, broken: bool = False) -> bool:
+        """Whether anything is broken in any process; also whether one was told to stop."""
+        told = [self.stop or self.signals.received, int(broken)]
+        self.stop, any_broken = self.processes.largest(told)
+        return bool(any_broken)
+
+    def _next_batch(self) -> Batch:
         try:
             batch = next(self.batches)
         except DataError as error:
             error.rank_local = True
+            self.bad_samples.note(self.loader.bad)  # alone: the others do not know of it
             raise
-        self.samples += len(batch["text"])
-        batch["image"] = batch["image"].to(self.accelerator.device, non_blocking=True)
-        due = (step + 1) % self.accum_grad_iters == 0
-        with nullcontext() if due else self.accelerator.no_sync(self.wrapped):
-            position = epoch * self.iters_per_epoch + step
-            loss: torch.Tensor = self.task.train_step(self.wrapped, batch, position)
-            # Differs from the original: it does not divide under accumulation.
-            share = self.accum_grad_iters if self.divide_accumulated_loss else 1
-            self.scaler.scale(loss / share).backward()
-        if due:
-            if self.max_grad_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                trained = [p for p in self.model.parameters() if p.requires_grad]
-                nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad()
-        return loss.detach()
+        image = batch["image"].to(self.accelerator.device, non_blocking=True)
+        return Batch(keys=batch["keys"], image=image, text=batch["text"])
+
+    def _check_alive(self) -> None:
+        """Hold the first batch, which is trained on afterwards, against a dead model."""
+        first = self._next_batch()
+        self.batches = itertools.chain([first], self.batches)
+        with torch.random.fork_rng():
+            check_alive(self.model, first, self.task.prompt_of(self.step))
 
     def _set_lr(self, epoch: int, step: int) -> float:
         lr = self.lr_schedule(epoch, step)
@@ -231,58 +333,112 @@ class RunnerBase:
             group["lr"] = lr
         return lr
 
-    def _mean_over_ranks(self, losses: list[torch.Tensor]) -> float:
-        mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
-        assert isinstance(mean, torch.Tensor)
-        return mean.item()
+    def _report(self, epoch: int, step: int, lr: float) -> None:
+        """One line in the log; what was left out as not finite is no part of the mean."""
+        losses = torch.stack(self.losses).float()
+        finite = losses[losses.isfinite()]
+        told = torch.stack([finite.sum(), torch.tensor(float(len(finite)), device=losses.device)])
+        with self.processes.naming_the_lost():
+            total, count = self.accelerator.reduce(told, reduction="sum").tolist()
+        loss = total / count if count else math.nan
+        self.epoch_loss += loss * len(losses) if count else 0.0
+        self.epoch_steps += len(losses) if count else 0
+        self.losses = []
+        figures = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm.item(), **self.meter.read()}
+        if self.guard.skipped:
+            figures["nonfinite_steps"] = self.guard.skipped
+        if self.scaler_skips:
+            figures["scaler_skips"] = self.scaler_skips
+        self._collect_bad_samples()
+        self.log.step(figures, epoch=epoch, step=step)
+        self.meter.start()
 
-    def _make_folder(self, output_dir: str) -> RunFolder:
-        """The main process makes the folder; the others learn its name, or what went wrong."""
-        result: list[Any] = [None]
+    def _end_epoch(self, epoch: int, lr: float) -> None:
+        if self.window:  # an epoch's last micro-batches that fill no optimizer step
+            self._agree()
+        mean = self.epoch_loss / self.epoch_steps if self.epoch_steps else math.nan
+        self.log.epoch({"train_loss": mean, "train_lr": lr}, epoch)
+        self.epoch_loss, self.epoch_steps = 0.0, 0
         if self.accelerator.is_main_process:
-            try:
-                result = [RunFolder.create(output_dir, self.config.resolved())]
-            except MiniGPT4Error as error:
-                result = [error]
-        broadcast_object_list(result)
-        if isinstance(result[0], MiniGPT4Error):
-            raise result[0]
-        assert isinstance(result[0], RunFolder)
-        return result[0]
+            path = self.folder.save_checkpoint(
+                epoch,
+                {
+                    "model": self._trained_weights(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "config": self.config.resolved(),
+                    "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+                    "epoch": epoch,
+                },
+            )
+            logger.info("saved %s", path)
+        self._save_state()
 
-    def _save(self, epoch: int) -> None:
-        """What is trained, and what an epoch-wise resume needs, in the original's structure."""
-        if not self.accelerator.is_main_process:
-            return
-        trained = {
-            name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad
+    def _collect_bad_samples(self) -> None:
+        """The main process writes down what all have skipped."""
+        found = gather_object(self.loader.bad)
+        self.loader.bad = []
+        if self.accelerator.is_main_process:
+            self.bad_samples.note(found)
+
+    def _trained_weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, as the original's checkpoints hold it."""
+        named = self.model.named_parameters()
+        return {name: p.detach().cpu() for name, p in named if p.requires_grad}
+
+    def _save_state(self) -> None:
+        """All that the next step depends on, of every process."""
+        pending = [p.grad for p in self.trained] if self.window else None
+        own = {
+            "rng": rng_state(self.accelerator.device),
+            "data": self.loader.state(),
+            "losses": [loss.item() for loss in self.losses],
+            "gradients": pending,
         }
-        path = self.folder.save_checkpoint(
-            epoch,
-            {
-                "model": trained,
+        self._collect_bad_samples()  # before the data position leaves them behind
+        ranks = gather_object([own])
+        if self.accelerator.is_main_process:
+            content = {
+                "model": self._trained_weights(),
                 "optimizer": self.optimizer.state_dict(),
-                "config": self.config.resolved(),
                 "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
-                "epoch": epoch,
-            },
-        )
-        logger.info("saved %s", path)
+                "step": self.step,
+                "epoch_loss": [self.epoch_loss, self.epoch_steps],
+                "grad_norm": self.grad_norm.item(),
+                "skips": [self.guard.skipped, self.scaler_skips],
+                "log_bytes": self.log.size,
+                "ranks": ranks,
+            }
+            self.folder.save_state(self.step, content, self.keep_last)
+        self.saved_step = self.step
+        self.meter.start()
 
-    def _resume(self, path: str) -> int:
-        """Load weights and optimizer; the epoch to go on with."""
-        checkpoint = load_weights(path)
-        load_trained(self.model, checkpoint, path)
+    def _restore(self, start: Start) -> dict[str, Any] | None:
+        """Take up a state; where this process's data stood, if the state tells."""
+        state, device = start.state, self.accelerator.device
+        assert state is not None
+        load_trained(self.model, state, start.origin)
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            if self.scaler.is_enabled() and checkpoint.get("scaler"):
-                self.scaler.load_state_dict(checkpoint["scaler"])
-            epoch = int(checkpoint["epoch"]) + 1
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler.is_enabled() and state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{path}: holds no training state to resume ({error}); "
-                "to start from its projection use model.ckpt"
+                f"{start.origin}: its optimizer's state does not fit this run ({one_line(error)}); "
+                "to start from its projection alone use model.ckpt"
             ) from error
-        if epoch >= self.max_epoch:
-            logger.warning("%s: its run has finished all %d epochs", path, self.max_epoch)
-        return epoch
+        self.step = self.saved_step = state["step"]
+        if "ranks" not in state:
+            return None
+        ranks, rank = state["ranks"], self.accelerator.process_index
+        self.epoch_loss, self.epoch_steps = state["epoch_loss"]
+        self.grad_norm = torch.tensor(state["grad_norm"])
+        self.guard.skipped, self.scaler_skips = state["skips"]
+        if len(ranks) != self.accelerator.num_processes:
+            return dict(ranks[0]["data"])  # the loader says what that means
+        own = ranks[rank]
+        restore_rng(own["rng"], device)
+        self.losses = [torch.tensor(loss, device=device) for loss in own["losses"]]
+        if own["gradients"]:
+            for parameter, gradient in zip(self.trained, own["gradients"], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(device)
+        return dict(own["data"])

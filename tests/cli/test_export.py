@@ -39,6 +39,32 @@ def test_the_projection_comes_back_bit_by_bit(
     assert torch.equal(again.model.llama_proj.weight, sent["llama_proj.weight"])
 
 
+def test_a_lora_is_merged_and_nothing_is_quantised(
+    projection: Path, tmp_path: Path, run_entry: EntryPoint
+) -> None:
+    trainable = "model.trainable=[llama_proj,lora]"
+    chat = load_chat(YAML, [f"model.ckpt={projection}", trainable], device="cpu")
+    with torch.no_grad():
+        for name, parameter in chat.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    weights = {n: p.detach() for n, p in chat.model.named_parameters() if p.requires_grad}
+    torch.save({"model": weights}, tmp_path / "lora.pth")
+    options = [f"model.ckpt={tmp_path}/lora.pth", trainable, "model.low_resource=True"]
+    folder = tmp_path / "hf"
+    arguments = ["--to", "hf", folder, "--cfg-path", YAML, "--options", *options]
+    code, stderr = run_entry(main, "export", *arguments)
+    assert code == 0, stderr
+    exported = Blip2ForConditionalGeneration.from_pretrained(folder)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        theirs = exported.language_model(input_ids=ids).logits
+        ours = chat.model.llama_model(input_ids=ids).logits
+        plain = load_chat(YAML, ["model.ckpt="], device="cpu").model.llama_model(input_ids=ids)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    assert (plain.logits - ours).abs().max() > 0.1
+
+
 def test_the_page_holds_what_it_says(
     projection: Path, tmp_path: Path, run_entry: EntryPoint
 ) -> None:

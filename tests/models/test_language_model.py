@@ -20,6 +20,7 @@ from tests.llama_folders import (
     write_llama,
     write_tokenizer,
     write_tokenizer_without,
+    write_weights,
 )
 from tests.messages import one_line
 
@@ -173,8 +174,9 @@ def test_training_and_chat_refuse_before_they_load(
 
 def test_llama_2_and_its_template_fit(run_entry: EntryPoint, tmp_path: Path) -> None:
     llama_2 = folder_of(tmp_path / "llama", LATER)
+    write_weights(llama_2, {"weight": torch.zeros(1)}, shards=1)
     projection = tmp_path / "projection.pth"
-    projection.write_bytes(b"")
+    torch.save({"model": {"llama_proj.bias": torch.zeros(1)}}, projection)
     options = [f"model.llama_model={llama_2}", f"model.ckpt={projection}"]
     yaml_file = "eval_configs/minigpt4_llama2_eval.yaml"
     code, stderr = run_entry(main, "check", "--cfg-path", yaml_file, "--options", *options)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from minigpt4.checkpoint import convert_q_former, convert_visual_encoder
 from minigpt4.models.visual_encoder import (
     VisualEncoderSize,
     build_ln_vision,
@@ -9,6 +8,7 @@ from minigpt4.models.visual_encoder import (
     resize_position_embedding,
     shorten_weights,
 )
+from minigpt4.weight_names import convert_q_former, convert_visual_encoder
 from tests.recorded import GOLDEN
 from tests.recorded.comparison import read_json
 from tests.recorded.manifests import on_meta

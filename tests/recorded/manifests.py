@@ -11,12 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from minigpt4.checkpoint import (
-    convert_language_model,
-    convert_q_former,
-    convert_visual_encoder,
-    trained_weights,
-)
+from minigpt4.checkpoint import trained_weights
 from minigpt4.config import load_config
 from minigpt4.models.build import build_minigpt4
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -27,6 +22,11 @@ from minigpt4.models.visual_encoder import (
     build_visual_encoder,
 )
 from minigpt4.registry import MODELS, defaults
+from minigpt4.weight_names import (
+    convert_language_model,
+    convert_q_former,
+    convert_visual_encoder,
+)
 from tests.recorded import GOLDEN
 from tests.recorded.comparison import Comparison, Unit, equal, files_of, read_json
 

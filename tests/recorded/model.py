@@ -14,13 +14,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.checkpoint import (
-    convert_language_model,
-    convert_q_former,
-    convert_visual_encoder,
-    load_into,
-    load_trained,
-)
+from minigpt4.checkpoint import load_into, load_trained
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.q_former import QFormerSize, build_q_former
 from minigpt4.models.splice import IGNORED, IMAGE_MARK, Spliced
@@ -29,6 +23,11 @@ from minigpt4.models.visual_encoder import (
     VisualEncoderSize,
     build_ln_vision,
     build_visual_encoder,
+)
+from minigpt4.weight_names import (
+    convert_language_model,
+    convert_q_former,
+    convert_visual_encoder,
 )
 from tests.recorded import GOLDEN
 from tests.recorded.comparison import (

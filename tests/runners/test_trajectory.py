@@ -69,7 +69,7 @@ def test_checkpoint_of_every_epoch_holds_the_trained_projection(tmp_path: Path) 
     name = one_run(max_epoch=2)
     runner = build_runner(TRAJECTORY, name, tmp_path)
     train_recorded(runner, TRAJECTORY.runs[name])
-    names = sorted(file.name for file in runner.folder.path.glob("*.pth"))
+    names = sorted(file.name for file in runner.folder.path.glob("checkpoint_*.pth"))
     assert names == ["checkpoint_0.pth", "checkpoint_1.pth"]
     saved = torch.load(runner.folder.path / "checkpoint_1.pth", weights_only=True)
     final = TRAJECTORY.tensors.part(f"{name}.final.")

@@ -1,0 +1,196 @@
+"""Layers: preset < YAML < ``--options`` → one config."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt4.config.plugins import import_plugins
+from minigpt4.config.presets import (
+    Layer,
+    data_presets,
+    model_preset,
+    processor_faults,
+    with_processor_defaults,
+)
+from minigpt4.config.reading import read_option, read_yaml, resolve
+from minigpt4.errors import ConfigError, one_line, shown
+from minigpt4.registry import BUILDERS, Fault, near, nearest
+
+SECTIONS = ("model", "datasets", "run", "chat", "processors", "plugins")
+# Keys of the original that decide nothing any more, and what decides now.
+RETIRED = {
+    "run.world_size": "torchrun decides the number of processes",
+    "run.dist_url": "torchrun decides the address",
+    "run.distributed": "torchrun decides whether there are several processes",
+    "run.job_name": "run.output_dir names the run",
+    "run.wandb_log": "log.txt in the run's folder keeps the figures",
+    "run.train_splits": "a training reads what each data set's build_info names",
+    "preprocess": "each data set names its own processors",
+    "model.device_8bit": "--gpu-id decides the device",
+    "model.drop_path_rate": "a frozen visual encoder drops no paths",
+    "model.use_grad_checkpoint": "a frozen visual encoder keeps nothing for gradients",
+    "model.prompt": "model.prompt_path names the prompts",
+    "model.freeze_vit": "everything but the projection is frozen",
+    "model.freeze_qformer": "everything but the projection is frozen",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A merged config. ``path`` is the YAML; the sections are plain dictionaries."""
+
+    path: Path
+    model: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
+    run: dict[str, Any]
+    chat: dict[str, Any]
+    faults: tuple[Fault, ...] = ()  # found while merging; check_config reports them
+    layers: tuple[Layer, ...] = ()  # undermost first; they say where each value came from
+
+    @property
+    def arch(self) -> str:
+        return str(self.model.get("arch"))
+
+    def model_options(self) -> dict[str, Any]:
+        """The model section without the two keys that chose the model."""
+        return {k: v for k, v in self.model.items() if k not in ("arch", "model_type")}
+
+    def run_options(self) -> dict[str, Any]:
+        """The run section without the key that chose the runner."""
+        return {key: value for key, value in self.run.items() if key != "runner"}
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything, as it is saved beside a run."""
+        return {
+            "model": self.model,
+            "datasets": self.datasets,
+            "run": self.run,
+            "chat": self.chat,
+        }
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Read a YAML, put its presets underneath and ``--options`` on top.
+
+    Args:
+        path: The YAML file.
+        options: ``a.b=c`` each; the value is read as YAML.
+
+    Raises:
+        ConfigError: for a file or option that cannot be read at all; faults *inside* are found by
+            :func:`minigpt4.config.check_config`.
+    """
+    path = Path(path)
+    on_top: dict[Any, Any] = {}
+    yaml = Layer(str(path), read_yaml(path))
+    for option in options:
+        on_top = merge(on_top, read_option(option))
+    try:
+        return _merge(path, yaml, Layer("--options", on_top))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+
+
+def merge(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Sets of keys are joined; of anything else the upper one counts."""
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(known, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _merge(path: Path, *given: Layer) -> Config:
+    faults: list[Fault] = []
+    given = tuple(Layer(layer.name, _known_sections(layer.content, faults)) for layer in given)
+    # Presets are chosen by what is written; what ${…} means is known only with them underneath.
+    draft = _sections(resolve(_joined(given), []), [])
+    faults += _plugin_faults(draft["plugins"], path.parent)
+    layers = (*model_preset(draft["model"], faults), *data_presets(draft["datasets"]), *given)
+    whole = resolve(_joined(layers), faults)
+    faults += _retire(path, whole)
+    sections = _sections(whole, faults)
+    wrong = processor_faults(sections["processors"])
+    defaults = {} if wrong else sections["processors"]
+    datasets = {}
+    for name, entry in sections["datasets"].items():
+        if entry is not None and not isinstance(entry, dict):
+            text = f"must be a set of keys, not {shown(entry)}"
+            if name not in BUILDERS.names():
+                text = f"unknown data set; {nearest(name, BUILDERS.names())}"
+            faults.append(Fault(f"datasets.{name}", text))
+        else:
+            datasets[name] = with_processor_defaults(entry or {}, defaults)
+    model, run, chat = (sections[name] for name in ("model", "run", "chat"))
+    return Config(path, model, datasets, run, chat, (*dict.fromkeys(faults), *wrong), layers)
+
+
+def _joined(layers: Sequence[Layer]) -> dict[Any, Any]:
+    joined: dict[Any, Any] = {}
+    for layer in layers:
+        joined = merge(joined, layer.content)
+    return joined
+
+
+def _known_sections(content: Mapping[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
+    """The sections that there are; one with a typing mistake counts as the one that was meant."""
+    known: dict[Any, Any] = {}
+    for name, value in content.items():
+        if name in SECTIONS or name in RETIRED:
+            known[name] = value
+            continue
+        faults.append(Fault(str(name), f"unknown section; {nearest(name, SECTIONS)}"))
+        meant = near(name, SECTIONS)
+        if meant is not None and meant not in content:
+            known[meant] = value
+    return known
+
+
+def _sections(whole: Mapping[Any, Any], faults: list[Fault]) -> dict[str, Any]:
+    """Every section as a set of keys, ``plugins`` as a list."""
+    sections: dict[str, Any] = {}
+    for name in SECTIONS:
+        kind, words = (list, "list of files or modules") if name == "plugins" else (dict, "")
+        value = whole.get(name)
+        sections[name] = value if isinstance(value, kind) else kind()
+        if value is not None and not isinstance(value, kind):
+            text = f"must be a {words or 'set of keys'}, not {shown(value)}"
+            faults.append(Fault(name, text))
+    return sections
+
+
+def _plugin_faults(plugins: Sequence[Any], folder: Path) -> list[Fault]:
+    """Import the plugins; what cannot be imported is a fault."""
+    faults = []
+    for plugin in plugins:
+        try:
+            if not isinstance(plugin, str):
+                raise ConfigError(f"plugins: {shown(plugin)} is not a file or module")
+            import_plugins([plugin], folder)
+        except ConfigError as error:
+            key, _, text = str(error).partition(": ")
+            faults.append(Fault(key, text))
+    return faults
+
+
+def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
+    """Take out keys that decide nothing any more, with one line each."""
+    faults = []
+    for key, reason in RETIRED.items():
+        section, _, name = key.rpartition(".")
+        keys = whole.get(section) if section else whole
+        if not isinstance(keys, dict) or name not in keys:
+            continue
+        value = keys.pop(name)
+        if name.startswith("freeze_") and value is not True:
+            faults.append(Fault(key, f"only True is supported: {reason}"))
+        else:
+            logger.info("%s: %s is ignored: %s", path, key, reason)
+    return faults

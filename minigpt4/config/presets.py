@@ -1,0 +1,90 @@
+"""Presets: what ``minigpt4/configs`` and a ``processors:`` section put under a user's YAML."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+from minigpt4.config.reading import parse
+from minigpt4.errors import shown
+from minigpt4.registry import IMAGE_PROCESSORS, MODELS, TEXT_PROCESSORS, Fault, bind, nearest
+
+REFUSED_ARCHS = {"minigpt_v2": "MiniGPT-v2 is not supported; use arch minigpt4 or mini_gpt4"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One origin of values: a preset, the YAML, or the options together."""
+
+    name: str
+    content: dict[Any, Any]
+
+
+def model_preset(model: Mapping[str, Any], faults: list[Fault]) -> list[Layer]:
+    """``configs/models/<arch>_<model_type>.yaml``; an arch without presets needs none."""
+    arch, model_type = model.get("arch"), model.get("model_type")
+    if isinstance(arch, str) and arch in REFUSED_ARCHS:
+        faults.append(Fault("model.arch", REFUSED_ARCHS[arch]))
+        return []
+    if not isinstance(arch, str) or arch not in MODELS.names():
+        text = f"unknown model {shown(arch)}" if arch else "missing"
+        faults.append(Fault("model.arch", f"{text}; known: {', '.join(MODELS.names())}"))
+        return []
+    folder = resources.files("minigpt4.configs") / "models"
+    files = {
+        file.name.removeprefix(f"{arch}_").removesuffix(".yaml"): file
+        for file in folder.iterdir()
+        if file.name.startswith(f"{arch}_")
+    }
+    if not files and model_type is None:
+        return []
+    if not isinstance(model_type, str) or model_type not in files:
+        text = f"unknown model type {shown(model_type)}" if model_type else "missing"
+        faults.append(Fault("model.model_type", f"{text}; known: {', '.join(sorted(files))}"))
+        return []
+    content = parse(files[model_type].read_text(encoding="utf-8"))
+    return [Layer(f"preset {arch}_{model_type}", content)]
+
+
+def data_presets(names: Iterable[Any]) -> list[Layer]:
+    """``configs/datasets/<name>.yaml`` of each data set that has one."""
+    folder = resources.files("minigpt4.configs") / "datasets"
+    known = {file.name.removesuffix(".yaml"): file for file in folder.iterdir()}
+    return [
+        Layer(f"preset {name}", {"datasets": {name: parse(known[name].read_text("utf-8"))}})
+        for name in names
+        if name in known
+    ]
+
+
+def processor_faults(defaults: Mapping[Any, Any]) -> list[Fault]:
+    """Faults of the ``processors:`` section, which sets options for every use of a processor."""
+    faults = []
+    known = [*IMAGE_PROCESSORS.names(), *TEXT_PROCESSORS.names()]
+    for name, options in defaults.items():
+        where = f"processors.{name}"
+        if name not in known:
+            faults.append(Fault(where, f"unknown processor; {nearest(name, known)}"))
+        elif not isinstance(options, dict):
+            faults.append(Fault(where, f"must be a set of keys, not {shown(options)}"))
+        else:
+            registry = IMAGE_PROCESSORS if name in IMAGE_PROCESSORS.names() else TEXT_PROCESSORS
+            faults += bind(registry.get(name), options, where)[1]
+    return faults
+
+
+def with_processor_defaults(
+    entry: Mapping[str, Any], defaults: Mapping[Any, Any]
+) -> dict[str, Any]:
+    """Put the ``processors:`` section's options under each processor of that name."""
+    entry = dict(entry)
+    for kind in ("vis_processor", "text_processor"):
+        specs = entry.get(kind)
+        if isinstance(specs, dict):
+            entry[kind] = {
+                split: {**(defaults.get(str(spec.get("name"))) or {}), **spec}
+                if isinstance(spec, dict)
+                else spec
+                for split, spec in specs.items()
+            }
+    return entry

@@ -1,0 +1,142 @@
+"""Reading: a user's YAML or ``--options`` → plain values, whatever stands in them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt4.errors import ConfigError, one_line
+from minigpt4.registry import Fault
+
+MAX_DEPTH = 20  # levels; a config has six
+MAX_NODES = 200_000  # a list of all LAION shards has 10,489
+# What reading a text that a user wrote can raise: PyYAML's own for what is no YAML, Python's for a
+# value that is not what its tag says (!!int x, !!bool x, !!timestamp x), a number of 5,000 digits,
+# and brackets by the hundred.
+_UNREADABLE = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp", "binary")
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The sections of a YAML; ``${…}`` in it stay as they are.
+
+    Raises:
+        ConfigError: for a file that is missing or not readable as such.
+    """
+    if not os.path.isfile(path):  # a name that is none is no error here
+        raise ConfigError(
+            f"{path}: no such file; --cfg-path takes a YAML, e.g. from train_configs/"
+        )
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (*_UNREADABLE, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {one_line(error)}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: must hold sections such as model:, datasets: and run:")
+    return content
+
+
+def read_option(option: str) -> dict[Any, Any]:
+    """``a.b=c`` as nested sections; the value is read as YAML.
+
+    Raises:
+        ConfigError: for an option of another form.
+    """
+    key, equals, text = option.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise ConfigError(f"--options {option}: must look like section.key=value")
+    try:
+        value: Any = parse(text)
+    except _UNREADABLE as error:
+        raise ConfigError(f"--options {option}: {one_line(error)}") from error
+    for part in reversed(parts):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def parse(text: str) -> Any:
+    """The value that a YAML text stands for, duplicate keys refused, ``1e-4`` a number."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is None:
+        return None
+    _measure(node, 0, {})
+    if isinstance(node, yaml.MappingNode):
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    # OmegaConf makes settings of texts that hold keys, and of options whatever they hold.
+    found = OmegaConf.from_dotlist([f"value={text}"])
+    return OmegaConf.to_container(found, resolve=False)["value"]  # type: ignore[index, call-overload]
+
+
+def _measure(node: yaml.Node, depth: int, sizes: dict[int, int | None]) -> int:
+    """How many values a node holds, with those behind anchors counted each time they are named.
+
+    Raises:
+        yaml.YAMLError: for a node that holds itself, or more than a config can.
+    """
+    if depth > MAX_DEPTH:
+        raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+    known = sizes.get(id(node), 0)
+    if known is None:
+        raise yaml.YAMLError("an anchor that holds itself")
+    if known:
+        return known
+    if node.tag.rpartition(":")[2] not in _TAGS:
+        raise yaml.YAMLError(f"a config knows no {node.tag}")
+    sizes[id(node)] = None
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    size = 1 + sum(_measure(child, depth + 1, sizes) for child in children)
+    if size > MAX_NODES:
+        raise yaml.YAMLError(f"more than {MAX_NODES:,} values")
+    sizes[id(node)] = size
+    return size
+
+
+def resolve(content: dict[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
+    """Values with every ``${…}`` put in; those that lead nowhere are None, and a fault.
+
+    Raises:
+        OmegaConfBaseException: for values that OmegaConf does not know.
+    """
+    return _Resolving(faults).plain(OmegaConf.create(content), "", 0)
+
+
+class _Resolving:
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        self.nodes = 0
+
+    def plain(self, node: Any, where: str, depth: int) -> Any:
+        self.nodes += 1
+        if not isinstance(node, DictConfig | ListConfig):
+            return node
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            self.faults.append(Fault(where, "refers to itself, or is nested too deep"))
+            return None
+        keys: list[Any] = list(range(len(node)) if isinstance(node, ListConfig) else node.keys())
+        items = {}
+        for key in keys:
+            place = f"{where}.{key}" if where else str(key)
+            try:
+                value = node[key]
+            except (OmegaConfBaseException, RecursionError) as error:
+                # An interpolation that leads nowhere or in a circle, a ??? that nobody filled in.
+                self.faults.append(Fault(place, one_line(error).partition(" full_key:")[0]))
+                value = None
+            items[key] = self.plain(value, place, depth + 1)
+        return list(items.values()) if isinstance(node, ListConfig) else items

@@ -1,0 +1,97 @@
+"""The list of samples that a run skipped: ``bad_samples.jsonl``, one line for each."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from minigpt4.datasets.samples import BadSample
+from minigpt4.errors import MiniGPT4Error
+
+MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a few hundred on disk
+
+logger = logging.getLogger(__name__)
+
+
+class BadSampleLog:
+    """Lists every bad sample once, however often it is met, and counts them by cause.
+
+    A sample is known by data set, key and cause. What the file holds when the first ones are noted
+    counts as met before, so that a resumed run goes on with it; a last line that a kill cut short
+    is dropped. Until then the file is not touched.
+
+    Args:
+        path: Of the file; made with its first line.
+
+    Attributes:
+        causes: How many different bad samples there are of each cause.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.causes: Counter[str] = Counter()
+        self._known: set[bytes] | None = None
+
+    def note(self, found: Iterable[tuple[str, BadSample]]) -> None:
+        """Append the new ones among these pairs of data set and bad sample.
+
+        Raises:
+            MiniGPT4Error: when the file cannot be read or written.
+        """
+        try:
+            if self._known is None:
+                self._known = set()
+                self._read()
+            lines = []
+            for name, bad in found:
+                row = bad.row(name)
+                if self._is_new(row):
+                    lines.append(json.dumps(row) + "\n")
+            if lines:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.writelines(lines)
+        except OSError as error:
+            raise MiniGPT4Error(f"{self.path}: cannot be written ({error})") from error
+
+    def summary(self) -> str:
+        """One line on all that are listed; empty without any."""
+        total = self.causes.total()
+        if not total:
+            return ""
+        counts = ", ".join(f"{cause} {count:,}" for cause, count in self.causes.most_common())
+        more = "at least " if total >= MOST_LINES else ""
+        return f"{more}{total:,} bad samples skipped: {counts}; listed in {self.path}"
+
+    def _is_new(self, row: dict[str, str]) -> bool:
+        """Whether a line is to be written for it; counts it then."""
+        assert self._known is not None
+        names = "\0".join(row.get(part, "") for part in ("dataset", "shard", "key", "cause"))
+        mark = hashlib.blake2b(names.encode(errors="surrogatepass"), digest_size=8).digest()
+        if mark in self._known or len(self._known) >= MOST_LINES:
+            return False
+        self._known.add(mark)
+        self.causes[row["cause"]] += 1
+        if len(self._known) == MOST_LINES:
+            text = "%s: %d bad samples are listed; any more are skipped without a line"
+            logger.warning(text, self.path, MOST_LINES)
+        return True
+
+    def _read(self) -> None:
+        """What an earlier part of the run wrote."""
+        if not self.path.is_file():
+            return
+        whole = 0
+        with open(self.path, "rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    file.truncate(whole)
+                    break
+                whole += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # not ours; it stays as it is
+                if isinstance(row, dict) and "cause" in row:
+                    self._is_new({key: str(value) for key, value in row.items()})

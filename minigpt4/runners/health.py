@@ -1,0 +1,229 @@
+"""Health: is the model alive, what does it learn from, where does a number stop being finite."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from minigpt4.datasets.samples import Batch
+from minigpt4.errors import MiniGPT4Error
+from minigpt4.models.minigpt4 import MiniGPT4, target_loss
+from minigpt4.models.splice import IGNORED, IMAGE_MARK
+
+# Logits that hardly differ over the vocabulary say nothing, whatever the input.
+DEAD_SPREAD = 1e-3
+_NEAR_CHANCE = 0.05  # of ln V
+_KEYS_TOLD = 3  # of a batch that went wrong; the file has all
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def check_alive(model: MiniGPT4, batch: Batch, prompt: str | None) -> None:
+    """One forward before the first step, and what the first sample looks like to the model.
+
+    Args:
+        model: As it will be trained.
+        batch: The first one, on the model's device.
+        prompt: Of the first step; None in stage 1.
+
+    Raises:
+        MiniGPT4Error: when the model is dead or its inputs are.
+    """
+    prompts = None if prompt is None else [prompt] * len(batch["text"])
+    spliced = model.splice_batch(batch["image"], batch["text"], prompts)
+    logits = model.logits(spliced)
+    loss = target_loss(logits, spliced.targets).item()
+    learnt = spliced.targets[:, 1:] != IGNORED
+    # The median row: one odd position must not speak for all.
+    spread = logits[:, :-1][learnt].float().std(dim=-1).median().item()
+    logger.info("%s", describe_sample(model, batch, prompt))
+    if not (math.isfinite(loss) and spread >= DEAD_SPREAD):
+        module = first_nonfinite(
+            model, lambda: model.logits(model.splice_batch(batch["image"], batch["text"], prompts))
+        )
+        found = f"; the first output that is not finite is that of {module}" if module else ""
+        raise MiniGPT4Error(
+            f"the LLM or its inputs are dead: before the first step the loss is {loss:.4g} and the "
+            f"logits' standard deviation over the vocabulary {spread:.2g}{found}. The usual "
+            "causes: language model weights that are all zero, half downloaded or a delta not yet "
+            "applied (model.llama_model), a projection of a failed training (model.ckpt), or fp16 "
+            "overflow (run.precision: bf16)"
+        )
+    chance = math.log(logits.shape[-1])
+    if abs(loss - chance) < _NEAR_CHANCE * chance:
+        text = "the loss before the first step is %.3f, about ln V = %.3f: that of a model which "
+        logger.info(text + "knows nothing; expected of random weights only", loss, chance)
+
+
+def describe_sample(model: MiniGPT4, batch: Batch, prompt: str | None) -> str:
+    """The first sample as the model reads it: text, the image's place, and what is learnt."""
+    image = model.encode_img(batch["image"][:1])[0]
+    segments = model.prompt_segments(IMAGE_MARK if prompt is None else prompt, [image])
+    lines, position = [], 0
+
+    def add(length: int, text: str) -> None:
+        nonlocal position
+        if length:
+            last = position + length - 1
+            where = f"{position}" if length == 1 else f"{position}-{last}"
+            lines.append(f"  {where:>9}  {text}")
+        position += length
+
+    for segment in segments:
+        if isinstance(segment, torch.Tensor):
+            add(len(segment), "the image")
+        else:
+            add(len(segment), f"{model.tokenizer.decode(segment, skip_special=False)!r}")
+    answer = model.tokenizer.encode(batch["text"][0] + model.end_sym)[: model.max_txt_len]
+    pieces = " ".join(model.tokenizer.piece(token) for token in answer)
+    add(len(answer), f"learnt: {model.tokenizer.decode(answer, skip_special=False)!r} ({pieces})")
+    head = f"what the model reads of the first sample ({batch['keys'][0]}), by position:"
+    return "\n".join([head, *lines])
+
+
+def first_nonfinite(model: nn.Module, forward: Callable[[], Any]) -> str | None:
+    """The first part whose output has an Inf or NaN when ``forward`` runs; None without one.
+
+    The smallest modules finish first, so that it is they who are named.
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and not _is_finite(output):
+                found.append(name)
+
+        return look
+
+    handles = [part.register_forward_hook(watch(name)) for name, part in model.named_modules()]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (found[0] or "the loss") if found else None
+
+
+def _is_finite(output: Any) -> bool:
+    if isinstance(output, torch.Tensor):
+        return not output.is_floating_point() or bool(output.isfinite().all())
+    if isinstance(output, dict):
+        return all(map(_is_finite, output.values()))
+    return (
+        not isinstance(output, Sequence) or isinstance(output, str) or all(map(_is_finite, output))
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A micro-batch that was trained on: its number in the run, and this rank's loss."""
+
+    number: int
+    batch: Batch
+    loss: torch.Tensor
+
+
+class NonFiniteGuard:
+    """Tells where a loss or gradient stopped being finite, and ends the run or leaves it out.
+
+    Args:
+        action: ``stop`` ends the run at once, ``skip`` only after ``limit`` steps.
+        limit: Steps of the optimizer.
+        path: A JSON line for each micro-batch at fault is added to this file.
+        accelerator: The processes of the run.
+
+    Attributes:
+        skipped: Steps of the optimizer left out so far.
+    """
+
+    def __init__(
+        self, action: Literal["stop", "skip"], limit: int, path: Path, accelerator: Accelerator
+    ) -> None:
+        self.skipped = 0
+        self._action, self._limit, self._path = action, limit, path
+        self._accelerator = accelerator
+
+    def handle(
+        self, model: nn.Module, task: Any, window: Sequence[Step], epoch: int, step: int
+    ) -> None:
+        """All processes come here when one has met a number that is not finite.
+
+        Args:
+            model: As it was for the step.
+            task: Of the run.
+            window: This process's micro-batches of the optimizer's step.
+            epoch: Of the step, from 0.
+            step: Within the epoch, from 0.
+
+        Raises:
+            MiniGPT4Error: saying where and in which samples, if the run is to end.
+        """
+        rank = self._accelerator.process_index
+        at = {"epoch": epoch, "step": step + 1, "rank": rank}
+        own = [at | self._examine(model, task, done) for done in window]
+        at_fault = [found for found in own if found["module"] is not None]
+        if not at_fault and not all(done.loss.isfinite() for done in window):
+            at_fault = own
+        found = gather_object(at_fault)
+        # With every forward pass in order it was the backward pass, of whichever micro-batch.
+        found = found or gather_object(own)
+        self.skipped += 1
+        text = _in_words(found)
+        if self._accelerator.is_main_process:
+            self._write(found)
+        if self._action == "stop":
+            raise MiniGPT4Error(
+                f"{text}; all samples are in {self._path}. Try a lower run.init_lr, run.precision: "
+                "bf16, or run.on_nonfinite: skip"
+            )
+        if self.skipped > self._limit:
+            raise MiniGPT4Error(
+                f"{text}; this is step number {self.skipped} that would be left out, more than "
+                f"run.max_nonfinite {self._limit}; all are in {self._path}"
+            )
+        if self._accelerator.is_main_process:
+            logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
+
+    def _examine(self, model: nn.Module, task: Any, done: Step) -> dict[str, Any]:
+        images, keys = done.batch["image"], done.batch["keys"]
+        broken = [
+            key for key, image in zip(keys, images, strict=True) if not image.isfinite().all()
+        ]
+        if broken:
+            module: str | None = "the image processor"
+        else:
+            module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
+        loss = done.loss.item()
+        told = loss if math.isfinite(loss) else str(loss)  # json knows neither NaN nor infinity
+        return {"loss": told, "module": module, "keys": broken or keys}
+
+    def _write(self, found: Sequence[dict[str, Any]]) -> None:
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in found)
+        except OSError as error:
+            raise MiniGPT4Error(f"{self._path}: cannot be written ({error})") from error
+
+
+def _in_words(found: Sequence[dict[str, Any]]) -> str:
+    first = found[0]
+    keys = ", ".join(first["keys"][:_KEYS_TOLD])
+    more = len(first["keys"]) - _KEYS_TOLD
+    where = f"epoch {first['epoch']}, step {first['step']}, rank {first['rank']}"
+    if isinstance(first["loss"], str):
+        what = f"the loss is {first['loss']} at {where}"
+    else:
+        what = f"the gradient is not finite at {where} (the loss is {first['loss']:.4g})"
+    module = first["module"]
+    source = f"it starts in {module}" if module else "every output of the forward pass is finite"
+    return f"{what}; {source}; samples: {keys}{f' and {more} more' if more > 0 else ''}"

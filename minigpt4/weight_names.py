@@ -1,0 +1,121 @@
+"""Names of weights: ours, the original's, BLIP-2's, EVA's and transformers', one into another.
+
+``convert_*`` are pure functions from one set of names to another.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+# What EVA's and BLIP-2's files hold beside the parts that are used here.
+_UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
+_UNUSED_Q_FORMER = re.compile(  # the text branch
+    r"embeddings\.(position_ids|word_embeddings|position_embeddings)|pooler\."
+    r"|encoder\.layer\.\d+\.(intermediate|output)\."
+)
+_Q_FORMER_NAMES = (
+    ("embeddings.LayerNorm.", "layernorm."),
+    (".attention.self.", ".attention.attention."),
+    (".crossattention.self.", ".crossattention.attention."),
+)
+# Our names, and those of transformers' ``Blip2ForConditionalGeneration``; the first match counts.
+_BLIP2_NAMES = (
+    (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
+    (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+    (r"visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"visual_encoder\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision_model.encoder.layers.\1.self_attn.projection.",
+    ),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.",
+        r"vision_model.encoder.layers.\1.self_attn.",
+    ),
+    (r"visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+    (r"ln_vision\.", "vision_model.post_layernorm."),
+    (r"q_former\.", "qformer."),
+    (r"llama_proj\.", "language_projection."),
+    (r"llama_model\.", "language_model."),
+)
+# What can be trained, by its names in ``model.trainable``; the visual encoder never is.
+TRAINABLE = ("llama_proj", "q_former", "ln_vision", "query_tokens", "lora")
+
+
+def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
+    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
+
+    Names are equal; blocks from ``depth`` on and unused heads are left out.
+    """
+    converted = {}
+    for name, value in weights.items():
+        unused = _UNUSED_EVA.match(name)
+        block = unused.group(1) if unused else None
+        if unused and (block is None or int(block) >= depth):
+            continue
+        converted[name] = value
+    return converted
+
+
+def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """``Qformer.bert.*`` of BLIP-2 or the original, for transformers' ``Blip2QFormerModel``.
+
+    The text branch (word and position embeddings, its feed-forward) is left out.
+    """
+    converted = {}
+    prefix = "Qformer.bert."
+    for name, value in weights.items():
+        if not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix)
+        if _UNUSED_Q_FORMER.match(name):
+            continue
+        for theirs, ours in _Q_FORMER_NAMES:
+            if theirs.startswith("."):
+                name = name.replace(theirs, ours)
+            elif name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        converted[name] = value
+    return converted
+
+
+def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The ``llama_model.*`` part of the original's weights, for transformers' LLaMA."""
+    prefix = "llama_model."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
+    }
+
+
+def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """All weights of our model, for transformers' ``Blip2ForConditionalGeneration``.
+
+    Its vision attention has one bias where ours has those of q and v: k has none, zeros here.
+    """
+    converted = {}
+    for name, value in weights.items():
+        if name.endswith(".attn.v_bias"):
+            continue
+        if name.endswith(".attn.q_bias"):
+            v_bias = weights[name.replace("q_bias", "v_bias")]
+            name = name.replace("q_bias", "qkv.bias")
+            value = torch.cat([value, torch.zeros_like(value), v_bias])
+        for ours, theirs in _BLIP2_NAMES:
+            name, found = re.subn(f"^{ours}", theirs, name)
+            if found:
+                break
+        converted[name] = value
+    return converted
+
+
+def trained_part(name: str) -> str | None:
+    """Which of ``TRAINABLE`` a parameter belongs to; None: it is always frozen."""
+    part = name.partition(".")[0]
+    if part == "llama_model" and ".lora_" in name:
+        return "lora"
+    return part if part in TRAINABLE and part != "lora" else None

@@ -1,0 +1,245 @@
+"""A run that was interrupted ends as one that was not: in process, at chosen steps."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import train
+from benchmarks.kill_resume import compare, equal
+from minigpt4.runners.run_folder import is_whole, load_state
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.runners.training_state import restore_rng, rng_state
+from tests.conftest import EntryPoint
+from tests.test_train import STAGE1, only_run, stage1_options
+
+Stop = Callable[[int, int], None]
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """Send this process a signal, once, in the middle of its n-th step."""
+    step_once = RunnerBase._step
+
+    def arrange(step: int, number: int) -> None:
+        due = [number]
+
+        def interrupted(self: RunnerBase, epoch: int, index: int) -> torch.Tensor:
+            if self.step + 1 == step and due:
+                os.kill(os.getpid(), due.pop())
+            return step_once(self, epoch, index)
+
+        monkeypatch.setattr(RunnerBase, "_step", interrupted)
+
+    return arrange
+
+
+def run(run_entry: EntryPoint, *options: object) -> tuple[int, str]:
+    return run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
+
+
+def options_of(scenes: Path, output: Path, **more: object) -> list[str]:
+    settings = {"iters_per_epoch": 6, "log_freq": 4, "warmup_steps": 2} | more
+    return stage1_options(scenes, output, **settings)
+
+
+@pytest.fixture
+def alone(run_entry: EntryPoint, scenes: Path, tmp_path: Path) -> Path:
+    assert run(run_entry, *options_of(scenes, tmp_path / "alone"))[0] == 0
+    return tmp_path / "alone"
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [(1, signal.SIGTERM, 143), (4, signal.SIGINT, 130), (6, signal.SIGTERM, 143)],
+)
+def test_a_signal_ends_after_the_step_and_auto_goes_on_to_the_same_end(
+    run_entry: EntryPoint,
+    scenes: Path,
+    alone: Path,
+    tmp_path: Path,
+    stop_after: Stop,
+    step: int,
+    number: int,
+    code: int,
+):
+    options = options_of(scenes, tmp_path / "cut")
+    stop_after(step, number)
+    found, stderr = run(run_entry, *options)
+    assert found == code
+    (line,) = [x for x in stderr.splitlines() if "stopped by" in x]
+    assert f"stopped by {signal.Signals(number).name} after step {step}, which is saved" in line
+    assert "run.resume=auto" in line
+    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    assert compare(tmp_path / "cut", alone) == []
+
+
+def test_micro_batches_of_one_optimizer_step_are_not_torn_apart(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+):
+    # 6 steps an epoch do not fill optimizer steps of 4: the rest of an epoch's gradient stays.
+    accumulated = {"accum_grad_iters": 4, "max_grad_norm": 1.0}
+    whole = options_of(scenes, tmp_path / "alone", **accumulated)
+    assert run(run_entry, *whole)[0] == 0
+    options = options_of(scenes, tmp_path / "cut", **accumulated)
+    stop_after(2, signal.SIGTERM)
+    assert "after step 4, which" in run(run_entry, *options)[1]
+    stop_after(5, signal.SIGTERM)
+    assert "after step 6, which" in run(run_entry, *options, "run.resume=auto")[1]
+    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    assert compare(tmp_path / "cut", tmp_path / "alone") == []
+
+
+def test_without_auto_a_run_starts_anew(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+):
+    options = options_of(scenes, tmp_path)
+    stop_after(2, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    stop_after(3, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_auto_takes_no_finished_run_and_none_of_another_config(
+    run_entry: EntryPoint, scenes: Path, alone: Path, stop_after: Stop
+):
+    options = options_of(scenes, alone)
+    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    assert len(list(alone.iterdir())) == 2, "the finished one is left alone"
+    stop_after(2, signal.SIGTERM)
+    assert run(run_entry, *options, "run.resume=auto", "run.seed=5")[0] == 143
+    assert len(list(alone.iterdir())) == 3
+    stop_after(3, signal.SIGTERM)
+    assert run(run_entry, *options, "run.resume=auto", "run.seed=6")[0] == 143
+    assert len(list(alone.iterdir())) == 4
+
+
+def test_a_damaged_state_is_told_and_the_one_before_is_used(
+    run_entry: EntryPoint,
+    scenes: Path,
+    alone: Path,
+    tmp_path: Path,
+    stop_after: Stop,
+    caplog: pytest.LogCaptureFixture,
+):
+    options = options_of(scenes, tmp_path / "cut", save_every_steps=1, keep_last=3)
+    stop_after(5, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    states = {file.name: file for file in only_run(tmp_path / "cut").glob("state_*")}
+    assert set(states) == {"state_3.pth", "state_4.pth", "state_5.pth"}
+    states["state_5.pth"].write_bytes(states["state_5.pth"].read_bytes()[:-3000])
+    content = bytearray(states["state_4.pth"].read_bytes())
+    content[len(content) // 3] ^= 1
+    states["state_4.pth"].write_bytes(content)
+    caplog.clear()
+    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    told = [r.getMessage() for r in caplog.records if "the one before is used" in r.getMessage()]
+    assert ["state_5.pth" in told[0], "state_4.pth" in told[1], len(told)] == [True, True, 2]
+    assert compare(tmp_path / "cut", alone) == []
+
+
+def test_a_run_killed_before_its_first_save_starts_anew_in_its_folder(
+    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path, stop_after: Stop
+):
+    options = options_of(scenes, tmp_path / "cut")
+    stop_after(3, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    for file in only_run(tmp_path / "cut").glob("state_*"):
+        file.unlink()
+    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    assert compare(tmp_path / "cut", alone) == []
+
+
+def test_a_named_folder_goes_on_and_a_named_state_branches_off(
+    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path, stop_after: Stop
+):
+    options = options_of(scenes, tmp_path / "cut")
+    stop_after(4, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    cut = only_run(tmp_path / "cut")
+    branch = options_of(scenes, tmp_path / "branch")
+    state = f"run.resume_ckpt_path={cut}/state_4.pth"
+    assert run(run_entry, *branch, state)[0] == 0
+    assert run(run_entry, *options, f"run.resume_ckpt_path={cut}")[0] == 0
+    assert compare(tmp_path / "cut", alone) == []
+    ends = [only_run(tmp_path / name) / "checkpoint_1.pth" for name in ("branch", "alone")]
+    one, other = (torch.load(end, weights_only=True) for end in ends)
+    assert equal(one["model"], other["model"])
+
+
+def test_a_run_that_is_being_worked_on_is_not_taken(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+):
+    from minigpt4.runners.run_folder import RunFolder
+
+    options = options_of(scenes, tmp_path)
+    stop_after(2, signal.SIGTERM)
+    assert run(run_entry, *options)[0] == 143
+    busy = RunFolder(only_run(tmp_path))
+    assert busy.lock()
+    stop_after(3, signal.SIGTERM)
+    code, stderr = run(run_entry, *options, f"run.resume_ckpt_path={busy.path}")
+    assert code == 2
+    assert "another process works on this run" in stderr
+    assert run(run_entry, *options, "run.resume=auto")[0] == 143
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_state_is_small_and_the_last_ones_are_kept(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path
+):
+    options = options_of(scenes, tmp_path, save_every_steps=1, keep_last=2, num_workers=3)
+    assert run(run_entry, *options)[0] == 0
+    states = sorted(only_run(tmp_path).glob("state_*.pth"))
+    assert [file.name for file in states] == ["state_11.pth", "state_12.pth"]
+    projection = 4 * (160 * 128 + 160)
+    assert states[0].stat().st_size < 3 * projection + 1e6
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", None])
+def test_a_file_that_is_no_state_is_one_line(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, content: bytes | None
+):
+    file = tmp_path / "state_3.pth"
+    if content is None:
+        torch.save({"model": {}}, file)
+    else:
+        file.write_bytes(content)
+    options = options_of(scenes, tmp_path / "out", resume_ckpt_path=file)
+    code, stderr = run(run_entry, *options)
+    assert code == 2
+    assert "state_3.pth" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_random_generators_are_put_back():
+    def draw() -> list[Any]:
+        return [random.random(), numpy.random.rand(), numpy.random.randn(), torch.rand(2).tolist()]
+
+    draw()
+    device = torch.device("cpu")
+    state = rng_state(device)
+    numpy.random.randn()  # leaves half of a pair behind
+    odd = rng_state(device)
+    first, of_odd = draw(), None
+    restore_rng(odd, device)
+    of_odd = draw()
+    restore_rng(state, device)
+    numpy.random.randn()
+    assert draw() == first == of_odd
+
+
+def test_the_state_is_read_without_running_code(run_entry: EntryPoint, scenes: Path, alone: Path):
+    file = only_run(alone) / "state_12.pth"
+    assert is_whole(file)
+    state = load_state(file)
+    assert state["step"] == 12
+    assert json.dumps(state["ranks"][0]["data"])
