@@ -33,6 +33,10 @@ TRIED_ELSEWHERE = {
     "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
     "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_make_tiny_towers.py",
     "python benchmarks/tiny_world.py --seeds 3 --json output/tiny_world.json": "tests/benchmarks",
+    "python benchmarks/kill_resume.py --kills 100 --processes 2": "tests/test_survival.py, reduced",
+    "python benchmarks/bad_shards.py": "tests/benchmarks/test_bad_shards.py, reduced",
+    "python benchmarks/config_fuzz.py --mutations 1000 --seed 0": "tests/benchmarks",
+    "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar'": "tests/cli",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 

@@ -27,15 +27,15 @@ RETIRED = {
     "run.dist_url": "torchrun decides the address",
     "run.distributed": "torchrun decides whether there are several processes",
     "run.job_name": "run.output_dir names the run",
-    "run.wandb_log": "log.txt in the run's folder keeps the figures",
+    "run.wandb_log": "run.trackers: [wandb] sends the figures there; log.txt keeps them anyway",
     "run.train_splits": "a training reads what each data set's build_info names",
     "preprocess": "each data set names its own processors",
     "model.device_8bit": "--gpu-id decides the device",
     "model.drop_path_rate": "a frozen visual encoder drops no paths",
     "model.use_grad_checkpoint": "a frozen visual encoder keeps nothing for gradients",
     "model.prompt": "model.prompt_path names the prompts",
-    "model.freeze_vit": "everything but the projection is frozen",
-    "model.freeze_qformer": "everything but the projection is frozen",
+    "model.freeze_vit": "the visual encoder is always frozen; model.trainable names what is not",
+    "model.freeze_qformer": "model.trainable names what is not frozen",
 }
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,19 @@ def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
         if not isinstance(keys, dict) or name not in keys:
             continue
         value = keys.pop(name)
-        if name.startswith("freeze_") and value is not True:
+        if name == "freeze_qformer" and value is False:
+            keys["trainable"] = _with_q_former(keys.get("trainable"))
+            logger.info("%s: %s: False is now model.trainable: %s", path, key, keys["trainable"])
+        elif name.startswith("freeze_") and value is not True:
             faults.append(Fault(key, f"only True is supported: {reason}"))
         else:
             logger.info("%s: %s is ignored: %s", path, key, reason)
     return faults
+
+
+def _with_q_former(trainable: Any) -> Any:
+    """``model.trainable`` as the original's ``freeze_qformer: False`` means it."""
+    parts = ["llama_proj"] if trainable is None else trainable
+    if not isinstance(parts, list) or "q_former" in parts:
+        return parts
+    return [*parts, "q_former"]

@@ -83,7 +83,8 @@ def estimate(plan: Plan) -> tuple[Need, int] | None:
     size, batch, answer = _model_size(plan), _batch(plan), plan.model.get("max_txt_len")
     if size is None or batch is None or answer is None:
         return None
-    half = plan.model.get("precision") != "fp32" and plan.run.get("amp") is not False
+    told = (plan.model.get("precision"), plan.run.get("precision"))
+    half = "fp32" not in told and plan.run.get("amp") is not False
     quantize = _quantize(plan)
     if plan.purpose == "training":
         learnt = answer + 1

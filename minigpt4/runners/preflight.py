@@ -18,7 +18,8 @@ from minigpt4.runners.first_samples import sample_faults
 from minigpt4.runners.machine import device_faults, disk_faults, estimate, memory_warning
 from minigpt4.runners.memory import memory_table
 from minigpt4.runners.plan import Plan, Purpose, make_plan
-from minigpt4.runners.preparation import build_lr_schedule
+from minigpt4.runners.preparation import build_lr_schedule, precision_faults
+from minigpt4.runners.sharding import sharding_faults
 from minigpt4.runners.weight_files import weight_faults
 
 Check = Callable[[Plan], list[Fault]]
@@ -157,6 +158,14 @@ def _image_size_faults(plan: Plan) -> list[Fault]:
     return faults
 
 
+def _precision_faults(plan: Plan) -> list[Fault]:
+    return precision_faults(plan.model, plan.run)
+
+
+def _sharding_faults(plan: Plan) -> list[Fault]:
+    return sharding_faults(plan.model, plan.run)
+
+
 def _dimension_faults(plan: Plan) -> list[Fault]:
     """Dimensions that no tower can have."""
     faults = []
@@ -198,6 +207,8 @@ def _evaluation_faults(plan: Plan) -> list[Fault]:
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "all": (_dimension_faults, _image_size_faults, weight_faults, device_faults),
     "training": (
+        _precision_faults,
+        _sharding_faults,
         _schedule_faults,
         _batch_faults,
         _length_faults,
@@ -205,6 +216,6 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         sample_faults,
         disk_faults,
     ),
-    "evaluation": (_evaluation_faults, sample_faults),
+    "evaluation": (_precision_faults, _sharding_faults, _evaluation_faults, sample_faults),
     "chat": (),
 }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import distributed, nn
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet
