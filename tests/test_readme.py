@@ -36,7 +36,7 @@ TRIED_ELSEWHERE = {
     "python benchmarks/kill_resume.py --kills 100 --processes 2": "tests/test_survival.py, reduced",
     "python benchmarks/bad_shards.py": "tests/benchmarks/test_bad_shards.py, reduced",
     "python benchmarks/config_fuzz.py --mutations 1000 --seed 0": "tests/benchmarks",
-    "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar'": "tests/cli",
+    "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar' --output bad_samples.jsonl": "tests/cli",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 
@@ -68,8 +68,9 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
             )
             assert dry.returncode == 0, dry.stderr
         return
-    if "--cfg-path" in words and {"train.py", "demo.py", "check", "evaluate"} & set(words):
-        yaml_file = words[words.index("--cfg-path") + 1]
+    if {"train.py", "demo.py", "check", "evaluate"} & set(words):
+        before = "--cfg-path" if "--cfg-path" in words else "check"
+        yaml_file = words[words.index(before) + 1]
         given = words[words.index("--options") + 1 :] if "--options" in words else []
         stand_ins = stand_in_paths(tmp_path)
         keys = [option.split("=")[0] for option in given]
