@@ -38,7 +38,8 @@ from minigpt4.models.tokenizer import SentencePieceTokenizer
 VOCAB_SIZE = 640
 CONTEXT = 512
 _NOTE_SCALE = 0.57  # rms of one embedding entry: what the default ``nn.Linear`` init puts out
-_SOFT_SHARE = 0.65  # of the documents have soft notes
+_SOFT_SHARE = (0.65, 0.4)  # of each round's documents have soft notes
+_SECOND_ROUND = 0.3  # of the first one's steps: practice with plain notes, which are learnt later
 _SPREAD = 0.3  # how often a soft position also holds one of the scene's own words
 _FILLER_WEIGHT = 0.3  # in the loss: of an answer's words that state no fact
 _CONTEXT_WEIGHT = 0.05  # and of what is not the model's to say
@@ -219,7 +220,7 @@ def pretrain_llama(
     Args:
         folder: Where the training keeps its progress.
         tokenizer: Of this language model.
-        steps: Of ``batch_size`` documents.
+        steps: Of ``batch_size`` documents, in the first of two rounds.
         seed: Of init and documents.
         save_every: Steps between two saves.
         batch_size: Documents in a step.
@@ -234,8 +235,9 @@ def pretrain_llama(
     def batches(group: int) -> list[list[Row]]:
         """Batches of rows of similar length, so that little is padded."""
         rng = rng_of(seed, name, -1 - group)
+        soft_share = _SOFT_SHARE[group * _GROUP >= steps]
         rows = [
-            batcher.row(make_document(rng), rng.random() < _SOFT_SHARE, rng)
+            batcher.row(make_document(rng), rng.random() < soft_share, rng)
             for _ in range(_GROUP * batch_size)
         ]
         rows.sort(key=lambda row: len(row.ids))
@@ -255,7 +257,8 @@ def pretrain_llama(
         return (losses * weight).sum() / weight.sum()
 
     progress = folder / "llama.progress"
-    optimise(name, llama, llama.model.layers, steps, loss_of, progress, save_every)
+    again = int(_SECOND_ROUND * steps)
+    optimise(name, llama, llama.model.layers, steps, loss_of, progress, save_every, again)
     llama.eval()
     ceilings = {}
     for soft in (False, True):

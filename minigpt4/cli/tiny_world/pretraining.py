@@ -40,6 +40,7 @@ def optimise(
     loss_of: Callable[[int], torch.Tensor],
     progress: Path,
     save_every: int = 200,
+    second_round: int = 0,
 ) -> None:
     """Train ``modules`` for ``steps`` calls of ``loss_of(step)``, going on from ``progress``.
 
@@ -51,7 +52,9 @@ def optimise(
         loss_of: The loss of a step, counted from 0.
         progress: File that keeps weights and optimizers; it stays when all is done.
         save_every: Steps between two saves.
+        second_round: Steps after those, with a learning rate that rises again, half as high.
     """
+    total = steps + second_round
     matrices = [p for p in hidden.parameters() if p.ndim == 2]
     others = [p for p in modules.parameters() if not any(p is matrix for matrix in matrices)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -68,9 +71,11 @@ def optimise(
             optimizer.load_state_dict(saved)
         logger.info("%s: goes on from step %d", name, first)
     started, losses = time.monotonic(), []
-    for step in range(first, steps):
+    for step in range(first, total):
+        again = step >= steps
+        rate = 0.5 * _cosine(step - steps, second_round) if again else _cosine(step, steps)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * _cosine(step, steps)
+            optimizer.param_groups[0]["lr"] = peak * rate
         loss = loss_of(step)
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -79,11 +84,11 @@ def optimise(
             optimizer.zero_grad()
         losses.append(loss.item())
         done = step + 1
-        if done % 100 == 0 or done == steps:
+        if done % 100 == 0 or done == total:
             mean, seconds = sum(losses) / len(losses), time.monotonic() - started
-            logger.info("%s step %d/%d loss %.4f (%.0f s)", name, done, steps, mean, seconds)
+            logger.info("%s step %d/%d loss %.4f (%.0f s)", name, done, total, mean, seconds)
             losses = []
-        if done % save_every == 0 or done == steps:
+        if done % save_every == 0 or done == total:
             states = [optimizer.state_dict() for optimizer in optimizers]
             content = {"step": done, "modules": modules.state_dict(), "optimizers": states}
             save_atomically(content, progress)
