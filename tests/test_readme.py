@@ -22,6 +22,9 @@ PAGES = [
     *sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("dataset/*.md")),
     *sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("docs/*.md")),
 ]
+CHECK_SHARDS = (
+    "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar' --output bad_samples.jsonl"
+)
 # Commands that another test or .ci/run runs as they stand.
 TRIED_ELSEWHERE = {
     "make quickstart": "tests/cli/test_quickstart.py, and whole in .ci/run",
@@ -36,7 +39,7 @@ TRIED_ELSEWHERE = {
     "python benchmarks/kill_resume.py --kills 100 --processes 2": "tests/test_survival.py, reduced",
     "python benchmarks/bad_shards.py": "tests/benchmarks/test_bad_shards.py, reduced",
     "python benchmarks/config_fuzz.py --mutations 1000 --seed 0": "tests/benchmarks",
-    "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar' --output bad_samples.jsonl": "tests/cli",
+    CHECK_SHARDS: "tests/cli/test_check_shards.py",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 

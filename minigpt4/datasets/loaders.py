@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.datasets.samples import BadSample, Batch, DataSet
@@ -75,6 +76,8 @@ class MixedLoader:
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 worker_init_fn=_leave_signals_to_the_trainer,
+                # Of its own: a loader that is made again must not draw from the run's numbers.
+                generator=torch.Generator(),
             )
             for dataset in datasets
         }

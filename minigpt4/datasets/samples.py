@@ -4,10 +4,12 @@ import io
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+import numpy
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -122,23 +124,37 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
     """A sample decoded and processed; ``seed`` decides what a random transform draws."""
     if isinstance(raw, BadSample):
         return raw
-    text = dataset.text_processor(raw.text)
-    if not text.strip():
-        return BadSample(raw.key, "empty caption", f"{raw.text!r:.60}", raw.shard)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half a character, as json can hold; no tokenizer takes it
-        return BadSample(raw.key, "unreadable caption", one_line(error), raw.shard)
-    try:
-        image = load_image(raw.image)
-    except DataError as error:
-        cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
-        return BadSample(raw.key, cause, str(error), raw.shard)
-    # A random transform depends on the sample's own seed, not on what ran before it.
-    with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed would take longer than the decoding.
-        torch.default_generator.manual_seed(random.Random(seed).getrandbits(62))
+    with _drawing_from(seed):
+        text = dataset.text_processor(raw.text)
+        if not text.strip():
+            return BadSample(raw.key, "empty caption", f"{raw.text!r:.60}", raw.shard)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, as json can hold
+            return BadSample(raw.key, "unreadable caption", one_line(error), raw.shard)
+        try:
+            image = load_image(raw.image)
+        except DataError as error:
+            cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
+            return BadSample(raw.key, cause, str(error), raw.shard)
         return Sample(key=raw.key, image=dataset.image_processor(image), text=text)
+
+
+@contextmanager
+def _drawing_from(seed: str) -> Iterator[None]:
+    """Random numbers of the sample's own, whatever ran before it and whatever draws them."""
+    before = random.getstate(), numpy.random.get_state()
+    number = random.Random(seed).getrandbits(62)
+    random.seed(number)
+    numpy.random.seed(number % 2**32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # The CPU's generator alone: torch.manual_seed would take longer than the decoding.
+            torch.default_generator.manual_seed(number)
+            yield
+    finally:
+        random.setstate(before[0])
+        numpy.random.set_state(before[1])
 
 
 def load_image(image: bytes | str | Path) -> Image.Image:

@@ -73,7 +73,7 @@ class RunLog:
         main: bool = True,
     ) -> None:
         self.path = folder / "log.txt"
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self.total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._epochs = math.ceil(total_steps / steps_per_epoch)
         self._done = self._first_step = first_step
         self._tracker_names, self._run_name, self._config = trackers, run_name, config
@@ -192,7 +192,7 @@ class RunLog:
         sized = _terminal_has_a_size()
         return tqdm(
             desc=self._title(self._done // self._steps_per_epoch),
-            total=self._total_steps,
+            total=self.total_steps,
             initial=self._done,
             mininterval=0.5,
             bar_format=_BAR,

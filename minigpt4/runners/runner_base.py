@@ -254,7 +254,7 @@ class RunnerBase:
                 self.stop or self.step - self.saved_step >= self.save_every_steps
             ):
                 self._save_state()
-            if self.stop and self.saved_step == self.step:
+            if self.stop and self.saved_step == self.step < self.log.total_steps:
                 raise InterruptedRunError(self.stop, self.step, self.folder.path)
 
     def _step(self, epoch: int, step: int) -> torch.Tensor:

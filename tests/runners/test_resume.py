@@ -97,6 +97,43 @@ def test_micro_batches_of_one_optimizer_step_are_not_torn_apart(
     assert compare(tmp_path / "cut", tmp_path / "alone") == []
 
 
+def test_more_trained_parts_and_random_transforms_go_on_as_they_were(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+):
+    """LoRA's dropout draws from torch, a plug-in's transform from python and numpy."""
+    pytest.importorskip("peft")
+    plugin = tmp_path / "noisy.py"
+    plugin.write_text(
+        "import random, numpy, torch\n"
+        "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
+        "from minigpt4.registry import IMAGE_PROCESSORS\n"
+        "plain = build_blip2_image_eval(112)\n"
+        "def process(image):\n"
+        "    drawn = random.random() + numpy.random.rand() + torch.rand(())\n"
+        "    return plain(image) * (1 + drawn / 10)\n"
+        "@IMAGE_PROCESSORS.register('noisy')\n"
+        "def build():\n"
+        "    return process\n"
+    )
+    yaml = Path(STAGE1).read_text().replace("        image_size: 112\n", "")
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.replace("blip2_image_train", "noisy") + f"plugins: [{plugin}]\n")
+    more = "model.trainable=[llama_proj,q_former,ln_vision,lora]"
+
+    def noisy(name: str, *options: str) -> int:
+        given = [*options_of(scenes, tmp_path / name, num_workers=1), more, *options]
+        return run_entry(train.main, "--cfg-path", config, "--options", *given)[0]
+
+    assert noisy("alone") == 0
+    stop_after(4, signal.SIGTERM)
+    assert noisy("cut") == 143
+    assert noisy("cut", "run.resume=auto") == 0
+    assert compare(tmp_path / "cut", tmp_path / "alone") == []
+    saved = torch.load(only_run(tmp_path / "cut") / "checkpoint_1.pth", weights_only=True)["model"]
+    parts = {name.split(".")[0] for name in saved}
+    assert parts == {"llama_proj", "q_former", "query_tokens", "ln_vision", "llama_model"}
+
+
 def test_without_auto_a_run_starts_anew(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
 ):
