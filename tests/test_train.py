@@ -129,7 +129,7 @@ def test_two_processes_equal_one_that_accumulates_their_batches(
         (loss / 2).backward()
         losses.append(loss.item())
         keys += batch["keys"]
-    assert len(set(keys)) == 8, "each rank reads data of its own"
+    assert keys[:4] != keys[4:], "each rank reads in an order of its own"
     # After the first step AdamW's first moment is a tenth of the gradient.
     state = torch.load(run / "checkpoint_0.pth", weights_only=True)["optimizer"]["state"]
     for number, parameter in enumerate((model.llama_proj.weight, model.llama_proj.bias)):

@@ -138,13 +138,15 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
 
 
 def reader_of(file: Path) -> int:
-    """The one other process that has a file open."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # closed meanwhile, or of another user
-            if os.readlink(link) == str(file):
-                found.add(int(link.parts[2]))
-    (process,) = found - {os.getpid()}
+    """The one other process that has a file open; it may be about to."""
+    found: set[int] = set()
+    while not found:
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):  # closed meanwhile, or of another user
+                if os.readlink(link) == str(file):
+                    found.add(int(link.parts[2]))
+        found -= {os.getpid()}
+    (process,) = found
     return process
 
 
