@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build_model,
         epoch_length,
         make_accelerator,
+        make_deterministic,
         run_settings,
     )
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_evaluation(config)
         return
     settings = run_settings(config)
+    if settings["deterministic"]:
+        make_deterministic()
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"] + accelerator.process_index)
     datasets = build_datasets(config)

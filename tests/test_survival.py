@@ -195,6 +195,29 @@ def test_a_lost_rank_is_named_and_the_others_stop(scenes: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_a_number_that_one_rank_meets_is_told_with_its_rank(scenes: Path, tmp_path: Path):
+    plugin = tmp_path / "spoils.py"
+    plugin.write_text(
+        "import os, torch\n"
+        "from minigpt4.registry import TASKS\n"
+        "from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask\n"
+        "@TASKS.register('goes_wrong')\n"
+        "class Spoils(ImageTextPretrainTask):\n"
+        "    def train_step(self, model, batch, step):\n"
+        "        if os.environ['RANK'] == '1' and step == 2:\n"
+        "            batch['image'][3] = torch.nan\n"
+        "        return super().train_step(model, batch, step)\n"
+    )
+    text = (ROOT / STAGE1).read_text().replace("image_text_pretrain", "goes_wrong")
+    config = tmp_path / "run.yaml"
+    config.write_text(text + f"plugins: [{plugin}]\n")
+    with started(command(long_options(scenes, tmp_path / "out"), str(config), 2)) as job:
+        stderr = finish(job)
+    assert "error: the loss is nan at epoch 0, step 3, rank 1; it starts in the image" in stderr
+    assert newest_step(tmp_path / "out") == 2
+
+
+@pytest.mark.slow
 def test_two_nodes_with_a_rendezvous(scenes: Path, tmp_path: Path):
     """Two launchers, as on two machines, equal one launcher with two processes."""
     with socket.socket() as probe:

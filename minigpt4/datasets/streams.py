@@ -89,7 +89,8 @@ class Delivery:
 
     def pin_memory(self) -> "Delivery":
         """Called by the DataLoader, which cannot look into a class."""
-        assert self.batch is not None
+        if self.batch is None:
+            return self
         pinned = Batch(**{**self.batch, "image": self.batch["image"].pin_memory()})  # type: ignore[typeddict-item]
         return replace(self, batch=pinned)
 

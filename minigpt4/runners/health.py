@@ -199,10 +199,9 @@ class NonFiniteGuard:
         broken = [
             key for key, image in zip(keys, images, strict=True) if not image.isfinite().all()
         ]
-        if broken:
-            module: str | None = "the image processor"
-        else:
-            module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
+        # Also with a broken picture: where the model is shared out, all must run as often.
+        module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
+        module = "the image processor" if broken else module
         loss = done.loss.item()
         told = loss if math.isfinite(loss) else str(loss)  # json knows neither NaN nor infinity
         return {"loss": told, "module": module, "keys": broken or keys}

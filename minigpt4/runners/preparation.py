@@ -64,6 +64,17 @@ def _meet_again(backend: str) -> None:
     )
 
 
+def make_deterministic() -> None:
+    """The same numbers on a GPU each time, for some speed; a CPU gives them anyway.
+
+    Raises:
+        RuntimeError: later, by torch, where an operation has no such kernel.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def run_settings(config: Config) -> dict[str, Any]:
     """The run section, with the runner's own defaults where it says nothing."""
     runner = RUNNERS.get(config.run.get("runner", "runner_base"))

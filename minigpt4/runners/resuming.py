@@ -114,6 +114,7 @@ def _choose(
 
 def _go_on(folder: RunFolder) -> Start:
     """The same run again, where it was saved last."""
+    folder.clear_half_written()
     state = folder.newest_state()
     if state is None:
         logger.info("%s: nothing was saved yet; this run starts anew in it", folder.path)

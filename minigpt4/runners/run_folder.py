@@ -114,6 +114,11 @@ class RunFolder:
         ]
         return [file for _, file in sorted(found, key=lambda pair: -int(pair[0].group(1)))]
 
+    def clear_half_written(self) -> None:
+        """Take away what a kill in the middle of a save has left."""
+        for file in self.path.glob(".*.writing"):
+            file.unlink(missing_ok=True)
+
     def newest_state(self) -> dict[str, Any] | None:
         """The newest state that is whole; each damaged one before it is told in a line."""
         for file in self.states():

@@ -81,6 +81,7 @@ class RunnerBase:
         precision: Arithmetic of the frozen parts; ``auto`` leaves it to ``model.precision``.
         shard: ``fsdp`` spreads the frozen language model over the processes.
         device: ``auto`` takes a GPU where there is one.
+        deterministic: Bit for bit the same numbers on a GPU too, for some speed.
         resume: ``auto`` goes on with the newest unfinished run of the same config, if there is one.
         resume_ckpt_path: What to go on with: a run's folder, which this run then continues; or a
             state or an epoch's checkpoint, from which it goes on in a folder of its own.
@@ -126,6 +127,7 @@ class RunnerBase:
         precision: Precision = "auto",
         shard: Literal["none", "fsdp"] = "none",
         device: Device = "auto",
+        deterministic: bool = False,
         resume: Literal["auto", "never"] = "never",
         resume_ckpt_path: Annotated[str, check_resumable] | None = None,
         save_every_steps: Positive = 500,
