@@ -145,7 +145,7 @@ def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_another_run_goes_on(scenes: Path, tmp_path: Path):
-    short = {"iters_per_epoch": 20, "save_every_steps": 1000}
+    short = {"iters_per_epoch": 20, "save_every_steps": 1000, "deterministic": True}
     with started(command(long_options(scenes, tmp_path / "alone", **short), STAGE1, 2)) as job:
         finish(job)
     options = long_options(scenes, tmp_path / "cut", **short, resume="auto", log_freq=1)
