@@ -54,7 +54,6 @@ class Figures:
     survived: int = 0
     runs: int = 0
     equal: int = 0
-    steps_done_twice: int = 0
     differences: list[str] = field(default_factory=list)
 
 
