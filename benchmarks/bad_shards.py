@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.planted_shards import BAD, Bad, Planted, Planter, plant, write_tar  # noqa: E402
-from minigpt4.errors import MiniGPT4Error, run_guarded  # noqa: E402
+from minigpt4.errors import NothingCheckedError, run_guarded  # noqa: E402
 
 BATCH_SIZE = 8
 TIMEOUT = 600  # seconds after which a program counts as endless
@@ -169,7 +169,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.shards * arguments.samples < 4 * len(BAD):
         text = f"at least {4 * len(BAD)} samples are needed for every kind of bad one to be there"
-        raise MiniGPT4Error(f"--shards, --samples: {text}")
+        raise NothingCheckedError(f"--shards, --samples: {text}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         planted = plant(folder / "shards", arguments.shards, arguments.samples, arguments.seed)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.config_mutations import MUTATIONS, Case, dump  # noqa: E402
 from minigpt4.__main__ import main as run_command  # noqa: E402
-from minigpt4.errors import ConfigError, run_guarded  # noqa: E402
+from minigpt4.errors import NothingCheckedError, run_guarded  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every figure there")
     arguments = parser.parse_args(argv)
     if arguments.mutations < 1:
-        raise ConfigError("--mutations: nothing to check")
+        raise NothingCheckedError("--mutations: nothing to check; give at least 1")
     os.chdir(ROOT)  # the shipped YAMLs name their files relative to it
     with tempfile.TemporaryDirectory() as folder, quiet():
         kinds, codes, failures = fuzz(arguments.mutations, arguments.seed, Path(folder))

@@ -16,7 +16,7 @@ from typing import Any
 
 from minigpt4.cli import quickstart
 from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
-from minigpt4.errors import MiniGPT4Error, run_guarded
+from minigpt4.errors import NothingCheckedError, run_guarded
 
 ASSETS = Path("assets/tiny")
 # figure: (at least, at most) for every seed; None = no bar, reported only
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--options", nargs="*", default=[], metavar="a.b=c", help="of both stages")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
-        raise MiniGPT4Error("--seeds: nothing to check; give at least 1")
+        raise NothingCheckedError("--seeds: nothing to check; give at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     summaries = [
         run_seed(

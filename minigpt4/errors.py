@@ -29,6 +29,12 @@ class DataError(MiniGPT4Error):
     """A data set, image or text that cannot be read."""
 
 
+class NothingCheckedError(MiniGPT4Error):
+    """A program that compares or measures was given nothing; exit code 1, as for a failure."""
+
+    exit_code = 1
+
+
 class InterruptedRunError(MiniGPT4Error):
     """A run that was told to stop by a signal, with everything saved; exit code 128 + signal."""
 

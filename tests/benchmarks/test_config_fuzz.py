@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import config_fuzz
 from benchmarks.config_mutations import MUTATIONS, Case
-from minigpt4.errors import ConfigError
+from minigpt4.errors import NothingCheckedError
 
 
 def run(tmp_path: Path, mutations: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_a_thousand_damaged_configs(tmp_path: Path) -> None:
 
 
 def test_nothing_to_check_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="--mutations: nothing to check"):
+    with pytest.raises(NothingCheckedError, match="--mutations: nothing to check"):
         config_fuzz.main(["--mutations", "0"])
 
 

@@ -257,3 +257,31 @@ def test_the_gradient_norm_is_logged(run_entry: EntryPoint, scenes: Path, tmp_pa
     assert run(run_entry, *stage1_options(scenes, tmp_path))[0] == 0
     rows = (only_run(tmp_path) / "log.txt").read_text().splitlines()
     assert json.loads(rows[0])["grad_norm"] > 0
+
+
+def test_the_scalers_skipped_steps_are_counted_apart(
+    run_entry: EntryPoint,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil_at: Callable[[int, Spoil, Spoil], None],
+):
+    """As under fp16, whose scaler tries a scale, meets Inf, and leaves the step out."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def spoil(runner: RunnerBase) -> None:
+        weight = runner.model.llama_proj.weight
+        handles.append(weight.register_hook(lambda gradient: gradient * torch.inf))
+
+    spoil_at(2, spoil, lambda runner: handles.pop().remove())
+    assert run(run_entry, *stage1_options(scenes, tmp_path, log_freq=1))[0] == 0
+    folder = only_run(tmp_path)
+    rows = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    steps = [row for row in rows if "step" in row]
+    assert [row.get("scaler_skips", 0) for row in steps] == [0, 1, 1, 1, 1, 1]
+    assert not any("nonfinite_steps" in row for row in steps)
+    saved = torch.load(folder / "checkpoint_1.pth", weights_only=True)
+    assert saved["optimizer"]["state"][0]["step"] == 5
+    assert saved["scaler"]["scale"] > 0
