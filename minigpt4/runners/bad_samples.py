@@ -53,7 +53,7 @@ class BadSampleLog:
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.writelines(lines)
         except OSError as error:
-            raise MiniGPT4Error(f"{self.path}: cannot be written ({error})") from error
+            raise MiniGPT4Error(f"{self.path}: cannot be written ({error}); free space") from error
 
     def summary(self) -> str:
         """One line on all that are listed; empty without any."""
