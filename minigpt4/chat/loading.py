@@ -41,6 +41,8 @@ def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0
     """The device to chat on; ``auto`` takes a GPU where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: this machine has none; use --device cpu")
     if device != "cuda":
         return torch.device(device)
     if not torch.cuda.is_available():
