@@ -221,7 +221,8 @@ def one_run(figures: Figures, folder: Path, kills: int, seed: int) -> None:
             break
         figures.kills += 1
         figures.survived += newest_step(killed) >= before
-    train_to_the_end(arguments[1], folder / "killed.log")
+    if newest_step(killed) < steps:  # else the last kill came when all was done
+        train_to_the_end(arguments[1], folder / "killed.log")
     figures.runs += 1
     differences = compare(killed, alone)
     figures.equal += not differences

@@ -100,6 +100,8 @@ class RunFolder:
         except OSError:  # a file system without locks
             pass
         self._lock = descriptor  # the lock goes with the process, however it ends
+        # A reader that outlives a killed trainer by a moment must not hold it.
+        os.register_at_fork(after_in_child=self.unlock)
         return True
 
     def unlock(self) -> None:

@@ -186,7 +186,9 @@ class RunLog:
             self._trackers.log(figures, step)
 
     def _not_written(self, error: OSError) -> MiniGPT4Error:
-        return MiniGPT4Error(f"{self.path}: cannot be written ({one_line(error)}); free space there")
+        return MiniGPT4Error(
+            f"{self.path}: cannot be written ({one_line(error)}); free space there"
+        )
 
     def _make_bar(self) -> "tqdm[Any]":
         sized = _terminal_has_a_size()
