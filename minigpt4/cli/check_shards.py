@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ from minigpt4.errors import MiniGPT4Error
 if TYPE_CHECKING:
     from minigpt4.datasets.samples import BadSample
 
-_EXIT_SECONDS = 10.0  # for an orderly end after Ctrl-C
 _SHOWN = 5  # bad samples that are printed; --output lists all
 
 _EPILOG = """
@@ -191,20 +189,10 @@ def _check_all(shards: Sequence[str], workers: int, take: Callable[[ShardReport]
         raise MiniGPT4Error(
             "a worker died, killed for its memory perhaps; try a smaller --workers"
         ) from error
-    except KeyboardInterrupt:
-        # A normal exit waits for threads, which may wait for a worker that is no more.
-        rescue = threading.Timer(_EXIT_SECONDS, os._exit, [130])
-        rescue.daemon = True
-        rescue.start()
-        raise
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        _end_workers()
-
-
-def _end_workers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
+        for worker in multiprocessing.active_children():
+            worker.terminate()
 
 
 def _write(file: Path, text: str, mode: str = "w") -> None:

@@ -120,6 +120,8 @@ def start_on_an_endless_shard(folder: Path) -> tuple[subprocess.Popen[str], int]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background ignores Ctrl-C, and what they start with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while True:
         assert process.poll() is None
@@ -134,8 +136,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=100)
     os.close(end)
-    assert process.returncode == 130
-    assert "Traceback" not in error
+    assert (process.returncode, error) == (130, "interrupted\n")
 
 
 def reader_of(file: Path) -> int:
