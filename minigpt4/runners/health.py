@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from minigpt4.datasets.samples import Batch
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.splice import IGNORED, IMAGE_MARK
+from minigpt4.runners.processes import Processes
 
 # Logits that hardly differ over the vocabulary say nothing, whatever the input.
 DEAD_SPREAD = 1e-3
@@ -140,18 +139,18 @@ class NonFiniteGuard:
         action: ``stop`` ends the run at once, ``skip`` only after ``limit`` steps.
         limit: Steps of the optimizer.
         path: A JSON line for each micro-batch at fault is added to this file.
-        accelerator: The processes of the run.
+        processes: Of the run.
 
     Attributes:
         skipped: Steps of the optimizer left out so far.
     """
 
     def __init__(
-        self, action: Literal["stop", "skip"], limit: int, path: Path, accelerator: Accelerator
+        self, action: Literal["stop", "skip"], limit: int, path: Path, processes: Processes
     ) -> None:
         self.skipped = 0
         self._action, self._limit, self._path = action, limit, path
-        self._accelerator = accelerator
+        self._processes = processes
 
     def handle(
         self, model: nn.Module, task: Any, window: Sequence[Step], epoch: int, step: int
@@ -168,18 +167,17 @@ class NonFiniteGuard:
         Raises:
             MiniGPT4Error: saying where and in which samples, if the run is to end.
         """
-        rank = self._accelerator.process_index
-        at = {"epoch": epoch, "step": step + 1, "rank": rank}
+        at = {"epoch": epoch, "step": step + 1, "rank": self._processes.rank}
         own = [at | self._examine(model, task, done) for done in window]
         at_fault = [found for found in own if found["module"] is not None]
         if not at_fault and not all(done.loss.isfinite() for done in window):
             at_fault = own
-        found = gather_object(at_fault)
+        found = self._processes.gather(at_fault)
         # With every forward pass in order it was the backward pass, of whichever micro-batch.
-        found = found or gather_object(own)
+        found = found or self._processes.gather(own)
         self.skipped += 1
         text = _in_words(found)
-        if self._accelerator.is_main_process:
+        if self._processes.main:
             self._write(found)
         if self._action == "stop":
             raise MiniGPT4Error(
@@ -191,7 +189,7 @@ class NonFiniteGuard:
                 f"{text}; this is step number {self.skipped} that would be left out, more than "
                 f"run.max_nonfinite {self._limit}; all are in {self._path}"
             )
-        if self._accelerator.is_main_process:
+        if self._processes.main:
             logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
 
     def _examine(self, model: nn.Module, task: Any, done: Step) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def disk_faults(plan: Plan) -> list[Fault]:
         return []
     text = (
         f"{folder} has {gigabytes(free)} free, and {epochs} checkpoints of {gigabytes(each)} "
-        f"need about {gigabytes(needed)}; free space or choose another folder"
+        f"need about {gigabytes(needed)} with all that a run keeps beside them; free space or "
+        "choose another folder"
     )
     return [Fault("run.output_dir", text)]
 

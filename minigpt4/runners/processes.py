@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import distributed, nn
 
 from minigpt4.errors import MiniGPT4Error, one_line
@@ -58,9 +59,14 @@ class Processes:
     Args:
         accelerator: Its processes.
         timeout: Seconds without an answer after which another process counts as lost.
+
+    Attributes:
+        rank: Of this one.
+        main: Whether it is the one that writes and speaks.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
+        self.rank, self.main = accelerator.process_index, accelerator.is_main_process
         self._accelerator = accelerator
         self._control: distributed.ProcessGroup | None = None
         if accelerator.num_processes > 1:
@@ -82,6 +88,15 @@ class Processes:
             distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._control)
         return [int(value) for value in told]
 
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, in the order of their ranks; all of them must ask.
+
+        Raises:
+            MiniGPT4Error: when a process does not answer, naming it.
+        """
+        with self.naming_the_lost():
+            return list(gather_object(items))
+
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every gradient becomes its mean over the processes.
 
@@ -101,7 +116,9 @@ class Processes:
 
     def start_equal(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every process takes over the main process's values."""
-        if self._control is not None:
+        if self._control is None:
+            return
+        with self.naming_the_lost():
             for parameter in parameters:
                 parameter.data.copy_(broadcast(parameter.data))
 
@@ -119,7 +136,7 @@ class Processes:
 
     def _lost(self) -> str:
         """Who does not answer; the store lies with the launcher and outlives a process."""
-        own, count = self._accelerator.process_index, self._accelerator.num_processes
+        own, count = self.rank, self._accelerator.num_processes
         present = {own}
         try:
             store = distributed.distributed_c10d._get_default_store()

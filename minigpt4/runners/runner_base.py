@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from minigpt4.checkpoint import load_trained
@@ -175,7 +174,7 @@ class RunnerBase:
         start = find_start(accelerator, config, settings, self.iters_per_epoch, total)
         self.folder = start.folder
         self.guard = NonFiniteGuard(
-            on_nonfinite, max_nonfinite, self.folder.path / "nonfinite.jsonl", accelerator
+            on_nonfinite, max_nonfinite, self.folder.path / "nonfinite.jsonl", self.processes
         )
         data = self._restore(start) if start.state else None
         self.processes.start_equal(self.trained)
@@ -377,7 +376,7 @@ class RunnerBase:
 
     def _collect_bad_samples(self) -> None:
         """The main process writes down what all have skipped."""
-        found = gather_object(self.loader.bad)
+        found = self.processes.gather(self.loader.bad)
         self.loader.bad = []
         if self.accelerator.is_main_process:
             self.bad_samples.note(found)
@@ -397,7 +396,7 @@ class RunnerBase:
             "gradients": pending,
         }
         self._collect_bad_samples()  # before the data position leaves them behind
-        ranks = gather_object([own])
+        ranks = self.processes.gather([own])
         if self.accelerator.is_main_process:
             content = {
                 "model": self._trained_weights(),
