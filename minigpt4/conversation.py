@@ -3,12 +3,15 @@
 Source: prompt strings recorded from the original (``tests/golden/conversation_*.json``).
 """
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Speaker = Literal["user", "assistant"]
 
 IMAGE_TEXT = "<Img><ImageHere></Img>"
+_IMAGE_CONTROLS = ("<ImageHere>", "<Img>", "</Img>")
 _SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
     "You will be able to see the image once I provide it to you. Please answer my questions."
@@ -26,6 +29,7 @@ class Template:
         opening: Put where the answer is to be generated (v1 leaves out the space).
         separator: Put behind the system text and every message.
         stop: Text at which an answer ends; it is cut there.
+        controls: What tells who speaks; nobody can say it.
     """
 
     system: str
@@ -34,6 +38,7 @@ class Template:
     opening: str
     separator: str
     stop: str
+    controls: tuple[str, ...] = field(default=("###",), compare=False)
 
 
 TEMPLATES = {
@@ -41,8 +46,30 @@ TEMPLATES = {
     "vicuna_v0_first_release": Template(
         _SYSTEM, "Human: ", "Assistant: ", "Assistant:", "###", "###"
     ),
-    "llama_2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", " [/INST] ", "", "</s>"),
+    "llama_2": Template(
+        _SYSTEM,
+        "<s>[INST] ",
+        " [/INST] ",
+        " [/INST] ",
+        "",
+        "</s>",
+        ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"),
+    ),
 }
+
+
+def plain_text(text: str, controls: Iterable[str]) -> str:
+    """A text in which nothing is control any more: ``# # #`` for ``###``, ``< s>`` for ``<s>``.
+
+    A space behind the first character is all it takes, and a model still reads what was meant.
+    Control characters but for tab and newline become spaces, and half characters a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text.replace("\r\n", "\n"))
+    for control in {*controls, *_IMAGE_CONTROLS}:
+        first, rest = control[0], re.escape(control[1:])
+        text = re.sub(f"{re.escape(first)}(?={rest})", lambda found: found[0] + " ", text)
+    return text
 
 
 @dataclass
@@ -51,6 +78,10 @@ class Message:
 
     speaker: Speaker
     text: str
+
+    @property
+    def images(self) -> int:
+        return self.text.count(IMAGE_TEXT)
 
 
 @dataclass
@@ -75,6 +106,31 @@ class Conversation:
     def answer(self, text: str) -> None:
         """The assistant has answered."""
         self.messages.append(Message("assistant", text))
+
+    def undo(self) -> int:
+        """Take back the last question with its answer; the number of images that go with it."""
+        images, before = 0, len(self.messages)
+        while self.messages and (
+            len(self.messages) == before or self.messages[-1].speaker == "user"
+        ):
+            images += self.messages.pop().images
+        return images
+
+    def without_oldest_turn(self) -> "Conversation | None":
+        """The same without its oldest question and answer; None where nothing may go any more.
+
+        Turns of words alone go first, then the words beside images: a later question may be about
+        any image, so none is left out. The question at the end always stays.
+        """
+        messages = self.messages
+        answers = [i for i, m in enumerate(messages) if m.speaker == "assistant" and i > 0]
+        for i in answers:
+            if messages[i - 1].speaker == "user" and not messages[i - 1].images:
+                return replace(self, messages=messages[: i - 1] + messages[i + 1 :])
+        for i in answers:
+            shown = Message("user", "".join([IMAGE_TEXT] * messages[i - 1].images))
+            return replace(self, messages=[*messages[: i - 1], shown, *messages[i + 1 :]])
+        return None
 
     def prompt(self) -> str:
         """Everything so far, ready for the next answer."""

@@ -140,10 +140,9 @@ def test_a_question_beyond_the_context_is_one_line(chat: Chat):
     assert "\n" not in str(error.value)
 
 
-def test_an_image_mark_in_a_question_is_one_line(chat: Chat):
-    with pytest.raises(DataError, match="the question holds <ImageHere>") as error:
-        chat.ask("What is <ImageHere>?")
-    assert "\n" not in str(error.value)
+def test_an_empty_question_is_one_line(chat: Chat, pictures: list[Path]):
+    with pytest.raises(DataError, match="the question is empty"):
+        chat.ask("  ", pictures[:1])
 
 
 def test_the_readme_example_runs(

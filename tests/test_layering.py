@@ -14,6 +14,7 @@ FLOORS = [
     {"chat"},
     {"tasks", "hugging_face"},
     {"runners"},
+    {"frontends"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,7 +1,7 @@
 """Chat: images and turns → an answer. The one inference core of page, terminal and evaluation."""
 
-from minigpt4.chat.core import Chat, ChatSession
-from minigpt4.chat.generation import GenerationOptions
+from minigpt4.chat.core import Chat, ChatSession, Part
+from minigpt4.chat.generation import GenerationOptions, NonFiniteLogitsError
 from minigpt4.chat.loading import (
     build_chat,
     check_chat,
@@ -9,11 +9,17 @@ from minigpt4.chat.loading import (
     generation_options,
     load_chat,
 )
+from minigpt4.chat.waiting import BusyError, FairQueue, Ticket
 
 __all__ = [
+    "BusyError",
     "Chat",
     "ChatSession",
+    "FairQueue",
     "GenerationOptions",
+    "NonFiniteLogitsError",
+    "Part",
+    "Ticket",
     "build_chat",
     "check_chat",
     "choose_device",

@@ -3,9 +3,10 @@
 Uses the same splice as training. An image is encoded once for each session.
 """
 
-import logging
+import hashlib
 import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from minigpt4.chat.generation import (
     GenerationOptions,
@@ -21,23 +23,45 @@ from minigpt4.chat.generation import (
     cut_at,
     generate_ids,
 )
-from minigpt4.conversation import TEMPLATES, Conversation, Template
-from minigpt4.datasets.samples import ToPixels, load_image
+from minigpt4.chat.kept_states import KeptStates, positions_of
+from minigpt4.chat.waiting import FairQueue, Ticket
+from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template, plain_text
+from minigpt4.datasets.samples import ToPixels, as_shown, load_image
 from minigpt4.errors import DataError
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import IMAGE_MARK, splice
+from minigpt4.models.splice import Segment, splice
 
-logger = logging.getLogger(__name__)
+_ENCODED = 64  # images whose tokens are kept, of all chats together
+_GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
 
 ImageInput = str | Path | Image.Image
+Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
 
 
 @dataclass
 class ChatSession:
-    """One chat's turns and encoded images; sessions share nothing but the model."""
+    """One chat's turns and encoded images; sessions share nothing but the model.
+
+    Attributes:
+        conversation: The turns that the model still sees.
+        images: Tokens ``[Q, H]`` of each image in them.
+        dropped: Turns left out so far because the context was full.
+    """
 
     conversation: Conversation
-    images: list[torch.Tensor] = field(default_factory=list)  # each [Q, H]
+    images: list[torch.Tensor] = field(default_factory=list)
+    dropped: int = 0
+
+    def copy(self) -> "ChatSession":
+        """A session that goes its own way from here; the images' tokens are shared."""
+        messages = [replace(message) for message in self.conversation.messages]
+        conversation = replace(self.conversation, messages=messages)
+        return ChatSession(conversation, list(self.images), self.dropped)
+
+    def undo(self) -> None:
+        """Take back the last question and its answer, with the images shown in it."""
+        if taken := self.conversation.undo():
+            del self.images[-taken:]
 
 
 class Chat:
@@ -47,6 +71,10 @@ class Chat:
         model: In eval mode, on its device.
         image_processor: PIL image → pixels.
         options: Defaults of every answer.
+
+    Attributes:
+        waiting: Who is answered next; one answer is made at a time.
+        kept: What the language model has read, for next turns.
     """
 
     def __init__(
@@ -55,30 +83,44 @@ class Chat:
         self.model = model.eval()
         self.options = options
         self.image_processor = image_processor
-        self._lock = threading.Lock()  # one generation at a time: they share a device
+        self.waiting = FairQueue()
+        self.kept = KeptStates(
+            0 if options.static_cache else options.kept_tokens, model.llama_model.config
+        )
+        self._encoded: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @property
     def template(self) -> Template:
         return TEMPLATES[self.options.template]
 
-    def start(self) -> ChatSession:
-        """A new, empty session."""
-        return ChatSession(Conversation(self.template))
+    def start(self, turns: Sequence[tuple[Sequence[Part], str]] = ()) -> ChatSession:
+        """A new session, empty or after turns that were held elsewhere.
+
+        Args:
+            turns: Questions, each as in :meth:`ask`, with their answers.
+
+        Raises:
+            DataError: for a bad image.
+        """
+        session = ChatSession(Conversation(self.template))
+        for question, answer in turns:
+            self._say(question, session)
+            session.conversation.answer(self._plain(answer))
+        return session
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Image tokens ``[N, Q, H]``.
+        """Image tokens ``[N, Q, H]``, of all at once.
 
         Raises:
             DataError: for a file that is not a readable picture.
         """
-        opened = [i if isinstance(i, Image.Image) else load_image(i) for i in images]
-        pixels = torch.stack([self.image_processor(image) for image in opened])
+        pixels = torch.stack([self.image_processor(_open(image)) for image in images])
         return self.model.encode_img(pixels.to(self.model.device))
 
     def ask(
         self,
-        question: str,
+        question: str | Sequence[Part],
         images: Sequence[ImageInput] = (),
         session: ChatSession | None = None,
         **changes: Any,
@@ -86,46 +128,68 @@ class Chat:
         """The whole answer to a question.
 
         Args:
-            question: What the user says.
-            images: Shown with this question, in this order.
+            question: What the user says; parts, where images stand between words:
+                ``["What differs between", Path("a.png"), "and", Path("b.png"), "?"]``.
+            images: Shown before the question, in this order.
             session: A session to go on with; a new one without.
             **changes: Any of :class:`GenerationOptions`, for this answer only.
 
         Raises:
-            DataError: for a bad image, a question that does not fit into the context, or one that
-                holds the image mark.
+            ConfigError: for an option that does not exist or cannot be.
+            DataError: for a bad image, an empty question, or one that does not fit into the
+                context.
+            NonFiniteLogitsError: when the model's numbers overflow.
         """
-        *_, answer = ["", *self.stream(question, images, session or self.start(), **changes)]
+        *_, answer = ["", *self.stream(question, images, session, **changes)]
         return answer
 
     def stream(
         self,
-        question: str,
-        images: Sequence[ImageInput],
-        session: ChatSession,
+        question: str | Sequence[Part],
+        images: Sequence[ImageInput] = (),
+        session: ChatSession | None = None,
+        *,
+        ticket: Ticket | None = None,
+        cancelled: threading.Event | None = None,
         **changes: Any,
     ) -> Generator[str, None, None]:
         """The answer as it grows; the last value is the whole answer, and joins the session.
 
         Closing the iterator stops the generation and leaves the session as it was. Beams show the
-        answer at its end only. Arguments as in :meth:`ask`.
-        """
-        options = change_options(self.options, changes)
-        if IMAGE_MARK in question:
-            raise DataError(
-                f"the question holds {IMAGE_MARK}, which stands for an image; leave it out"
-            )
-        asked = Conversation(self.template, [replace(m) for m in session.conversation.messages])
-        encoded = list(session.images)
-        if images:
-            encoded += list(self.encode_images(images))
-            for _ in images:
-                asked.add_image()
-        asked.ask(question)
-        asked = self._fit(asked, encoded, options)
+        answer at its end only. Other arguments and errors as in :meth:`ask`.
 
+        Args:
+            question: See there.
+            images: See there.
+            session: See there.
+            ticket: A place in :attr:`waiting` that the caller has taken; it is given up at the end.
+            cancelled: When set, the answer ends where it is.
+            **changes: See there.
+        """
+        ticket = ticket or self.waiting.join()
+        cancelled = cancelled or threading.Event()
+        try:
+            while not ticket.wait(_GLANCE):
+                if cancelled.is_set():
+                    return
+            yield from self._stream(question, images, session or self.start(), cancelled, changes)
+        finally:
+            ticket.leave()
+
+    def _stream(
+        self,
+        question: str | Sequence[Part],
+        images: Sequence[ImageInput],
+        session: ChatSession,
+        cancelled: threading.Event,
+        changes: dict[str, Any],
+    ) -> Generator[str, None, None]:
+        options = change_options(self.options, changes)
+        asked = session.copy()
+        words = [question] if isinstance(question, str) else list(question)
+        self._say([*map(_open, images), *words], asked)
+        segments = self._fit(asked, options)
         texts: queue.Queue[str | BaseException | None] = queue.Queue()
-        cancelled = threading.Event()
         stop = self.template.stop
 
         def show(text: str) -> None:
@@ -135,10 +199,7 @@ class Chat:
         def work() -> None:
             try:
                 listen = show if options.num_beams == 1 else None
-                (text,) = self.generate(
-                    [asked.prompt()], [encoded], stop, options, listen, cancelled
-                )
-                texts.put(text)
+                texts.put(self._answer(segments, options, listen, cancelled))
                 texts.put(None)
             except BaseException as error:  # handed over: it belongs to the caller's thread
                 texts.put(error)
@@ -156,38 +217,78 @@ class Chat:
         finally:
             cancelled.set()
             worker.join()
-        asked.answer(answer)
-        session.conversation = asked
-        session.images = encoded
+        asked.conversation.answer(self._plain(answer))
+        vars(session).update(vars(asked))
 
-    def _fit(
-        self, asked: Conversation, images: list[torch.Tensor], options: GenerationOptions
-    ) -> Conversation:
-        """Drop the oldest turns without an image until prompt and answer fit the context."""
+    def _plain(self, text: str) -> str:
+        return plain_text(text, (*self.template.controls, *self.model.tokenizer.special))
+
+    def _say(self, question: Sequence[Part], session: ChatSession) -> None:
+        """Put a question's words and images into a session, each where it stands."""
+        parts = list(question)
+        while parts and not isinstance(parts[0], str):
+            session.images.append(self._encode(parts.pop(0)))
+            session.conversation.add_image()
+        words = []
+        for part in parts:
+            if isinstance(part, str):
+                words.append(self._plain(part).strip())
+            else:
+                session.images.append(self._encode(part))
+                words.append(IMAGE_TEXT)
+        if not any(word for word in words if word != IMAGE_TEXT):
+            raise DataError("the question is empty; type what to ask")
+        session.conversation.ask(" ".join(word for word in words if word))
+
+    @torch.no_grad()
+    def _encode(self, image: ImageInput) -> torch.Tensor:
+        """Tokens ``[Q, H]`` of an image; the same picture is encoded once."""
+        pixels = self.image_processor(_open(image))
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        tokens = self._encoded.pop(key, None)
+        if tokens is None:
+            (tokens,) = self.model.encode_img(pixels[None].to(self.model.device))
+        self._encoded[key] = tokens
+        while len(self._encoded) > _ENCODED:
+            self._encoded.popitem(last=False)
+        return tokens
+
+    def _fit(self, asked: ChatSession, options: GenerationOptions) -> list[Segment]:
+        """The prompt's segments, without the oldest turns where they do not fit the context."""
         room = options.max_length - options.max_new_tokens
-        while (length := self._length(asked, images)) > room:
-            messages = asked.messages
-            old = next(
-                (
-                    i
-                    for i in range(len(messages) - 2)
-                    if messages[i].speaker == "user"
-                    and messages[i + 1].speaker == "assistant"
-                    and IMAGE_MARK not in messages[i].text
-                ),
-                None,
-            )
-            if old is None:
+        while True:
+            segments = self.model.prompt_segments(asked.conversation.prompt(), asked.images)
+            length = sum(map(len, segments))
+            if length <= room:
+                return segments
+            shorter = asked.conversation.without_oldest_turn()
+            if shorter is None:
                 raise DataError(
                     f"the question and its images take {length} tokens, but only {room} fit "
                     "(chat.max_length less chat.max_new_tokens); ask less, or start anew"
                 )
-            logger.warning("context full: an early turn is dropped: %r", messages[old].text)
-            asked = Conversation(asked.template, messages[:old] + messages[old + 2 :])
-        return asked
+            asked.conversation = shorter
+            asked.dropped += 1
 
-    def _length(self, asked: Conversation, images: list[torch.Tensor]) -> int:
-        return sum(len(part) for part in self.model.prompt_segments(asked.prompt(), images))
+    @torch.no_grad()
+    def _answer(
+        self,
+        segments: Sequence[Segment],
+        options: GenerationOptions,
+        listen: Callable[[str], None] | None,
+        cancelled: threading.Event,
+    ) -> str:
+        """The answer to one prompt, reading only what is not kept of it."""
+        positions = positions_of(segments)
+        past = None if options.static_cache else self.kept.find(positions)
+        (ids,) = self._generate_ids(
+            [segments], self.template.stop, options, listen, cancelled, past=past
+        )
+        if past is not None:
+            # Of a search with beams the first row's answer may be any beam's.
+            written = ids[1:] if options.num_beams == 1 else []
+            self.kept.keep(positions, written, past)
+        return cut_at(self.model.tokenizer.decode(ids[1:]), self.template.stop)
 
     @torch.no_grad()
     def generate(
@@ -196,8 +297,6 @@ class Chat:
         images: Sequence[Sequence[torch.Tensor]],
         stop: str,
         options: GenerationOptions,
-        listen: Callable[[str], None] | None = None,
-        cancelled: threading.Event | None = None,
     ) -> list[str]:
         """An answer for each prompt, cut at its stop text.
 
@@ -206,18 +305,35 @@ class Chat:
             images: For each prompt its encoded images, ``[Q, H]`` each.
             stop: Where an answer ends, beside the end-of-sequence token; may be empty.
             options: How to generate.
-            listen: Is told the first row's text after every token.
-            cancelled: Ends the generation when set.
         """
         pairs = zip(prompts, images, strict=True)
         contexts = [self.model.prompt_segments(prompt, shown) for prompt, shown in pairs]
+        with self.waiting.join():
+            rows = self._generate_ids(contexts, stop, options)
+        return [cut_at(self.model.tokenizer.decode(row[1:]), stop) for row in rows]
+
+    def _generate_ids(
+        self,
+        contexts: Sequence[Sequence[Segment]],
+        stop: str,
+        options: GenerationOptions,
+        listen: Callable[[str], None] | None = None,
+        cancelled: threading.Event | None = None,
+        past: DynamicCache | None = None,
+    ) -> list[list[int]]:
+        """Ids written behind each context; every row starts with bos."""
         empty: list[list[int]] = [[] for _ in contexts]
-        device = self.model.device
-        spliced = splice(contexts, empty, self.model.embed_tokens, device, pad_side="left")
-        tokenizer = self.model.tokenizer
-        watch = Watch(tokenizer, stop, listen, cancelled)
-        with self._lock:
-            if options.seed is not None:
-                torch.manual_seed(options.seed)
-            ids = generate_ids(self.model, spliced.embeds, spliced.attention_mask, options, [watch])
-        return [cut_at(tokenizer.decode(row[1:]), stop) for row in ids.tolist()]
+        embed = self.model.embed_tokens
+        spliced = splice(contexts, empty, embed, self.model.device, pad_side="left")
+        watch = Watch(self.model.tokenizer, stop, listen, cancelled)
+        if options.seed is not None:
+            torch.manual_seed(options.seed)
+        ids = generate_ids(
+            self.model, spliced.embeds, spliced.attention_mask, options, [watch], past
+        )
+        return ids.tolist()
+
+
+def _open(image: ImageInput) -> Image.Image:
+    """A picture as a viewer shows it."""
+    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)

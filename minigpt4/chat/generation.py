@@ -6,11 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from minigpt4.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.conversation import TEMPLATES
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import bind
@@ -26,6 +33,10 @@ def _check_template(name: str) -> str | None:
 
 def _check_share(value: float) -> str | None:
     return None if 0 < value <= 1 else f"{value} must be greater than 0 and at most 1"
+
+
+def _check_seed(value: int) -> str | None:
+    return None if 0 <= value < 2**63 else f"{value} must be from 0 to 2**63 - 1"
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class GenerationOptions:
         min_length: Tokens before an answer may end.
         max_length: Longest prompt and answer together; older turns are dropped beyond it.
         seed: Of the sampling; None draws anew each time.
+        kept_tokens: Tokens whose keys and values are kept for the next turn, of all chats together;
+            0 reads everything anew.
+        static_cache: Keys and values in tensors of a fixed size, and on a GPU compiled steps:
+            quicker tokens after a slow first answer. Nothing is kept for the next turn then.
     """
 
     template: Annotated[str, _check_template] = "vicuna_v0"
@@ -56,7 +71,32 @@ class GenerationOptions:
     length_penalty: float = 1.0
     min_length: NotNegative = 1
     max_length: Positive = 2000
-    seed: int | None = None
+    seed: Annotated[int, _check_seed] | None = None
+    kept_tokens: NotNegative = 4000
+    static_cache: bool = False
+
+
+class NonFiniteLogitsError(MiniGPT4Error):
+    """The language model gave Inf or NaN where it should have told the next word."""
+
+
+class FiniteLogits(LogitsProcessor):
+    """Ends a generation whose numbers are none, before sampling trips over them on a GPU."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # -Inf is how words are forbidden.
+        if bool((scores.isnan() | (scores == torch.inf)).any()):
+            mend = (
+                "fp16 is too narrow for this model: add --options model.precision=bf16 (or fp32)"
+                if self._dtype == torch.float16
+                else "its weights or the projection hold such numbers; check them and load again"
+            )
+            place = input_ids.shape[1]
+            raise NonFiniteLogitsError(f"Inf or NaN in word {place} of the answer: {mend}")
+        return scores
 
 
 class Watch(StoppingCriteria):
@@ -92,6 +132,7 @@ def generate_ids(
     attention_mask: torch.Tensor,
     options: GenerationOptions,
     stops: Sequence[StoppingCriteria] = (),
+    past: DynamicCache | None = None,
     **outputs: Any,
 ) -> Any:
     """What the language model writes behind ``embeds``.
@@ -102,21 +143,32 @@ def generate_ids(
         attention_mask: ``[B, S]``, 1 on real positions.
         options: How to generate.
         stops: Beside the end-of-sequence token.
+        past: Keys and values of how the one context begins; holds all of it afterwards.
         **outputs: What else to give back, in the words of transformers' ``GenerationConfig``.
 
     Returns:
         Ids ``[B, n]``; each row starts with bos, as in the original.
+
+    Raises:
+        NonFiniteLogitsError: where Inf or NaN comes out.
     """
     # The bos that stands beside the embeddings is what makes the ids start so.
     bos = torch.full((len(embeds), 1), model.tokenizer.bos_id, device=embeds.device)
     config = build_generation_config(options, model.tokenizer)
     config.update(**outputs)
+    given: dict[str, Any] = {}
+    if past is not None:
+        if options.num_beams > 1 and past.get_seq_length():
+            past.batch_repeat_interleave(options.num_beams)
+        given["past_key_values"] = past
     return model.llama_model.generate(  # type: ignore[operator]
         input_ids=bos,
         inputs_embeds=embeds,
         attention_mask=attention_mask,
         generation_config=config,
         stopping_criteria=StoppingCriteriaList(stops),
+        logits_processor=LogitsProcessorList([FiniteLogits(model.compute_dtype)]),
+        **given,
     )
 
 
@@ -140,6 +192,7 @@ def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) ->
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
+        cache_implementation="static" if options.static_cache else None,
         **sampling,
         **beams,
     )

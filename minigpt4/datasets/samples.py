@@ -12,7 +12,7 @@ from typing import Protocol, TypedDict
 import numpy
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minigpt4.errors import DataError, one_line
 
@@ -157,10 +157,13 @@ def _drawing_from(seed: str) -> Iterator[None]:
         numpy.random.set_state(before[1])
 
 
-def load_image(image: bytes | str | Path) -> Image.Image:
+def load_image(image: bytes | str | Path, shown: bool = False) -> Image.Image:
     """An RGB image from encoded bytes or a file; the first one of an animation.
 
-    Transparency is dropped, as the original does.
+    Args:
+        image: JPEG, PNG, WebP, GIF, BMP, TIFF …
+        shown: As :func:`as_shown` has it. Else transparency is dropped and a camera's orientation
+            not looked at, as the original does when it trains.
 
     Raises:
         HugeImageError: for more pixels than PIL itself warns of; they are not decoded.
@@ -176,7 +179,7 @@ def load_image(image: bytes | str | Path) -> Image.Image:
             source = io.BytesIO(image) if isinstance(image, bytes) else image
             with Image.open(source, formats=known) as opened:
                 _check_size(opened, name)
-                return _to_rgb(opened)
+                return as_shown(opened) if shown else _to_rgb(opened)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -197,6 +200,16 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise HugeImageError(f"{name} is not a readable picture ({text})")
     if not width * height:
         raise DataError(f"{name} is not a readable picture ({width} x {height} pixels)")
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """An RGB picture as a viewer shows it: upright, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

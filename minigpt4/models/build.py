@@ -175,6 +175,7 @@ def build_minigpt4(
     with init_empty_weights(include_buffers=False):
         encoder = build_visual_encoder(image_size, visual_encoder)
     if not empty:
+        logger.info("loading the visual encoder: %s", vit_model)
         _load_visual_encoder(encoder, vit_model, image_size, visual_encoder)
     if vit_precision == "fp16":
         shorten_weights(encoder, dtype)
@@ -186,10 +187,13 @@ def build_minigpt4(
             former = build_q_former(visual_encoder.embed_dim, q_former)
         queries = torch.empty(1, num_query_token, q_former.hidden_size, device="meta")
         if not empty:
+            logger.info("loading the Q-Former: %s", q_former_model)
             blip2 = _load_blip2(q_former_model)
             load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
             load_into(former, convert_q_former(blip2), q_former_model)
             queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
+    if not empty:
+        logger.info("loading the language model: %s", llama_model)
     tokenizer = load_tokenizer(llama_model)
     language_model = (
         empty_language_model(llama_model, dtype)

@@ -62,7 +62,7 @@ def splice(
         parts = []
         for part in row:
             if isinstance(part, torch.Tensor):
-                parts.append(part.to(words.dtype))
+                parts.append(part.to(words))
             else:
                 parts.append(words[used : used + len(part)])
                 used += len(part)

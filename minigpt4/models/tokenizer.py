@@ -15,11 +15,15 @@ from minigpt4.errors import CheckpointError, one_line
 
 
 class Tokenizer(Protocol):
-    """What the model needs of a tokenizer; ids are plain integers, never padded."""
+    """What the model needs of a tokenizer; ids are plain integers, never padded.
+
+    ``special`` are the texts that ``encode`` takes for more than text, such as ``</s>``.
+    """
 
     bos_id: int
     eos_id: int
     vocab_size: int
+    special: tuple[str, ...]
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -61,6 +65,7 @@ class SentencePieceTokenizer:
             self._processor.id_to_piece(token_id): token_id
             for token_id in (self._processor.unk_id(), self.bos_id, self.eos_id)
         }
+        self.special = tuple(self._special)
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -116,6 +121,7 @@ class FastTokenizer:
         bos_id = self._tokenizer.bos_token_id
         self.bos_id = self.eos_id if bos_id is None else bos_id
         self.vocab_size = len(self._tokenizer)
+        self.special = tuple(map(str, self._tokenizer.get_added_vocab()))
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
