@@ -1,6 +1,6 @@
 """Chat: images and turns → an answer. The one inference core of page, terminal and evaluation."""
 
-from minigpt4.chat.core import Chat, ChatSession, Part
+from minigpt4.chat.core import Chat, ChatSession, Part, Usage
 from minigpt4.chat.generation import GenerationOptions, NonFiniteLogitsError
 from minigpt4.chat.loading import (
     build_chat,
@@ -20,6 +20,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "Part",
     "Ticket",
+    "Usage",
     "build_chat",
     "check_chat",
     "choose_device",

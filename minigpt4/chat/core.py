@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -38,6 +38,23 @@ ImageInput = str | Path | Image.Image
 Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took, in tokens.
+
+    Attributes:
+        prompt: Of everything before the answer, images included.
+        kept: Of those, the ones that were not read again.
+        answer: Written, what ends the answer included.
+        end: ``stop`` where the model ended it, ``length`` at ``max_new_tokens``, ``cancelled``.
+    """
+
+    prompt: int
+    kept: int
+    answer: int
+    end: Literal["stop", "length", "cancelled"]
+
+
 @dataclass
 class ChatSession:
     """One chat's turns and encoded images; sessions share nothing but the model.
@@ -46,11 +63,13 @@ class ChatSession:
         conversation: The turns that the model still sees.
         images: Tokens ``[Q, H]`` of each image in them.
         dropped: Turns left out so far because the context was full.
+        usage: Of the last answer.
     """
 
     conversation: Conversation
     images: list[torch.Tensor] = field(default_factory=list)
     dropped: int = 0
+    usage: Usage | None = None
 
     def copy(self) -> "ChatSession":
         """A session that goes its own way from here; the images' tokens are shared."""
@@ -199,7 +218,8 @@ class Chat:
         def work() -> None:
             try:
                 listen = show if options.num_beams == 1 else None
-                texts.put(self._answer(segments, options, listen, cancelled))
+                text, asked.usage = self._answer(segments, options, listen, cancelled)
+                texts.put(text)
                 texts.put(None)
             except BaseException as error:  # handed over: it belongs to the caller's thread
                 texts.put(error)
@@ -277,10 +297,11 @@ class Chat:
         options: GenerationOptions,
         listen: Callable[[str], None] | None,
         cancelled: threading.Event,
-    ) -> str:
+    ) -> tuple[str, Usage]:
         """The answer to one prompt, reading only what is not kept of it."""
         positions = positions_of(segments)
         past = None if options.static_cache else self.kept.find(positions)
+        kept = past.get_seq_length() if past is not None else 0
         (ids,) = self._generate_ids(
             [segments], self.template.stop, options, listen, cancelled, past=past
         )
@@ -288,7 +309,13 @@ class Chat:
             # Of a search with beams the first row's answer may be any beam's.
             written = ids[1:] if options.num_beams == 1 else []
             self.kept.keep(positions, written, past)
-        return cut_at(self.model.tokenizer.decode(ids[1:]), self.template.stop)
+        text = self.model.tokenizer.decode(ids[1:])
+        stopped = ids[-1] == self.model.tokenizer.eos_id or self.template.stop in text
+        end: Literal["stop", "length", "cancelled"] = "stop"
+        if not stopped:
+            end = "cancelled" if cancelled.is_set() else "length"
+        usage = Usage(len(positions), kept, len(ids) - 1, end)
+        return cut_at(text, self.template.stop), usage
 
     @torch.no_grad()
     def generate(
