@@ -24,6 +24,7 @@ from minigpt4.checks import (
 )
 from minigpt4.download import BLIP2_Q_FORMER, EVA_VIT_G, fetch
 from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.device_map import DeviceMap, move_around
 from minigpt4.models.language_model import (
     check_vocabulary,
     empty_language_model,
@@ -127,6 +128,7 @@ def build_minigpt4(
     vit_precision: Literal["fp16", "fp32"] = "fp16",
     quantize: Annotated[Quantize, check_quantize] = "none",
     low_resource: bool = False,
+    device_map: DeviceMap = "none",
     visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
     q_former: QFormerSize = BLIP2_SIZE,
     stay_on_cpu: Annotated[bool, Hidden] = False,
@@ -157,6 +159,7 @@ def build_minigpt4(
         vit_precision: fp32 keeps the visual encoder's weights in fp32; fp16 follows ``precision``.
         quantize: Keep the language model in 8 bits (``int8``) or 4 (``nf4``).
         low_resource: The original's word: ``int8`` where that is possible.
+        device_map: ``auto`` spreads the language model over all GPUs and main memory, to chat with.
         visual_encoder: Dimensions, for towers of another size.
         q_former: Dimensions, for towers of another size.
         stay_on_cpu: Leave the weights there; sharding moves them to ``device`` bit by bit.
@@ -198,7 +201,7 @@ def build_minigpt4(
     language_model = (
         empty_language_model(llama_model, dtype)
         if empty
-        else load_language_model(llama_model, dtype, quantized, device)
+        else load_language_model(llama_model, dtype, quantized, device, device_map)
     )
     check_vocabulary(language_model, tokenizer, llama_model)
     if "lora" in trainable:
@@ -221,6 +224,9 @@ def build_minigpt4(
     )
     if ckpt:
         _load_ckpt(model, [ckpt] if isinstance(ckpt, str) else ckpt)
+    if device_map == "auto" and not empty:
+        move_around(model, language_model, device)
+        return model
     return model if stay_on_cpu else model.to(device)
 
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
+from minigpt4.models.device_map import DeviceMap, memory_for_layers
 from minigpt4.models.quantization import Quantize, check_quantized, quantization_config
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
 
@@ -24,6 +25,7 @@ def load_language_model(
     dtype: torch.dtype,
     quantize: Quantize = "none",
     device: torch.device | None = None,
+    device_map: DeviceMap = "none",
 ) -> PreTrainedModel:
     """The language model of a folder or hub id.
 
@@ -32,6 +34,7 @@ def load_language_model(
         dtype: Of the weights in memory, or of the arithmetic with quantised ones.
         quantize: Shorten the weights of its linear layers.
         device: Where quantised weights are put; others are on the CPU.
+        device_map: ``auto`` spreads the layers over all GPUs and main memory, ``device`` first.
 
     Raises:
         CheckpointError: when transformers cannot load it, or weights are missing.
@@ -41,6 +44,9 @@ def load_language_model(
     if quantize != "none":
         options["quantization_config"] = quantization_config(quantize, dtype)
         options["device_map"] = {"": device or torch.device("cpu")}
+    if device_map == "auto":
+        options["device_map"] = "auto"
+        options["max_memory"] = memory_for_layers(device or torch.device("cpu"))
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

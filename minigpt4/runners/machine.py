@@ -93,14 +93,16 @@ def estimate(plan: Plan) -> tuple[Need, int] | None:
         need = training_need(size, tokens, learnt, half, quantize)
         return replace(need, parts=need.parts | _more_trained(plan, size)), batch
     beams, longest = plan.chat.get("num_beams", 1), plan.chat.get("max_length", 2000)
-    return chat_need(size, longest, half, quantize), batch * beams
+    kept = plan.chat.get("kept_tokens", 0) if plan.purpose == "chat" else 0
+    return chat_need(size, longest, half, quantize, kept), batch * beams
 
 
 def memory_warning(plan: Plan) -> str | None:
     """Complaint about a GPU that is there, and seems too small; the main process tells it."""
     main = os.environ.get("RANK", "0") == "0"
     found = estimate(plan) if main and plan.device == "cuda" else None
-    if found is None or not torch.cuda.is_available():
+    spread = plan.model.get("device_map") == "auto"  # it takes what there is
+    if found is None or spread or not torch.cuda.is_available():
         return None
     return too_small(*found, torch.cuda.get_device_properties(0).total_memory)
 

@@ -179,14 +179,21 @@ def training_need(
     return Need(parts, kept + logits, f"activations of {tokens} tokens")
 
 
-def chat_need(size: ModelSize, tokens: int, half: bool = True, quantize: Quantize = "none") -> Need:
-    """What generating needs; a sample is one beam of ``tokens`` tokens, prompt included."""
+def chat_need(
+    size: ModelSize, tokens: int, half: bool = True, quantize: Quantize = "none", kept: int = 0
+) -> Need:
+    """What generating needs; a sample is one beam of ``tokens`` tokens, prompt included.
+
+    ``kept`` tokens' keys and values stay for next turns.
+    """
     model = size.language_model
     parts = weights_need(size, half, quantize)
     parts["projection"] = size.projection * 4
     parts["CUDA and buffers"] = _LIBRARIES
-    cache = tokens * model.layers * model.key_value * (2 if half else 4)
-    return Need(parts, cache, f"keys and values of {tokens} tokens")
+    each = model.layers * model.key_value * (2 if half else 4)
+    if kept:
+        parts[f"kept: keys and values of {kept} tokens"] = kept * each
+    return Need(parts, tokens * each, f"keys and values of {tokens} tokens")
 
 
 def memory_table(need: Need, batch: int, cards: tuple[int, ...] = CARDS) -> str:

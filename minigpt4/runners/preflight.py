@@ -13,6 +13,7 @@ from minigpt4.chat import GenerationOptions, check_chat
 from minigpt4.config import Config, describe, find_faults, raise_faults
 from minigpt4.datasets.builders import ShardStorage
 from minigpt4.errors import ConfigError
+from minigpt4.models.device_map import device_map_faults
 from minigpt4.registry import IMAGE_PROCESSORS, Fault, defaults
 from minigpt4.runners.first_samples import sample_faults
 from minigpt4.runners.machine import device_faults, disk_faults, estimate, memory_warning
@@ -166,6 +167,10 @@ def _sharding_faults(plan: Plan) -> list[Fault]:
     return sharding_faults(plan.model, plan.run)
 
 
+def _device_map_faults(plan: Plan) -> list[Fault]:
+    return device_map_faults(plan.model, plan.purpose)
+
+
 def _dimension_faults(plan: Plan) -> list[Fault]:
     """Dimensions that no tower can have."""
     faults = []
@@ -205,7 +210,13 @@ def _evaluation_faults(plan: Plan) -> list[Fault]:
 
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
-    "all": (_dimension_faults, _image_size_faults, weight_faults, device_faults),
+    "all": (
+        _dimension_faults,
+        _image_size_faults,
+        _device_map_faults,
+        weight_faults,
+        device_faults,
+    ),
     "training": (
         _precision_faults,
         _sharding_faults,

@@ -1,0 +1,55 @@
+"""Device map: the language model's layers over all GPUs and main memory, to chat with (accelerate).
+
+A layer runs where it lies; one in main memory is copied to a GPU each time, which is slow.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import get_max_memory
+from torch import nn
+
+from minigpt4.registry import Fault
+
+DeviceMap = Literal["none", "auto"]
+# Left free on every GPU for what generating takes, and on the first one for the frozen towers too.
+_GENERATING, _TOWERS = 2_000_000_000, 4_000_000_000
+
+
+def device_map_faults(model: Mapping[str, Any], purpose: str) -> list[Fault]:
+    """Where ``model.device_map: auto`` does not go; ``model`` is the section with its defaults."""
+    if model.get("device_map", "none") == "none":
+        return []
+    if purpose == "training":
+        text = "auto is to chat with or evaluate; to train, run.shard: fsdp spreads the layers"
+        return [Fault("model.device_map", text)]
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        text = "auto takes all GPUs for one process; start one without torchrun, or set none"
+        return [Fault("model.device_map", text)]
+    return []
+
+
+def memory_for_layers(device: torch.device) -> dict[int | str, int]:
+    """Bytes that the layers may take: of each GPU, the chat's own first, and of main memory."""
+    free: dict[int | str, int] = get_max_memory()
+    if device.type == "cuda":
+        own = device.index or 0
+        others = [place for place in free if place not in (own, "cpu")]
+        free = {place: free[place] for place in (own, *others, "cpu")}
+        for place in free:
+            if place != "cpu":
+                taken = _GENERATING + (_TOWERS if place == own else 0)
+                free[place] = max(0, free[place] - taken)
+        return free
+    return {"cpu": free["cpu"]}
+
+
+def move_around(model: nn.Module, spread: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, but for the part of it that is spread over several."""
+    for part in model.children():
+        if part is not spread:
+            part.to(device)
+    for parameter in model.parameters(recurse=False):
+        parameter.data = parameter.data.to(device)
