@@ -1,0 +1,138 @@
+"""Caption input: pictures in folders, behind globs, by name and in JSON lines → rows, in order."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4.datasets.samples import IMAGE_SUFFIXES
+from minigpt4.errors import ConfigError, DataError, one_line
+
+# What counts as a picture in a folder; a picture that is named may be called anything.
+SUFFIXES = (*IMAGE_SUFFIXES, "gif", "bmp", "tif", "tiff", "avif", "jp2")
+_OURS = ("caption", "error")  # keys that the output has of its own
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture to caption.
+
+    Attributes:
+        given: What the output repeats: ``image``, and whatever else its line in a list says.
+        path: The picture's file.
+        prompt: What to ask about it.
+    """
+
+    given: dict[str, Any]
+    path: Path
+    prompt: str
+
+    def told(self, **outcome: str) -> dict[str, Any]:
+        """The row of the output."""
+        return {**self.given, "prompt": self.prompt, **outcome}
+
+
+class CaptionInput:
+    """Rows of several inputs, one after the other; each pass gives the same ones.
+
+    A list is read line by line on every pass, so that a long one takes no memory.
+
+    Args:
+        names: Folders (with all below them, hidden ones left out), globs, ``.jsonl`` lists, and
+            single pictures.
+        prompt: For every picture whose line in a list names none.
+
+    Raises:
+        ConfigError: for a name behind which there is nothing.
+    """
+
+    def __init__(self, names: Sequence[str], prompt: str) -> None:
+        self._prompt = prompt
+        self._parts: list[Path | list[str]] = [part for name in names for part in _expand(name)]
+
+    @property
+    def lists(self) -> list[Path]:
+        """The JSON lines files among the inputs."""
+        return [part for part in self._parts if isinstance(part, Path)]
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self._parts:
+            if isinstance(part, Path):
+                yield from self._read_list(part)
+            else:
+                yield from (Row({"image": name}, Path(name), self._prompt) for name in part)
+
+    def measure(self) -> tuple[int, str]:
+        """The number of rows and a digest of what they say.
+
+        Raises:
+            DataError: for a line of a list that is none.
+        """
+        count, digest = 0, hashlib.sha256()
+        for count, row in enumerate(self, 1):  # noqa: B007
+            digest.update(encode([row.given, str(row.path), row.prompt]))
+        return count, digest.hexdigest()
+
+    def _read_list(self, file: Path) -> Iterator[Row]:
+        try:
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield self._read_line(line, file, f"{file}, line {number}")
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({one_line(error)})") from error
+
+    def _read_line(self, line: bytes, file: Path, place: str) -> Row:
+        try:
+            given = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not JSON ({one_line(error)})") from error
+        if not isinstance(given, dict):
+            raise DataError(f'{place}: not an object such as {{"image": "a.png"}}')
+        image = given.get("image")
+        prompt = given.pop("prompt", self._prompt)
+        if not (isinstance(image, str) and image):
+            raise DataError(f'{place}: "image" must name the picture\'s file')
+        if not (isinstance(prompt, str) and prompt.strip()):
+            raise DataError(f'{place}: "prompt" must be what to ask; leave it out for --prompt')
+        if taken := [key for key in _OURS if key in given]:
+            raise DataError(f'{place}: "{taken[0]}" is a key of the output; give it another name')
+        return Row(given, file.parent / image, prompt)
+
+
+def encode(value: object) -> bytes:
+    """A line of JSON. Half a character, as names on disk may hold, becomes JSON's escape."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _expand(name: str) -> Iterator[Path | list[str]]:
+    """The list or the pictures behind one ``--input``."""
+    if os.path.isdir(name):
+        pictures = list(_walk(name))
+        if not pictures:
+            raise ConfigError(f"--input {name}: no picture in it (*.{', *.'.join(SUFFIXES)})")
+        yield pictures
+        return
+    files = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    files = [file for file in files if not os.path.isdir(file)]
+    if not files:
+        raise ConfigError(f"--input {name}: no such file or folder, and nothing matches it")
+    for file in files:
+        yield Path(file) if file.lower().endswith(".jsonl") else [file]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Pictures in a folder and below, by name; a folder's own before those of the folders in it."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"--input {folder}: cannot be read ({one_line(error)})") from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().rpartition(".")[2] in SUFFIXES:
+                yield os.path.join(parent, name)
