@@ -219,10 +219,13 @@ class Chat:
             try:
                 listen = show if options.num_beams == 1 else None
                 text, asked.usage = self._answer(segments, options, listen, cancelled)
+                asked.conversation.answer(self._plain(text))
                 texts.put(text)
                 texts.put(None)
             except BaseException as error:  # handed over: it belongs to the caller's thread
                 texts.put(error)
+            else:
+                self._read_answer(asked, options)
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
@@ -237,7 +240,6 @@ class Chat:
         finally:
             cancelled.set()
             worker.join()
-        asked.conversation.answer(self._plain(answer))
         vars(session).update(vars(asked))
 
     def _plain(self, text: str) -> str:
@@ -316,6 +318,22 @@ class Chat:
             end = "cancelled" if cancelled.is_set() else "length"
         usage = Usage(len(positions), kept, len(ids) - 1, end)
         return cut_at(text, self.template.stop), usage
+
+    @torch.no_grad()
+    def _read_answer(self, session: ChatSession, options: GenerationOptions) -> None:
+        """Read an answer as the next turn's prompt will have it, while its user reads it, too.
+
+        Its tokens are not always those that were generated: it is tokenised with what surrounds it.
+        """
+        if options.static_cache or not self.kept.tokens:
+            return
+        segments = self.model.prompt_segments(session.conversation.transcript(), session.images)
+        positions = positions_of(segments)
+        past = self.kept.find(positions)
+        embeds = splice([segments], [[]], self.model.embed_tokens, self.model.device).embeds
+        new = embeds[:, past.get_seq_length() :]
+        self.model.llama_model.base_model(inputs_embeds=new, past_key_values=past, use_cache=True)
+        self.kept.keep(positions, [], past)
 
     @torch.no_grad()
     def generate(
