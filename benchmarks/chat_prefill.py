@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.chat import Chat, ChatSession, load_chat
+from minigpt4.chat import Chat, ChatSession, Part, load_chat
 from minigpt4.errors import ConfigError, run_guarded
 
 YAML = "eval_configs/tiny_eval.yaml"
@@ -52,8 +52,11 @@ def with_random_llama(chat: Chat, size: str, device: torch.device) -> Chat:
 
 def history(chat: Chat, tokens: int) -> ChatSession:
     """A session of about so many tokens, whose last answer the model gave; what it read is kept."""
-    turns = [([PICTURE, "What is this?"], "A red circle.")]
-    more = (["How many objects are there, and where are they?"], "There are two, at the top.")
+    turns: list[tuple[Sequence[Part], str]] = [([PICTURE, "What is this?"], "A red circle.")]
+    more: tuple[Sequence[Part], str] = (
+        ["How many objects are there, and where are they?"],
+        "There are two, at the top.",
+    )
 
     def length() -> int:
         session = chat.start(turns)
@@ -145,7 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no history with a bar was measured")
         return 1
     for row in missed:
-        print(f"ratio {row['ratio']:.2f} at {row['history']} tokens is below {BAR[row['history']]}")
+        print(
+            f"ratio {row['ratio']:.2f} at {row['history']} tokens is below {BAR[int(row['history'])]}"
+        )
     return 1 if missed or differing else 0
 
 

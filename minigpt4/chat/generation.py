@@ -1,8 +1,8 @@
 """Generation: how an answer is made, token by token, and where it ends."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +20,7 @@ from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
-from minigpt4.registry import bind
+from minigpt4.registry import Fault, bind
 
 _TAIL = 16  # tokens decoded to see whether an answer has reached its stop text
 
@@ -52,7 +52,7 @@ class GenerationOptions:
         temperature: Flattens (above 1) or sharpens (below 1) the distribution.
         repetition_penalty: Above 1 makes repeated tokens less likely.
         length_penalty: Of beams; above 0 favours longer answers.
-        min_length: Tokens before an answer may end.
+        min_length: Fewest tokens of an answer, its end-of-sequence token counted.
         max_length: Longest prompt and answer together; older turns are dropped beyond it.
         seed: Of the sampling; None draws anew each time.
         kept_tokens: Tokens whose keys and values are kept for the next turn, of all chats together;
@@ -187,7 +187,8 @@ def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) ->
         beams["length_penalty"] = options.length_penalty
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
-        min_length=options.min_length,
+        # Of the answer, its end counted; transformers' own min_length would count the prompt too.
+        min_new_tokens=max(0, options.min_length - 1) or None,
         repetition_penalty=options.repetition_penalty,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
@@ -206,6 +207,19 @@ def cut_at(text: str, stop: str) -> str:
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:
     """The options with changes, checked like those of a YAML."""
     bound, faults = bind(GenerationOptions, changes, "chat", dry=True)
+    faults = faults or option_faults(asdict(options) | bound)
     if faults:
         raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
     return replace(options, **bound)
+
+
+def option_faults(options: Mapping[str, Any]) -> list[Fault]:
+    """What does not go together in options that are sound one by one."""
+    longest, most, least = (options[k] for k in ("max_length", "max_new_tokens", "min_length"))
+    faults = []
+    if most >= longest:
+        text = f"{most} leaves no room for a question in chat.max_length, {longest}"
+        faults.append(Fault("chat.max_new_tokens", text))
+    if least > most:
+        faults.append(Fault("chat.min_length", f"{least} is more than chat.max_new_tokens, {most}"))
+    return faults

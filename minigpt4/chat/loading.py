@@ -1,13 +1,14 @@
 """Loading: an evaluation YAML → a chat."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from minigpt4.chat.core import Chat
-from minigpt4.chat.generation import GenerationOptions
+from minigpt4.chat.generation import GenerationOptions, option_faults
 from minigpt4.checks import check_model_folder
 from minigpt4.config import Config, check_config, load_config
 from minigpt4.conversation import TEMPLATES, Template
@@ -20,6 +21,8 @@ from minigpt4.registry import IMAGE_PROCESSORS, MODELS, Fault, bind, build_named
 def check_chat(config: Config) -> list[Fault]:
     """Faults of the ``chat:`` section, and of a language model that was taught other turns."""
     bound, faults = bind(GenerationOptions, config.chat, "chat", dry=True)
+    if not faults:
+        faults = option_faults(asdict(GenerationOptions()) | bound)
     if any(fault.key == "chat.template" for fault in faults):
         return faults
     template = bound.get("template", GenerationOptions.template)

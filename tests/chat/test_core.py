@@ -85,6 +85,22 @@ def test_beams_and_seeded_sampling(chat: Chat, pictures: list[Path]):
     assert len(set(drawn)) > 1
 
 
+@pytest.mark.parametrize(("least", "tokens"), [(1, 1), (2, 2), (6, 6)])
+def test_an_answer_ends_no_sooner_than_it_may(chat: Chat, least: int, tokens: int):
+    eos = torch.tensor([chat.model.tokenizer.eos_id])
+    always_end = chat.model.llama_model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(-1, eos, 1e3)
+    )
+    try:
+        session = chat.start()
+        chat.ask("What is this?", (), session, min_length=least)
+    finally:
+        always_end.remove()
+        chat.kept.clear()
+    assert session.usage is not None
+    assert (session.usage.answer, session.usage.end) == (tokens, "stop")
+
+
 def test_old_turns_make_room_but_images_stay(chat: Chat, pictures: list[Path]):
     session = chat.start()
     chat.ask("What is this?", pictures[:1], session, max_new_tokens=3)
@@ -268,6 +284,8 @@ def test_pictures_are_seen_as_viewers_show_them(tmp_path: Path):
         ({"temperatur": 1.0}, "did you mean 'temperature'?"),
         ({"template": "vicuna"}, "known: vicuna_v0"),
         ({"seed": -1}, "chat.seed: -1 must be from 0"),
+        ({"max_new_tokens": 500}, "chat.max_new_tokens: 500 leaves no room"),
+        ({"min_length": 81}, "chat.min_length: 81 is more than chat.max_new_tokens, 80"),
     ],
 )
 def test_options_are_checked(chat: Chat, change: dict[str, Any], expected: str):
