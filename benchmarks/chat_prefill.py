@@ -148,9 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no history with a bar was measured")
         return 1
     for row in missed:
-        print(
-            f"ratio {row['ratio']:.2f} at {row['history']} tokens is below {BAR[int(row['history'])]}"
-        )
+        bar = BAR[int(row["history"])]
+        print(f"ratio {row['ratio']:.2f} at {row['history']} tokens is below {bar}")
     return 1 if missed or differing else 0
 
 
