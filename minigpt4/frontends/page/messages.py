@@ -1,0 +1,147 @@
+"""Messages: what a browser sends and what it is shown; anything can be sent, only text is shown."""
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minigpt4.chat import GenerationOptions
+from minigpt4.chat.generation import change_options
+from minigpt4.datasets.samples import load_image
+from minigpt4.errors import ConfigError, DataError
+from minigpt4.frontends.page.visits import PageTurn
+
+MOST_PICTURES = 4  # in one message
+MOST_PICTURES_OF_A_CHAT = 24
+MOST_BEAMS = 10
+_SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what browsers show, too
+_LONGEST_TOKEN = 16  # characters; no question of more than that for each token fits
+_one_at_a_time = threading.Lock()  # a decoded picture may take a quarter of a gigabyte
+
+
+def read_message(value: object, uploads: Path) -> tuple[str, list[Path]]:
+    """Text and uploaded files of a question.
+
+    Raises:
+        DataError: for anything else, and for a file that was not uploaded.
+    """
+    message = value if isinstance(value, dict) else {"text": value}
+    text, files = message.get("text") or "", message.get("files") or []
+    if not isinstance(text, str) or not isinstance(files, list):
+        raise DataError("that is no question with pictures")
+    return text, [_uploaded(file, uploads) for file in files]
+
+
+def _uploaded(file: object, uploads: Path) -> Path:
+    """A file in the folder of uploads; no other file of the server is opened for a visitor."""
+    name = file.get("path") if isinstance(file, dict) else None
+    try:
+        path = Path(str(name)).resolve()
+        if path.is_relative_to(uploads) and path.is_file():
+            return path
+    except (OSError, ValueError):  # a name of a megabyte, or with a zero in it
+        pass
+    raise DataError(f"{Path(str(name)).name[:100]} is not here (any more); please add it again")
+
+
+def check_picture(path: Path) -> None:
+    """Decode an uploaded picture once.
+
+    Raises:
+        DataError: where that cannot be done; the server's folders are not named.
+    """
+    try:
+        with _one_at_a_time:
+            Image.open(path, formats=_SHOWN).close()
+            load_image(path)
+    except (DataError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        many = re.search(r"\d+ x \d+ pixels; [\d,]+ are the most", str(error))
+        if many or isinstance(error, Image.DecompressionBombError):
+            most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+            raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+        text = f"{path.name} is not a readable picture; try a JPEG, PNG or WebP"
+        raise DataError(text) from error
+
+
+def check_question(
+    text: str, pictures: Sequence[Path], earlier: Sequence[PageTurn], max_length: int
+) -> None:
+    """Refuse what needs no model to be refused.
+
+    Args:
+        text: The question.
+        pictures: Shown with it.
+        earlier: The turns before it.
+        max_length: Of the context, in tokens.
+
+    Raises:
+        DataError: in one line.
+    """
+    if not text:
+        raise DataError("type a question first, or click one")
+    if len(text) > max_length * _LONGEST_TOKEN:
+        raise DataError(
+            f"the question has {len(text):,} characters, far more than the model can read; ask less"
+        )
+    if len(pictures) > MOST_PICTURES:
+        raise DataError(f"{len(pictures)} pictures in one message; {MOST_PICTURES} are the most")
+    before = sum(len(turn.pictures) for turn in earlier)
+    if not before and not pictures:
+        raise DataError("add a picture first, or click one")
+    if before + len(pictures) > MOST_PICTURES_OF_A_CHAT:
+        raise DataError(
+            f"a chat shows {MOST_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
+        )
+    for picture in pictures:
+        check_picture(picture)
+
+
+def read_options(
+    names: Sequence[str], values: Sequence[object], options: GenerationOptions
+) -> dict[str, Any]:
+    """The settings as changes of the options.
+
+    Raises:
+        ConfigError: for a value that cannot be, or is more than a visitor may ask for.
+    """
+    changes = dict(zip(names, values, strict=True))
+    changed = change_options(options, changes)
+    for name, most in (("num_beams", MOST_BEAMS), ("max_new_tokens", options.max_length)):
+        if (value := getattr(changed, name)) > most:
+            raise ConfigError(f"{name}: {value} is more than this page allows, which is {most}")
+    if changed.min_length > changed.max_new_tokens:
+        raise ConfigError("min_length: more than max_new_tokens; an answer could not end")
+    return changes
+
+
+def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
+    """Turns as the chat box takes them."""
+    shown = []
+    for turn in turns:
+        shown += [asked(turn.question, turn.pictures), says(turn.answer or "(an empty answer)")]
+    return shown
+
+
+def asked(question: str, pictures: Sequence[Path]) -> dict[str, Any]:
+    return {"role": "user", "content": [*({"path": str(p)} for p in pictures), _text(question)]}
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [_text(text)]}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": as_text(text)}
+
+
+def as_text(text: str) -> str:
+    """Words for the chat box, which takes HTML: what would begin a tag or an entity is escaped."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=[#\w])", "&amp;", text))
+
+
+def from_text(shown: str) -> str:
+    """What :func:`as_text` was given: an edited question comes back as it was shown."""
+    return shown.replace("&lt;", "<").replace("&amp;", "&")
