@@ -1,0 +1,108 @@
+"""Answer questions about pictures over HTTP, as OpenAI's chat completions do."""
+
+import argparse
+import logging
+import os
+
+from minigpt4.errors import ConfigError
+from minigpt4.frontends.arguments import add_model_arguments, plan_chat
+from minigpt4.frontends.server.limits import Limits
+
+logger = logging.getLogger(__name__)
+
+KEY_VARIABLE = "MINIGPT4_API_KEY"
+
+_EPILOG = """
+The port opens once the model is loaded: until then nobody is answered, and GET /health tells when.
+Ctrl-C or SIGTERM lets answers under way go on for 5 seconds; a second one ends at once.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``serve``."""
+    parser.epilog = _EPILOG
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--model-id", default="minigpt4", help="what clients call the model")
+    parser.add_argument(
+        "--api-key",
+        help=f"what clients must send; better in {KEY_VARIABLE}, as others see command lines",
+    )
+    parser.add_argument(
+        "--allow-urls",
+        action="store_true",
+        help="fetch pictures that are named by an http(s) address, from public hosts only",
+    )
+    default = Limits()
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-body-mb", type=float, default=default.body_bytes / 1e6, help="largest request"
+    )
+    limits.add_argument(
+        "--max-images", type=int, default=default.images, help="pictures in one request"
+    )
+    limits.add_argument(
+        "--max-megapixels", type=float, default=default.pixels / 1e6, help="of one picture"
+    )
+    limits.add_argument(
+        "--max-seconds", type=float, default=default.seconds, help="an answer is cut after these"
+    )
+    limits.add_argument(
+        "--max-waiting", type=int, default=default.places, help="requests that may wait"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until a signal ends it."""
+    limits, key = read_limits(arguments), read_key(arguments.api_key)
+    plan = plan_chat(arguments)
+    if plan is None:
+        return
+
+    from minigpt4.frontends.server.app import Service
+    from minigpt4.frontends.server.pictures import Fetcher
+    from minigpt4.frontends.server.serving import is_loopback, open_socket, serve
+
+    open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
+    if key is None and not is_loopback(arguments.host):
+        logger.warning(
+            "--host %s lets others in, and nobody needs a key: set %s", arguments.host, KEY_VARIABLE
+        )
+    fetcher = Fetcher(limits.fetch_seconds, limits.body_bytes) if arguments.allow_urls else None
+    service = Service(plan.load(), arguments.model_id, limits, key, fetcher)
+    serve(service, open_socket(arguments.host, arguments.port))
+
+
+def read_limits(arguments: argparse.Namespace) -> Limits:
+    """The limits on the command line.
+
+    Raises:
+        ConfigError: for one that lets nothing through.
+    """
+    for name in ("max_body_mb", "max_images", "max_megapixels", "max_seconds", "max_waiting"):
+        value = getattr(arguments, name)
+        lowest = 0 if name == "max_images" else 1e-6
+        if not lowest <= value < 1e9:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} {value:g}: must be a number greater than 0")
+    return Limits(
+        body_bytes=int(arguments.max_body_mb * 1e6),
+        images=arguments.max_images,
+        pixels=int(arguments.max_megapixels * 1e6),
+        seconds=arguments.max_seconds,
+        places=arguments.max_waiting,
+    )
+
+
+def read_key(option: str | None) -> str | None:
+    """The API key; None where none is asked for.
+
+    Raises:
+        ConfigError: for one that no client can send, such as an empty one.
+    """
+    key = os.environ.get(KEY_VARIABLE) if option is None else option
+    if key is not None and not (key.strip() == key != "" and key.isascii() and key.isprintable()):
+        where = KEY_VARIABLE if option is None else "--api-key"
+        raise ConfigError(f"{where}: a key is ASCII without spaces around it, and not empty")
+    return key

@@ -1,0 +1,381 @@
+"""Parts of the server by themselves: what is read, fetched, cut and refused."""
+
+import asyncio
+import http.server
+import ipaddress
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from minigpt4.__main__ import main as run_command
+from minigpt4.chat import Chat, load_chat
+from minigpt4.cli.serve import KEY_VARIABLE, read_key
+from minigpt4.errors import ConfigError, DataError
+from minigpt4.frontends.server.answering import Answer, Order, certain, cut_at_stops
+from minigpt4.frontends.server.messages import Dialogue, Picture, to_dialogue
+from minigpt4.frontends.server.pictures import Fetcher, is_public, read_data_url, resolve
+from minigpt4.frontends.server.replies import RequestError, as_request_error, encode, error_object
+from minigpt4.frontends.server.serving import is_loopback, open_socket
+from minigpt4.frontends.server.wire import ChatRequest, read_request
+from tests.conftest import EntryPoint
+from tests.messages import one_line
+
+TINY = "eval_configs/tiny_eval.yaml"
+
+
+def request(*messages: Any, **fields: Any) -> ChatRequest:
+    return read_request(encode({"model": "m", "messages": messages} | fields))
+
+
+def message(role: str, *content: Any) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": part[0]}}
+        if isinstance(part, tuple)
+        else {"type": "text", "text": part}
+        for part in content
+    ]
+    return {"role": role, "content": parts}
+
+
+# Messages
+
+
+def test_messages_become_turns():
+    asked = request(
+        message("system", "S"),
+        message("user", ("a",), "A", ("b",)),
+        message("user", "B"),
+        {"role": "assistant", "content": "1"},
+        message("assistant", "2"),
+        message("developer", "T"),
+        {"role": "user", "content": "C"},
+    )
+    place = "messages[1].content[{}].image_url.url"
+    first, second = Picture("a", place.format(0)), Picture("b", place.format(2))
+    dialogue = to_dialogue(asked.messages, 2)
+    assert dialogue == Dialogue([([first, "S", "A", second, "B"], "1\n2")], ["T", "C"])
+    assert dialogue.pictures() == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([message("assistant", "1"), message("user", "A")], "messages[0]"),
+        ([message("user", "A"), message("assistant", "1")], "messages"),
+        ([message("user", "A"), message("system", "S")], "messages"),
+        ([message("system", ("a",)), message("user", "A")], "messages[0].content[0]"),
+        ([message("user", ("a",), ("b",), ("c",), "A")], "messages"),
+    ],
+)
+def test_messages_that_are_no_dialogue(messages: list[dict[str, Any]], param: str):
+    with one_line(RequestError, param):
+        to_dialogue(request(*messages).messages, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b"\xff", None),
+        (b'{"model": NaN}', None),
+        (b'{"model": "\\ud800"}', None),
+        (b"[" * 10_000, None),
+        (b'"text"', None),
+        (b"{}", "model"),
+        (encode({"model": "m", "messages": []}), "messages"),
+        (
+            encode({"model": "m", "messages": [{"role": "tool", "content": "A"}]}),
+            "messages[0].role",
+        ),
+        (encode({"model": "m", "messages": [{"role": "user"}]}), "messages[0].content"),
+        (
+            encode({"model": "m", "messages": [{"role": "user", "content": 1}]}),
+            "messages[0].content",
+        ),
+        (
+            encode({"model": "m", "messages": [{"role": "user", "content": [{"type": "audio"}]}]}),
+            "messages[0].content[0]",
+        ),
+        (
+            encode({"model": "m", "messages": [message("user", (5,))]}),
+            "messages[0].content[0].image_url.url",
+        ),
+    ],
+)
+def test_bodies_that_are_no_request(body: bytes, param: str | None):
+    with pytest.raises(RequestError) as caught:
+        read_request(body)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": "1"},
+        {"temperature": True},
+        {"top_p": 0},
+        {"max_tokens": 1.5},
+        {"seed": 2**63},
+        {"seed": 10**400},
+        {"stop": [""]},
+        {"stop": 1},
+        {"repetition_penalty": 1e-300},
+        {"logit_bias": {"1": 5}},
+        {"logprobs": True},
+        {"stream": "yes"},
+    ],
+)
+def test_values_that_cannot_be(fields: dict[str, Any]):
+    (name,) = fields
+    with pytest.raises(RequestError) as caught:
+        request(message("user", "A"), **fields)
+    assert str(caught.value.param).startswith(name)
+
+
+def test_fields_that_ask_for_nothing_are_ignored():
+    nothing = {"logit_bias": None, "metadata": {"a": "b"}, "store": False, "n": 1, "tools": []}
+    nothing |= {"presence_penalty": 0.0, "response_format": {"type": "text"}, "stop": None}
+    assert request(message("user", "A"), **nothing).options() == {}
+
+
+def test_options():
+    asked = request(message("user", "A"), temperature=0.7, max_tokens=5, max_completion_tokens=6)
+    assert asked.options() == {"do_sample": True, "temperature": 0.7, "max_new_tokens": 6}
+    assert request(message("user", "A"), temperature=0).options() == {"do_sample": False}
+    assert request(message("user", "A"), temperature=1e-300).options() == {"do_sample": False}
+
+
+def test_an_error_of_ours_is_not_told():
+    told = as_request_error(KeyError("/secret/path"))
+    assert told.status == 500
+    assert "secret" not in str(told)
+    assert encode(error_object(RequestError(400, "half a \ud800")))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+        *("0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1"),
+        *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1"),
+        *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1"),
+        *("2002:7f00:1::", "2001:0:7f00:1::1"),
+    ],
+)
+def test_addresses_that_are_never_asked(address: str):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111"])
+def test_public_addresses(address: str):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.1", "0x7f000001", "017700000001", "2130706433", "[::1]", "0"]
+)
+def test_however_a_host_is_written_its_address_is_looked_at(host: str):
+    try:
+        found = asyncio.run(resolve(host.strip("[]"), 80))
+    except OSError:
+        return  # this machine has no IPv6
+    assert not any(map(is_public, found))
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """A small site: a file, a redirect to it, one that never ends, one that is too large."""
+
+    hosts: list[str]
+
+    def do_GET(self) -> None:
+        self.hosts.append(str(self.headers["Host"]))
+        if self.path == "/slow":
+            self.server.ended.wait(60)  # type: ignore[attr-defined]
+        status, target = 200, ""
+        if self.path.startswith("/to/"):
+            status, target = 302, self.path.removeprefix("/to/")
+        if self.path == "/missing":
+            status = 404
+        self.send_response(status)
+        if target:
+            self.send_header("Location", target)
+        self.end_headers()
+        self.wfile.write(b"x" * (2000 if self.path == "/large" else 5))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[int]:
+    Site.hosts = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.daemon_threads = True
+    server.ended = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server.server_address[1]
+    server.ended.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def names(host: str, port: int) -> list[str]:
+    """Names of a small internet, all on this machine; a literal address is itself."""
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        return ["127.0.0.1"]
+
+
+def only_loopback(address: str) -> bool:
+    return address == "127.0.0.1"
+
+
+def fetch(url: str, seconds: float = 30, allowed: Any = only_loopback) -> bytes:
+    return asyncio.run(Fetcher(seconds, 1000, names, allowed).fetch(url))
+
+
+def test_a_picture_is_fetched_from_the_address_that_was_checked(site: int):
+    assert fetch(f"http://pictures.example:{site}/a.png") == b"xxxxx"
+    assert Site.hosts == [f"pictures.example:{site}"]
+    there = f"http://other.example:{site}/a.png"
+    assert fetch(f"http://pictures.example:{site}/to/{there}") == b"xxxxx"
+    assert Site.hosts[-1] == f"other.example:{site}"
+    assert fetch(f"http://pictures.example:{site}/to//a.png") == b"xxxxx"
+
+
+@pytest.mark.parametrize(
+    ("path", "mentions"),
+    [
+        ("/to/http://10.0.0.1/a.png", "not a public one"),
+        ("/to/file:///etc/passwd", "must be an http or https address"),
+        ("/to//to//to//to//to//a.png", "more than 3 other addresses"),
+        ("/missing", "replies 404"),
+        ("/large", "larger than 1,000 bytes"),
+    ],
+)
+def test_what_is_not_fetched(site: int, path: str, mentions: str):
+    with one_line(DataError, mentions):
+        fetch(f"http://pictures.example:{site}{path}")
+
+
+def test_no_fetch_takes_for_ever(site: int):
+    with one_line(DataError, "nothing came within 0.2 seconds"):
+        fetch(f"http://pictures.example:{site}/slow", seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://pictures.example:{}/a.png",
+        "http://127.0.0.1:{}/a.png",
+        "http://me:word@8.8.8.8:{}/",
+        "http://:{}/",
+        "http://[::1/",
+        "http://a..b:{}/",
+        "ftp://8.8.8.8/",
+    ],
+)
+def test_private_and_odd_addresses_are_never_asked(site: int, url: str):
+    with one_line(DataError):
+        fetch(url.format(site), allowed=is_public)
+    assert Site.hosts == []
+
+
+def test_data_urls():
+    assert read_data_url("data:image/png;base64,AAAA") == b"\0\0\0"
+    assert read_data_url("DATA:image/svg+xml;charset=utf-8;base64,") == b""
+    for url in ("data:image/png,AAAA", "data:;base64,AAAA", "data:image/png;base64,AA A"):
+        with one_line(DataError):
+            read_data_url(url)
+
+
+# Answers
+
+
+def test_what_may_become_a_stop_text_is_held_back():
+    assert certain("one tw", ["two"]) == "one"
+    assert certain("one", []) == "one"
+    assert cut_at_stops("one two three", ["three", "two"]) == ("one ", True)
+    assert cut_at_stops("one", ["two"]) == ("one", False)
+
+
+def test_time_and_disconnects_cut_an_answer():
+    chat = load_chat(TINY, ["model.ckpt=", "chat.max_new_tokens=7000", "chat.max_length=7400"])
+    order = Order(Dialogue([], ["Go on."]), {}, {"repetition_penalty": 0.1})
+
+    async def run(chat: Chat) -> None:
+        answer = Answer(chat, order, chat.waiting.join(), seconds=0.5)
+        *_, last = [item async for item in answer.progress()]
+        assert last.finish == "length"
+        assert last.usage is not None
+        assert 0 < last.usage["completion_tokens"] < 7000
+        left = Answer(chat, order, chat.waiting.join(), seconds=600)
+        progress = left.progress()
+        await anext(progress)
+        await progress.aclose()
+        await asyncio.to_thread(left.thread.join)
+        assert not left.thread.is_alive()
+
+    asyncio.run(run(chat))
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (["--max-waiting", "0"], "--max-waiting 0: must be a number greater than 0"),
+        (["--max-seconds", "nan"], "--max-seconds nan: must be"),
+        (["--api-key", " "], "--api-key: a key is ASCII"),
+        (["--port", "70000"], "--port 70000: cannot serve there"),
+        (["--host", "no.such.host.invalid"], "cannot serve there"),
+        (["--device", "mps"], "--device mps"),
+    ],
+)
+def test_mistakes_end_in_one_line(run_entry: EntryPoint, arguments: list[str], mentions: str):
+    given = ["serve", "--cfg-path", TINY, "--port", "0", "--options", "model.ckpt=", *arguments]
+    code, stderr = run_entry(lambda: run_command([*given]))
+    assert code == 2
+    assert mentions in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_a_port_in_use_is_found_before_the_model_loads(run_entry: EntryPoint):
+    with open_socket("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        given = ["serve", "--cfg-path", TINY, "--options", "model.ckpt=", "--port", port]
+        code, stderr = run_entry(lambda: run_command(given))
+    assert code == 2
+    assert f"--port {port}: cannot serve there" in stderr
+    assert "loading" not in stderr
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert read_key(None) is None
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    assert read_key(None) == "secret"
+    assert read_key("other") == "other"
+    monkeypatch.setenv(KEY_VARIABLE, "")
+    with one_line(ConfigError, KEY_VARIABLE):
+        read_key(None)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_who_can_reach_a_host(host: str, expected: bool):
+    assert is_loopback(host) is expected
