@@ -85,8 +85,8 @@ def read_auth(text: str | None) -> tuple[str, str] | None:
 
 
 def check_limits(arguments: argparse.Namespace) -> None:
-    if arguments.max_waiting < 0:
-        raise ConfigError(f"--max-waiting: {arguments.max_waiting} is negative")
+    if arguments.max_waiting < 1:
+        raise ConfigError(f"--max-waiting: {arguments.max_waiting} is less than 1")
     if not 0 <= arguments.keep_minutes < float("inf"):
         raise ConfigError(f"--keep-minutes: {arguments.keep_minutes} is no length of time")
 

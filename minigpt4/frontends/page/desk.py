@@ -288,4 +288,6 @@ def complain(error: Exception) -> None:
     if not isinstance(error, MiniGPT4Error):
         logger.error("an answer failed", exc_info=error)
         text = "the answer failed inside the server, whose log says why; please ask again"
-    gr.Warning(html.escape(f"{text[:1].upper()}{text[1:]}."))
+    if text.split(" ")[0].isalpha():  # a word, and no file's or option's name
+        text = text[:1].upper() + text[1:]
+    gr.Warning(html.escape(f"{text}.", quote=False))

@@ -105,15 +105,15 @@ def read_options(
     """The settings as changes of the options.
 
     Raises:
-        ConfigError: for a value that cannot be, or is more than a visitor may ask for.
+        ConfigError: for a value that cannot be, or more beams than a visitor may ask for.
     """
     changes = dict(zip(names, values, strict=True))
-    changed = change_options(options, changes)
-    for name, most in (("num_beams", MOST_BEAMS), ("max_new_tokens", options.max_length)):
-        if (value := getattr(changed, name)) > most:
-            raise ConfigError(f"{name}: {value} is more than this page allows, which is {most}")
-    if changed.min_length > changed.max_new_tokens:
-        raise ConfigError("min_length: more than max_new_tokens; an answer could not end")
+    try:
+        beams = change_options(options, changes).num_beams
+    except ConfigError as error:  # a visitor knows of no YAML
+        raise ConfigError(str(error).replace("chat.", "")) from error
+    if beams > MOST_BEAMS:
+        raise ConfigError(f"num_beams: {beams} is more than this page allows, {MOST_BEAMS}")
     return changes
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.chat import generation_options
 from minigpt4.frontends.arguments import ChatPlan
 from minigpt4.frontends.page.desk import Desk
+from minigpt4.frontends.page.gate import Gate
 from minigpt4.frontends.page.layout import STYLE, build_page
 from minigpt4.frontends.page.visits import Visits
 
@@ -59,7 +58,7 @@ def serve_page(plan: ChatPlan, settings: PageSettings) -> None:
         visits = Visits(uploads, settings.keep)
         desk = Desk(visits, generation_options(plan.config), settings.places, progress.text)
         page = build_page(desk, settings.examples)
-        _launch(page, settings)
+        _launch(page, settings, uploads)
         visits.keep_files()
         logger.info("the page is open at %s", page.local_url)
         try:
@@ -73,7 +72,7 @@ def serve_page(plan: ChatPlan, settings: PageSettings) -> None:
             page.close(verbose=False)
 
 
-def _launch(page: gr.Blocks, settings: PageSettings) -> None:
+def _launch(page: gr.Blocks, settings: PageSettings, uploads: Path) -> None:
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     page.queue(default_concurrency_limit=None).launch(
@@ -90,22 +89,8 @@ def _launch(page: gr.Blocks, settings: PageSettings) -> None:
         ssr_mode=False,
         run_history=False,
         footer_links=[],
-        app_kwargs={"middleware": [Middleware(NothingFromElsewhere)]},
+        app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
     )
-
-
-class NothingFromElsewhere:
-    """Refuses addresses by which gradio would fetch a page of another host for a visitor."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = str(scope.get("path", "")).lower()
-        if "/file=http" in path or "/file/http" in path or "/proxy=" in path:
-            await PlainTextResponse("not on this page", status_code=403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
 
 @contextmanager
