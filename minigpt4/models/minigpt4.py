@@ -15,12 +15,14 @@ from transformers import Blip2QFormerModel, PreTrainedModel
 
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.lora import lora_dropouts
+from minigpt4.models.packing import pack, packed_logits, packing_fault
 from minigpt4.models.quantization import quantized_layers
 from minigpt4.models.splice import IGNORED, IMAGE_MARK, Segment, Spliced, splice
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.weight_names import TRAINABLE, trained_part
 
 PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
+Packing = Literal["auto", "on", "off"]
 Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]
 assert get_args(Trainable) == TRAINABLE
 
@@ -80,6 +82,7 @@ class MiniGPT4(nn.Module):
         self.end_sym = end_sym
         self.compute_dtype = compute_dtype
         self.positions = 0  # that forward has read so far; padding is none
+        self.packed = False  # forward computes no padding; see choose_packing
         vision_width = ln_vision.normalized_shape[0]
         width = (
             PATCHES_PER_TOKEN * vision_width if q_former is None else q_former.config.hidden_size
@@ -113,6 +116,24 @@ class MiniGPT4(nn.Module):
         for layer in quantized_layers(self.llama_model):
             layer.train()
         return self
+
+    def choose_packing(self, packing: Packing) -> str | None:
+        """Whether :meth:`forward` packs: ``auto`` where that changes no number.
+
+        Returns:
+            Why ``auto`` leaves it.
+
+        Raises:
+            ConfigError: where it is asked for and would change numbers.
+        """
+        training = self.training
+        self.train(False)  # dropout would draw, and differ
+        fault = None if packing == "off" else packing_fault(self.llama_model, self.device)
+        self.train(training)
+        if packing == "on" and fault:
+            raise ConfigError(f"run.packing: on, but for this language model: {fault}; set auto")
+        self.packed = packing != "off" and fault is None
+        return fault
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +242,10 @@ class MiniGPT4(nn.Module):
         if not spliced.learnt:
             raise DataError("no text of the batch has a token to learn; the loss would be NaN")
         self.positions += sum(spliced.lengths)
+        if self.packed:
+            packed = pack(spliced)
+            logits = packed_logits(self.llama_model, packed)
+            return functional.cross_entropy(logits.float(), packed.targets)
         return target_loss(self.logits(spliced), spliced.targets)
 
 

@@ -25,14 +25,19 @@ class Spliced:
         attention_mask: ``[B, S]``, 1 on real positions.
         targets: ``[B, S]``, the token id to predict *at* a position, -100 elsewhere.
         lengths: Real positions of each row.
-        learnt: Targets of all rows.
+        answers: Targets of each row, at its end.
     """
 
     embeds: torch.Tensor
     attention_mask: torch.Tensor
     targets: torch.Tensor
     lengths: list[int]
-    learnt: int
+    answers: list[int]
+
+    @property
+    def learnt(self) -> int:
+        """Targets of all rows."""
+        return sum(self.answers)
 
 
 def splice(
@@ -80,5 +85,5 @@ def splice(
         targets[index, end - len(answer) : end] = torch.tensor(answer, dtype=torch.long)
         sides = (0, 0, first, longest - end)
         padded.append(torch.nn.functional.pad(piece, sides))
-    learnt = sum(map(len, answers))
-    return Spliced(torch.stack(padded), mask.to(device), targets.to(device), lengths, learnt)
+    embeds, told = torch.stack(padded), [len(answer) for answer in answers]
+    return Spliced(embeds, mask.to(device), targets.to(device), lengths, told)

@@ -1,0 +1,231 @@
+"""Packing computes no padding, and changes no number."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from minigpt4.config import load_config
+from minigpt4.errors import ConfigError
+from minigpt4.models.language_model import load_language_model
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.packing import pack, packed_logits, packing_fault
+from minigpt4.models.splice import Segment, Spliced, splice
+from minigpt4.runners.preflight import check_training
+from tests.conftest import ROOT
+from tests.messages import one_line
+from tests.recorded.model import build_model, one_case
+
+CPU = torch.device("cpu")
+TEXTS = ["a red circle", "two big green squares and a small ring at the left", "x"]
+PROMPTS = [
+    "###Human: <Img><ImageHere></Img> Describe this. ###Assistant: ",
+    "###Human: <Img><ImageHere></Img> What is it? ###Assistant: ",
+    "###Human: <Img><ImageHere></Img> Take your time and describe it well. ###Assistant: ",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniGPT4:
+    return build_model(one_case(first_release=False))
+
+
+@pytest.fixture
+def image(model: MiniGPT4) -> torch.Tensor:
+    size = one_case(first_release=False).facts["dims"]["vit"]["img_size"]
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def learn(
+    model: MiniGPT4, image: torch.Tensor | None, prompts: list[str] | None, packed: bool
+) -> tuple[float, torch.Tensor]:
+    """Loss and the projection's gradient."""
+    model.packed = packed
+    model.zero_grad()
+    loss = model(image, TEXTS, prompts)
+    loss.backward()
+    gradient = model.llama_proj.weight.grad
+    assert gradient is not None
+    return loss.item(), gradient.clone()
+
+
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["stage 1", "stage 2"])
+def test_loss_and_gradient_are_those_of_padding(
+    model: MiniGPT4, image: torch.Tensor, prompts: list[str] | None
+) -> None:
+    assert model.choose_packing("auto") is None
+    assert model.packed
+    padded = learn(model, image, prompts, packed=False)
+    packed = learn(model, image, prompts, packed=True)
+    assert packed[0] == pytest.approx(padded[0], abs=1e-5)
+    assert (packed[1] - padded[1]).abs().max() < 1e-5 * padded[1].abs().max()
+
+
+def rows_of(model: MiniGPT4, contexts: list[list[Segment]]) -> Spliced:
+    answers = [model.tokenizer.encode(text) for text in TEXTS[: len(contexts)]]
+    return splice(contexts, answers, model.embed_tokens, CPU)
+
+
+@torch.no_grad()
+def test_several_images_and_none_stand_in_one_row(model: MiniGPT4) -> None:
+    width = model.llama_proj.out_features
+    drawn = torch.Generator().manual_seed(2)
+    pictures = [torch.randn(4, width, generator=drawn) for _ in range(3)]
+    spliced = rows_of(
+        model,
+        [
+            [[1, 5, 6], pictures[0], [7], pictures[1], [8, 9]],
+            [[1, 4, 4, 4]],
+            [[1], pictures[2]],
+        ],
+    )
+    packed = pack(spliced)
+    assert packed.embeds.shape[1] == sum(spliced.lengths)
+    logits = packed_logits(model.llama_model, packed)
+    following = spliced.targets[:, 1:]
+    assert torch.equal(packed.targets, following[following >= 0])
+    expected = model.logits(spliced)[:, :-1][following >= 0]
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_logits_are_computed_where_something_is_learnt_and_nowhere_else(
+    model: MiniGPT4, image: torch.Tensor
+) -> None:
+    shapes = []
+    head = model.llama_model.get_output_embeddings()
+    noting = head.register_forward_hook(lambda module, given, out: shapes.append(out.shape[:-1]))
+    try:
+        model.packed = True
+        model(image, TEXTS, PROMPTS)
+    finally:
+        noting.remove()
+    targets = model.splice_batch(image, TEXTS, PROMPTS).learnt
+    assert [shape.numel() for shape in shapes] == [targets]
+
+
+@torch.no_grad()
+def test_a_sample_does_not_see_the_others(model: MiniGPT4) -> None:
+    width = model.llama_proj.out_features
+    drawn = torch.Generator().manual_seed(3)
+    first, second, other = (torch.randn(4, width, generator=drawn) for _ in range(3))
+    answers: list[torch.Tensor] = []
+    for beside in (second, other):
+        packed = pack(rows_of(model, [[[1], first], [[1, 5], beside]]))
+        logits = packed_logits(model.llama_model, packed)
+        answers.append(logits[: len(model.tokenizer.encode(TEXTS[0]))])
+    assert (answers[0] - answers[1]).abs().max() < 1e-6
+
+
+def test_what_is_frozen_gets_no_gradient(model: MiniGPT4, image: torch.Tensor) -> None:
+    learn(model, image, PROMPTS, packed=True)
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"llama_proj.weight", "llama_proj.bias"}
+
+
+TINY_SIZE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("language_model", "expected"),
+    [
+        (LlamaForCausalLM(LlamaConfig(**TINY_SIZE, intermediate_size=48)), None),
+        (
+            LlamaForCausalLM(LlamaConfig(**TINY_SIZE, intermediate_size=48, num_key_value_heads=2)),
+            None,
+        ),
+        (
+            MistralForCausalLM(
+                MistralConfig(
+                    **TINY_SIZE, intermediate_size=48, num_key_value_heads=2, sliding_window=4
+                )
+            ),
+            "its outputs change",
+        ),
+        (
+            GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
+            None,
+        ),
+    ],
+    ids=["llama", "grouped heads", "a window", "gpt2"],
+)
+def test_where_packing_would_change_numbers_is_found_out(
+    language_model: PreTrainedModel, expected: str | None
+) -> None:
+    language_model.eval()
+    fault = packing_fault(language_model, CPU)
+    assert (expected in (fault or "")) if expected else fault is None, fault
+
+
+def test_attention_is_the_models_own_again_afterwards(model: MiniGPT4) -> None:
+    before = model.llama_model.config._attn_implementation
+    model.choose_packing("on")
+    assert model.llama_model.config._attn_implementation == before
+
+
+def saved_bytes(model: nn.Module, embeds: torch.Tensor) -> int:
+    """Bytes that a forward keeps for the backward, weights not counted."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+def test_a_frozen_llama_keeps_few_bytes_for_the_backward() -> None:
+    """At most 33 times the width for each token and layer, in bf16."""
+    width, tokens = 256, 64
+    kept = []
+    for layers in (2, 4):
+        config = LlamaConfig(
+            vocab_size=50,
+            hidden_size=width,
+            intermediate_size=int(width * 2.6875),  # as LLaMA-7B has it
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+        )
+        frozen = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False).eval()
+        embeds = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+        kept.append(saved_bytes(frozen.model, embeds))
+    assert (kept[1] - kept[0]) / (2 * tokens * width) <= 33
+
+
+def test_an_unknown_word_for_packing_is_a_fault_of_the_config() -> None:
+    config = load_config(
+        ROOT / "train_configs" / "tiny_stage1_pretrain.yaml", ["run.packing=sometimes"]
+    )
+    with pytest.raises(ConfigError, match=r"run\.packing"):
+        check_training(config)
+
+
+def test_the_embedded_default_packs() -> None:
+    tiny = load_language_model(str(ROOT / "assets" / "tiny" / "llama"), torch.float32)
+    assert packing_fault(tiny, CPU) is None
+
+
+def test_packing_asked_for_where_it_changes_numbers_is_one_line(
+    model: MiniGPT4, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.llama_model, "is_backend_compatible", lambda: False)
+    with one_line(ConfigError, "run.packing: on", "its attention is one of its own", "set auto"):
+        model.choose_packing("on")
+    assert model.choose_packing("auto") == "its attention is one of its own"
+    assert not model.packed
+    assert model.choose_packing("off") is None
+    assert not model.packed
