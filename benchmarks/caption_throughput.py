@@ -29,7 +29,7 @@ CONFIG = "eval_configs/tiny_eval.yaml"
 TRAINED = Path("output/quickstart/stage2.pth")
 QUESTION = "Describe this image in detail."
 BATCH_SIZE = 16
-BAR = 3.0
+BAR = 2.5
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # whatever the locale cannot hold
-    watched = arguments.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    watched = arguments.prompt is None and typed and sys.stdout.isatty()
     for picture in arguments.image:
         check_picture(picture)  # before the model loads
     try:
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             tell("ask about the picture, or type /help")
             terminal.follow(typed_lines())
         else:
-            terminal.follow(sys.stdin)
+            terminal.follow(sys.stdin or ())
         sys.stdout.flush()
     except BrokenPipeError:  # who read the answers has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

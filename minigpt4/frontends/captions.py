@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -28,7 +28,7 @@ from minigpt4.frontends.arguments import ChatPlan
 from minigpt4.frontends.captions_input import CaptionInput, Row
 from minigpt4.frontends.captions_output import CaptionOutput, settings_of
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.runners.preparation import make_accelerator, run_settings
+from minigpt4.runners.preparation import Device, make_accelerator, run_settings
 from minigpt4.runners.processes import Processes
 
 _WINDOW = 16  # batches within which rows are sorted by length: what waits to be written is bounded
@@ -60,9 +60,7 @@ class Job:
     overwrite: bool = False
 
 
-def write_captions(
-    plan: ChatPlan, job: Job, prompt: str, device: Literal["auto", "cuda", "cpu", "mps"]
-) -> bool:
+def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> bool:
     """Caption all rows that the output lacks; whether there is one caption at least.
 
     Args:
