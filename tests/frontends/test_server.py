@@ -4,8 +4,11 @@ import base64
 import http.client
 import itertools
 import json
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +19,10 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from PIL import Image
 
 from benchmarks.server_process import ServerProcess, running_server
-from minigpt4.chat import Chat, load_chat
+from minigpt4.chat import Chat, Part, load_chat
 from minigpt4.cli.tiny_world.data_sets import read_heldout
 from tests.conftest import ROOT
 
@@ -78,7 +82,8 @@ def user(*content: Any) -> Any:
 
 def ask(client: openai.OpenAI, *messages: ChatCompletionMessageParam, **given: Any) -> Any:
     given = {"model": "minigpt4", "max_tokens": 12} | given
-    return client.chat.completions.create(messages=list(messages), **given)
+    create: Any = client.chat.completions.create
+    return create(messages=list(messages), **given)
 
 
 def text_of(completion: Any) -> str:
@@ -124,7 +129,7 @@ def test_pictures_stand_where_they_are_put_and_change_the_answer(
     first, second, *_ = pictures
     parts = [says("What differs between"), shown(first), says("and"), shown(second), says("?")]
     answer = text_of(ask(client, user(*parts)))
-    words = ["What differs between", first, "and", second, "?"]
+    words: list[Part] = ["What differs between", first, "and", second, "?"]
     assert answer == chat.ask(words, max_new_tokens=12)
     answers = {text_of(ask(client, user(shown(file), says("What?")))) for file in pictures}
     assert len(answers) > 1
@@ -177,7 +182,12 @@ def test_the_options_reach_the_model(client: openai.OpenAI, chat: Chat, pictures
     options: dict[str, Any] = {"do_sample": True, "temperature": 1.5, "top_p": 0.8, "seed": 3}
     assert text_of(drawn) == chat.ask(*asked, max_new_tokens=12, **options)
     assert text_of(ask(client, question, temperature=0)) == chat.ask(*asked, max_new_tokens=12)
-    own = {"num_beams": 3, "length_penalty": 0.5, "repetition_penalty": 1.3, "min_length": 4}
+    own: dict[str, Any] = {
+        "num_beams": 3,
+        "length_penalty": 0.5,
+        "repetition_penalty": 1.3,
+        "min_length": 4,
+    }
     beams = ask(client, question, extra_body=own)
     assert text_of(beams) == chat.ask(*asked, max_new_tokens=12, **own)
 
@@ -206,6 +216,33 @@ def test_models_and_health(client: openai.OpenAI, server: ServerProcess):
     with pytest.raises(openai.NotFoundError, match="there is no 'gpt-4' here"):
         client.models.retrieve("gpt-4")
     assert health(server)["status"] == "ok"
+
+
+@pytest.mark.parametrize("language", ["bash", "python"])
+def test_the_documented_requests_work(
+    server: ServerProcess,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    language: str,
+):
+    page = (ROOT / "docs" / "server.md").read_text()
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    (block,) = [block for block in blocks if "scene.png" in block]
+    Image.open(pictures[0]).save(tmp_path / "scene.png")
+    monkeypatch.setenv("MINIGPT4_API_KEY", KEY)
+    command = [sys.executable if language == "python" else "bash", "-c"]
+    result = subprocess.run(
+        [*command, block.replace("http://127.0.0.1:8000", server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    if language == "bash":
+        assert json.loads(result.stdout)["choices"][0]["message"]["content"]
 
 
 # Many at once

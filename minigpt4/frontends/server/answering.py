@@ -15,6 +15,7 @@ from minigpt4.errors import DataError
 from minigpt4.frontends.server.messages import Dialogue, Picture, Words
 from minigpt4.frontends.server.replies import RequestError
 
+STOPPING = "the server is stopping; please ask again in a moment"
 _GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
 
 
@@ -96,9 +97,10 @@ class Answer:
 
     def _work(self) -> None:
         try:
-            while not self._ticket.wait(_GLANCE):
-                if self._cancelled.is_set():
-                    raise RequestError(503, "the server is stopping", code="stopping")
+            while not self._ticket.wait(_GLANCE) and not self._cancelled.is_set():
+                pass
+            if self._cancelled.is_set():
+                raise RequestError(503, STOPPING, code="stopping")
             self.begun = True
             timer = threading.Timer(self._seconds, self.cut)
             timer.daemon = True

@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from minigpt4.chat import BusyError, Chat
 from minigpt4.errors import DataError, shown
-from minigpt4.frontends.server.answering import Answer, Order, Progress
+from minigpt4.frontends.server.answering import STOPPING, Answer, Order, Progress
+from minigpt4.frontends.server.clients import read_body, unless_gone
 from minigpt4.frontends.server.limits import Limits
 from minigpt4.frontends.server.messages import Picture, to_dialogue
 from minigpt4.frontends.server.pictures import Fetcher, read_picture
@@ -28,8 +29,6 @@ from minigpt4.frontends.server.replies import (
     json_reply,
 )
 from minigpt4.frontends.server.wire import ChatRequest, read_request
-
-_T = TypeVar("_T")
 
 
 class Service:
@@ -121,17 +120,15 @@ class Service:
         if kind != "application/json":
             text = "send the request as JSON, with Content-Type: application/json"
             raise RequestError(415, text, code="unsupported_media_type")
-        if self.stopping:
-            raise RequestError(503, "the server is stopping", code="stopping")
         # Bodies lie in memory: no more of them than could be waiting soon.
         if self._open > 2 * self.limits.places:
             raise BusyError("too many requests at once; please try again in a moment")
         self._open += 1
         try:
             body = read_body(request, self.limits.body_bytes)
-            content = await asyncio.wait_for(body, self.limits.seconds)
+            content = await asyncio.wait_for(body, self.limits.arrival_seconds)
         except (TimeoutError, asyncio.TimeoutError) as error:
-            text = f"the request took more than {self.limits.seconds:g} seconds to arrive"
+            text = f"the request took more than {self.limits.arrival_seconds:g} seconds to arrive"
             raise RequestError(408, text, code="timeout") from error
         finally:
             self._open -= 1
@@ -142,6 +139,8 @@ class Service:
     async def _reply(self, asked: ChatRequest, request: Request) -> Response:
         """The answer, or the beginning of a streamed one: until then an error is one of HTTP."""
         order = await self._order(asked)
+        if self.stopping:
+            raise RequestError(503, STOPPING, code="stopping")
         ticket = self.chat.waiting.join((request.client and request.client.host, asked.user))
         answer = Answer(self.chat, order, ticket, self.limits.seconds)
         self._forget()
@@ -250,48 +249,6 @@ class EventStream(StreamingResponse):
 
 def event(value: dict[str, Any]) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
-
-
-async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-        RequestError: 413, when it is larger than ``most`` bytes.
-    """
-    body, length = bytearray(), 0
-    async for chunk in request.stream():
-        length += len(chunk)
-        if length <= most:
-            body += chunk
-        elif length > 4 * most:
-            break  # a client reads the reply only once it has sent all; but this is too much
-    if length > most:
-        text = f"the request is larger than {most:,} bytes, which are the most"
-        raise RequestError(413, text, code="request_too_large", headers={"Connection": "close"})
-    return bytes(body)
-
-
-async def unless_gone(request: Request, reply: Awaitable[_T]) -> _T:
-    """A reply that is not waited for any more once the client has gone.
-
-    Raises:
-        ClientDisconnect: then; the making of the reply is cancelled.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    making, leaving = asyncio.ensure_future(reply), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not making.done():
-            raise ClientDisconnect
-        return making.result()
-    finally:
-        for task in (making, leaving):
-            task.cancel()
-        await asyncio.gather(making, leaving, return_exceptions=True)
 
 
 def build_app(service: Service) -> FastAPI:

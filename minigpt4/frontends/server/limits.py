@@ -18,6 +18,7 @@ class Limits:
         images: Pictures in one request, its history included.
         pixels: Of one picture.
         seconds: Longest time an answer is written; it is cut there.
+        arrival_seconds: For a request to arrive.
         places: Requests that may wait while one is answered.
         fetch_seconds: For each picture that is fetched.
         grace_seconds: For answers under way when the server is told to stop.
@@ -27,6 +28,7 @@ class Limits:
     images: int = 8
     pixels: int = 50_000_000
     seconds: float = 120.0
+    arrival_seconds: float = 30.0
     places: int = 32
     fetch_seconds: float = 10.0
     grace_seconds: float = 5.0

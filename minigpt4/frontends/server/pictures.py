@@ -69,13 +69,16 @@ class Fetcher:
         most_bytes: Of one picture.
         resolve: A host's addresses.
         allowed: Whether an address may be asked.
+        certificates: That an https host is known by.
     """
 
     seconds: float
     most_bytes: int
     resolve: Resolve = resolve
     allowed: Callable[[str], bool] = is_public
-    _ssl: ssl.SSLContext = field(default_factory=lambda: httpx.create_ssl_context(trust_env=False))
+    certificates: ssl.SSLContext = field(
+        default_factory=lambda: httpx.create_ssl_context(trust_env=False)
+    )
 
     async def fetch(self, url: str) -> bytes:
         """What lies at an http(s) address.
@@ -92,7 +95,7 @@ class Fetcher:
 
     async def _follow(self, address: str) -> bytes:
         url = httpx.URL(address)
-        client = httpx.AsyncClient(verify=self._ssl, trust_env=False, timeout=self.seconds)
+        client = httpx.AsyncClient(verify=self.certificates, trust_env=False, timeout=self.seconds)
         async with client:
             for _ in range(_REDIRECTS + 1):
                 request = await self._request(client, url)
