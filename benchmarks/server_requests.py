@@ -91,12 +91,13 @@ def sound_request(rng: random.Random) -> dict[str, Any]:
         messages = [earlier, {"role": "assistant", "content": "Hello!"}, *messages]
     if rng.random() < 0.3:
         messages.insert(0, {"role": "system", "content": "You see drawings."})
-    extra = [
+    extra: list[dict[str, Any]] = [
         *({"temperature": 0}, {"temperature": 1.2, "seed": 1}, {"top_p": 0.5}, {"stop": "a"}),
         *({"stop": ["x", "y"]}, {"num_beams": 2}, {"user": "me"}, {"n": 1}, {"tools": []}),
         *({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
     ]
-    request = {"model": "minigpt4", "max_tokens": rng.randint(1, 4), "messages": messages}
+    request: dict[str, Any] = {"model": "minigpt4", "messages": messages}
+    request["max_tokens"] = rng.randint(1, 4)
     for fields in rng.sample(extra, rng.randint(0, 3)):
         request |= fields
     return request

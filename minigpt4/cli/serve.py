@@ -37,19 +37,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Limits()
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-body-mb", type=float, default=default.body_bytes / 1e6, help="largest request"
+        "--max-body-mb",
+        type=float,
+        default=default.body_bytes / 1e6,
+        help="largest request (default %(default)g)",
     )
     limits.add_argument(
-        "--max-images", type=int, default=default.images, help="pictures in one request"
+        "--max-images",
+        type=int,
+        default=default.images,
+        help="pictures in one request (default %(default)g)",
     )
     limits.add_argument(
-        "--max-megapixels", type=float, default=default.pixels / 1e6, help="of one picture"
+        "--max-megapixels",
+        type=float,
+        default=default.pixels / 1e6,
+        help="of one picture (default %(default)g)",
     )
     limits.add_argument(
-        "--max-seconds", type=float, default=default.seconds, help="an answer is cut after these"
+        "--max-seconds",
+        type=float,
+        default=default.seconds,
+        help="an answer is cut after these (default %(default)g)",
     )
     limits.add_argument(
-        "--max-waiting", type=int, default=default.places, help="requests that may wait"
+        "--max-waiting",
+        type=int,
+        default=default.places,
+        help="requests that may wait (default %(default)g)",
     )
 
 

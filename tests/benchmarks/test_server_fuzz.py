@@ -20,7 +20,7 @@ def run(tmp_path: Path, requests: int) -> None:
 
 
 def test_senseless_requests_get_json(tmp_path: Path) -> None:
-    run(tmp_path, 60)
+    run(tmp_path, 40)
 
 
 @pytest.mark.slow
