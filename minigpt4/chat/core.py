@@ -213,7 +213,7 @@ class Chat:
 
         def show(text: str) -> None:
             # A growing answer may end in half a stop text or half a character: not shown yet.
-            texts.put(cut_at(text, stop).rstrip("#\ufffd"))
+            texts.put(cut_at(text, stop).rstrip("#\ufffd").rstrip())
 
         def work() -> None:
             try:
