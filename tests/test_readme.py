@@ -6,13 +6,14 @@ import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from minigpt4.cli import apply_delta, check
+from minigpt4.cli import apply_delta, caption, chat, check, serve
 from tests.conftest import ROOT, EntryPoint
 from tests.datasets.files import pair, picture, write_pairs, write_tar
 
@@ -39,9 +40,17 @@ TRIED_ELSEWHERE = {
     "python benchmarks/kill_resume.py --kills 100 --processes 2": "tests/test_survival.py, reduced",
     "python benchmarks/bad_shards.py": "tests/benchmarks/test_bad_shards.py, reduced",
     "python benchmarks/config_fuzz.py --mutations 1000 --seed 0": "tests/benchmarks",
+    "python benchmarks/chat_sessions.py --sessions 50": "tests/benchmarks, reduced",
+    "python benchmarks/chat_prefill.py": "tests/benchmarks, reduced",
+    "python benchmarks/caption_throughput.py": "tests/benchmarks, reduced",
+    "python benchmarks/server_fuzz.py --requests 1000": "tests/benchmarks, reduced",
     CHECK_SHARDS: "tests/cli/test_check_shards.py",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
+
+
+# Run with these and other arguments in test_chat_terminal.py, test_caption.py and test_server.py.
+CHATTING: dict[str, ModuleType] = {"chat": chat, "caption": caption, "serve": serve}
 
 
 def commands_of(page: str) -> list[str]:
@@ -71,6 +80,11 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
             )
             assert dry.returncode == 0, dry.stderr
         return
+    if words[2:3] == ["minigpt4"] and words[3] in CHATTING:
+        parser = argparse.ArgumentParser()
+        CHATTING[words[3]].add_arguments(parser)
+        parser.parse_args(words[4:])
+        return
     if {"train.py", "demo.py", "check", "evaluate"} & set(words):
         before = "--cfg-path" if "--cfg-path" in words else "check"
         yaml_file = words[words.index(before) + 1]
@@ -97,6 +111,8 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
         code, stderr = run_entry(main, *arguments)
         assert code == 0, stderr
         return
+    if command in commands_of("docs/server.md"):
+        return  # tests/frontends/test_server.py runs the page's requests and its first command
     if words[:4] == ["python", "-m", "minigpt4", "apply-delta"]:  # run in test_apply_delta.py
         parser = argparse.ArgumentParser()
         apply_delta.add_arguments(parser)

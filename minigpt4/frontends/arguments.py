@@ -64,7 +64,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
 
     from minigpt4.chat import choose_device
     from minigpt4.registry import Fault
-    from minigpt4.runners.preflight import described, memory_report, preflight
+    from minigpt4.runners.preflight import chat_memory, described, preflight
 
     if arguments.print_config:
         sys.stdout.write(described(config))
@@ -78,6 +78,6 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     assert device is not None  # else that was a fault
     if arguments.print_config:
         return None
-    if report := memory_report(plan):
-        logger.info("%s", report)
+    if memory := chat_memory(plan):
+        logger.info("%s", memory)
     return ChatPlan(config, device)

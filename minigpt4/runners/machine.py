@@ -79,13 +79,20 @@ def disk_faults(plan: Plan) -> list[Fault]:
     return [Fault("run.output_dir", text)]
 
 
-def estimate(plan: Plan) -> tuple[Need, int] | None:
-    """Memory that a plan needs on a GPU, and its batch; None where dimensions are not known."""
+def estimate(plan: Plan, cpu: bool = False) -> tuple[Need, int] | None:
+    """Memory that a plan needs, and its batch; None where dimensions are not known.
+
+    Args:
+        plan: What the config says.
+        cpu: It runs there, and not on a GPU.
+    """
     size, batch, answer = _model_size(plan), _batch(plan), plan.model.get("max_txt_len")
     if size is None or batch is None or answer is None:
         return None
     told = (plan.model.get("precision"), plan.run.get("precision"))
     half = "fp32" not in told and plan.run.get("amp") is not False
+    if cpu and "bf16" not in told:
+        half = False
     quantize = _quantize(plan)
     if plan.purpose == "training":
         learnt = answer + 1

@@ -25,7 +25,10 @@ _QUANTIZED = {
     "nf4": 0.53,
 }  # bytes for each parameter of the layers, constants included
 _TRAINED = 16  # bytes for each trained number: itself, gradient, two moments of AdamW, in fp32
-_LIBRARIES = 10**9  # CUDA's own, its kernels' buffers and what lies between tensors
+CUDA, _LIBRARIES = (
+    "CUDA and buffers",
+    10**9,
+)  # CUDA's own, its kernels' buffers and what lies between tensors
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def training_need(
     model = size.language_model
     parts = weights_need(size, half, quantize)
     parts["projection + AdamW"] = size.projection * _TRAINED
-    parts["CUDA and buffers"] = _LIBRARIES
+    parts[CUDA] = _LIBRARIES
     kept = tokens * model.layers * model.width * _KEPT * (1 if half else 2)
     logits = model.vocabulary * (tokens * _LOGIT + learnt * _LEARNT_LOGIT)
     return Need(parts, kept + logits, f"activations of {tokens} tokens")
@@ -189,10 +192,10 @@ def chat_need(
     model = size.language_model
     parts = weights_need(size, half, quantize)
     parts["projection"] = size.projection * 4
-    parts["CUDA and buffers"] = _LIBRARIES
+    parts[CUDA] = _LIBRARIES
     each = model.layers * model.key_value * (2 if half else 4)
     if kept:
-        parts[f"kept: keys and values of {kept} tokens"] = kept * each
+        parts[f"keys and values of {kept} tokens kept for next turns"] = kept * each
     return Need(parts, tokens * each, f"keys and values of {tokens} tokens")
 
 
@@ -210,6 +213,17 @@ def memory_table(need: Need, batch: int, cards: tuple[int, ...] = CARDS) -> str:
             f"  largest batch that should fit: {', '.join(fits)}",
         ]
     )
+
+
+def memory_line(need: Need, batch: int, gpu: bool) -> str:
+    """The estimate of a chat as one line, the largest parts first."""
+    parts = need.parts | {need.sample: batch * need.per_sample}
+    if not gpu:
+        parts.pop(CUDA)
+    sizes = sorted(parts.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes)
+    where = "GPU" if gpu else "main"
+    return f"{where} memory needed, estimated: {gigabytes(sum(parts.values()))} ({told})"
 
 
 def gigabytes(count: int) -> str:

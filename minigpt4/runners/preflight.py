@@ -17,7 +17,7 @@ from minigpt4.models.device_map import device_map_faults
 from minigpt4.registry import IMAGE_PROCESSORS, Fault, defaults
 from minigpt4.runners.first_samples import sample_faults
 from minigpt4.runners.machine import device_faults, disk_faults, estimate, memory_warning
-from minigpt4.runners.memory import memory_table
+from minigpt4.runners.memory import memory_line, memory_table
 from minigpt4.runners.plan import Plan, Purpose, make_plan
 from minigpt4.runners.preparation import build_lr_schedule, precision_faults
 from minigpt4.runners.sharding import sharding_faults
@@ -87,6 +87,13 @@ def memory_report(plan: Plan) -> str | None:
     """The estimate of the GPU memory that a plan needs; None where dimensions are unknown."""
     found = estimate(plan)
     return memory_table(*found) if found else None
+
+
+def chat_memory(plan: Plan) -> str | None:
+    """The estimate of the memory that a chat needs where it will run, in one line."""
+    cpu = plan.device == "cpu"
+    found = estimate(plan, cpu)
+    return memory_line(*found, gpu=not cpu) if found else None
 
 
 def described(config: Config) -> str:
