@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -104,7 +105,11 @@ class Terminal:
         """Write the answer out; the session with it becomes the chat's."""
         answer, dropped = "", session.dropped
         pictures = [Path(name) for name in turn.images]
-        with stopped_by_ctrl_c() if self._watched else contextlib.nullcontext() as cancelled:
+        cancelled = threading.Event()
+        guard: AbstractContextManager[list[int]] = nullcontext([])
+        if self._watched:
+            guard = stopped_by_ctrl_c(cancelled)
+        with guard as pressed:
             for text in self._chat.stream(turn.question, pictures, session, cancelled=cancelled):
                 if self._watched:
                     write_grown(printable_text(answer), printable_text(text))
@@ -114,7 +119,7 @@ class Terminal:
         sys.stdout.write(self._end)
         sys.stdout.flush()
         self._session = session
-        if cancelled is not None and cancelled.is_set():
+        if pressed:
             tell("(stopped)")
         if session.dropped > dropped:
             count = session.dropped - dropped
@@ -134,9 +139,11 @@ class Terminal:
         self.turns[-1] = replace(turn, answer=self._answer(turn, session))
 
     def _undo(self, _: str) -> None:
-        self._pictures = [*self._last().images, *self._pictures]
+        turn = self._last()
+        self._pictures = [*turn.images, *self._pictures]
         self.turns.pop()
         self._session.undo()
+        tell(f"taken back: {turn.question}")
 
     def _last(self) -> Turn:
         if not self.turns:
@@ -145,6 +152,7 @@ class Terminal:
 
     def _clear(self, _: str) -> None:
         self._session, self.turns, self._pictures = self._chat.start(), [], []
+        tell("a new conversation, without a picture so far")
 
     def _save(self, name: str) -> None:
         self._last()
@@ -200,17 +208,18 @@ def write_grown(shown: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_ctrl_c() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C interrupts as always."""
-    stopped = threading.Event()
+def stopped_by_ctrl_c(cancelled: threading.Event) -> Iterator[list[int]]:
+    """Ctrl-C sets ``cancelled``, and the list has an entry; a second one interrupts as always."""
+    pressed: list[int] = []
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopped.set()
+    def stop(number: int, _frame: FrameType | None) -> None:
+        pressed.append(number)
+        cancelled.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield stopped
+        yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
 
