@@ -101,7 +101,8 @@ class Outcome:
     def shown(self) -> list[str]:
         """Texts of the whole chat, questions and answers; empty where the chat did not change."""
         box = self.data[0] if self.data else []
-        return [m["content"][-1]["text"] for m in box if isinstance(m, dict)]
+        parts = [m["content"][-1] for m in box if isinstance(m, dict)]
+        return [part["text"] for part in parts if part["type"] == "text"]
 
     @property
     def answers(self) -> list[str]:
@@ -154,7 +155,9 @@ class Visitor:
             "GET", f"{_API}/queue/data", params={"session_hash": self.key}
         ) as stream:
             async for line in stream.aiter_lines():
-                said = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
+                if not line.startswith("data:"):
+                    continue
+                said = json.loads(line[5:])
                 if said["msg"] == "log":
                     outcome.messages.append(said["log"])
                 elif said["msg"] == "process_generating":

@@ -1,23 +1,26 @@
-"""The demo page in a real browser: the real ``demo.py``; its answers are words, not true ones."""
+"""The demo page in a real browser: the real ``demo.py``; its answers are words, not true ones.
+
+``DEMO_SCREENSHOTS=docs pytest tests/test_demo_browser.py -k screenshots`` makes the pictures of the
+README with what ``make quickstart`` has trained.
+"""
 
 import itertools
 import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.page_client import Server, serve
 from minigpt4.cli.tiny_world.scenes import draw_scene, sample_scene
 
 pytestmark = pytest.mark.browser
@@ -33,6 +36,10 @@ FLAGS = [
     "--disable-sync",
 ]
 DESCRIBE = "Describe this image in detail."
+HOSTILE = (
+    "<img src=x onerror=alert(1)> <b>bold</b> ![p](https://example.com/p.png) "
+    "<script>alert(2)</script>"
+)
 # Notes every state of the newest answer that the page shows, however briefly.
 WATCH_ANSWERS = """() => {
   window.states = [];
@@ -44,63 +51,17 @@ WATCH_ANSWERS = """() => {
     {subtree: true, childList: true, characterData: true});
 }"""
 
-
-def demo_command(port, *options):
-    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/tiny_eval.yaml"]
-    return [*command, "--device", "cpu", "--port", str(port), "--options", *options]
-
-
-def save_random_projection(path):
-    """An untrained projection, the same in every run."""
-    width = json.loads((ROOT / "assets/tiny/llama/config.json").read_text())["hidden_size"]
-    torch.manual_seed(0)
-    weights = torch.nn.Linear(128, width).state_dict()
-    torch.save({"model": {f"llama_proj.{k}": v for k, v in weights.items()}}, path)
-
-
-class Server:
-    """``demo.py`` on a free port of this machine."""
-
-    def __init__(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self._log = folder / "server.log"
-        save_random_projection(folder / "projection.pth")
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                demo_command(self.port, f"model.ckpt={folder / 'projection.pth'}"),
-                cwd=ROOT,
-                env={**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads")},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def output(self):
-        return self._log.read_text()
-
-    def wait(self, seconds=180):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(self.url, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
-        pytest.fail(f"demo.py does not answer:\n{self.output}")
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
+STOP_AT_THE_FIRST_WORD = """() => {
+  const watch = setInterval(() => {
+    const answer = document.querySelector("#chatbot [data-testid=bot]");
+    const button = document.querySelector("#question .stop-button");
+    if (answer && answer.innerText.trim() && button) { button.click(); clearInterval(watch); }
+  }, 10);
+}"""
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api")
@@ -111,17 +72,22 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server(browser, tmp_path_factory):
-    started = Server(tmp_path_factory.mktemp("demo"))
-    try:
-        started.wait()
+def server(
+    browser: Any, projection: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    # An answer of this template goes on for as long as it is told to: no word but eos ends it.
+    options = [f"model.ckpt={projection}", "chat.max_new_tokens=40", "chat.template=llama_2"]
+    with serve(tmp_path_factory.mktemp("demo"), options=options) as started:
+        page = browser.new_page()  # it is there before the model is
+        page.goto(started.url)
+        page.wait_for_selector("#status:has-text('Loading'), #question textarea")
+        page.close()
+        started.wait_until("ready")
         yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     paths = []
     for seed in (90001, 90002):
@@ -134,70 +100,114 @@ def pictures(tmp_path_factory):
 class Visitor:
     """What someone at the page does and sees."""
 
-    def __init__(self, page):
+    def __init__(self, page: Any) -> None:
         self.page = page
 
-    def upload(self, path):
-        self.page.set_input_files("#picture input[type=file]", path)
+    def show(self, *paths: Path) -> None:
+        """Put pictures into the question box."""
+        before = self.page.locator("#question .thumbnail-item").count()
+        self.page.set_input_files("#question input[type=file]", [str(path) for path in paths])
+        self.page.locator("#question .thumbnail-item").nth(before + len(paths) - 1).wait_for()
 
-    def show(self, path):
-        if self.page.locator("#picture img").count():
-            self.page.click("#picture button[aria-label*='Clear'], #picture [aria-label*='Remove']")
-        self.upload(path)
-        self.page.wait_for_selector("#picture img")
-
-    def send(self, question):
+    def send(self, question: str) -> None:
         self.page.fill("#question textarea", question)
-        self.page.click("#question button:has-text('Send')")
+        self.page.click("#question [data-testid=submit-button]")
 
-    def ask(self, question):
+    def wait_for_answers(self, number: int) -> None:
+        """Wait until the page shows so many answers, all of them whole."""
+        self.page.wait_for_function(
+            """number => document.querySelectorAll("#chatbot [data-testid=bot]").length == number
+                && document.querySelector("#question [data-testid=submit-button]")
+                && !document.querySelector("#status p")""",
+            arg=number,
+        )
+
+    def ask(self, question: str) -> None:
         """Send, and wait for the whole answer."""
         before = len(self.answers)
         self.send(question)
-        self.page.wait_for_function(
-            """before => document.querySelectorAll("#chatbot [data-testid=bot]").length > before
-                && document.querySelector("#question button").innerText.trim() == "Send" """,
-            arg=before,
-        )
+        self.wait_for_answers(before + 1)
+
+    def press(self, name: str) -> None:
+        """A button of the chat: Retry, Undo, Edit …, the last one of its name."""
+        self.page.locator(f"#chatbot [aria-label={name}]").last.click()
+
+    def setting(self, name: str, value: float) -> None:
+        if not self.page.locator(f"#{name}").is_visible():
+            self.page.click("#settings button")
+        self.page.locator(f"#{name} input[type=number]").first.fill(str(value))
+        self.page.locator(f"#{name} input[type=number]").first.press("Tab")
 
     @property
-    def questions(self):
+    def questions(self) -> list[str]:
         texts = self.page.locator("#chatbot [data-testid=user]").all_inner_texts()
         return [text.strip() for text in texts if text.strip()]
 
     @property
-    def answers(self):
+    def answers(self) -> list[str]:
         texts = self.page.locator("#chatbot [data-testid=bot]").all_inner_texts()
         return [text.strip() for text in texts]
 
-    def wait_for_message(self, words):
+    @property
+    def pictures(self) -> list[str]:
+        images = self.page.locator("#chatbot [data-testid=user] img").all()
+        return [Path(image.get_attribute("src")).name for image in images]
+
+    @property
+    def typed(self) -> str:
+        return str(self.page.input_value("#question textarea"))
+
+    def wait_for_message(self, words: str) -> str:
         toast = self.page.locator("[data-testid=toast-body]", has_text=words)
         toast.wait_for()
-        return toast.inner_text()
+        return str(toast.inner_text())
+
+    def saved(self, kind: str) -> str:
+        with self.page.expect_download() as download:
+            self.page.click(f"#save-{kind}")
+        assert download.value.suggested_filename == f"conversation.{kind}"
+        return Path(download.value.path()).read_text()
+
+
+def open_page(context: Any, server: Server) -> Visitor:
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(server.url)
+    page.wait_for_selector("#question textarea")
+    page.wait_for_function("!document.querySelector('#status p')")
+    return Visitor(page)
 
 
 @pytest.fixture
-def visitor(browser, server):
+def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
     """A visitor with a fresh page, which must not ask for anything from another host."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(60_000)
-    page = context.new_page()
-    asked_for = []
-    page.on("request", lambda request: asked_for.append(urlsplit(request.url)))
-    page.goto(server.url)
-    page.wait_for_selector("#question textarea")
-    yield Visitor(page)
-    content = page.content()
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    asked_for: list[Any] = []
+    context.on("request", lambda request: asked_for.append(urlsplit(request.url)))
+    started = open_page(context, server)
+    started.page.on("dialog", lambda dialog: asked_for.append(urlsplit("https://a.dialog.opened")))
+    yield started
+    content = started.page.content()
     context.close()
-    assert asked_for
-    assert {url.hostname for url in asked_for if url.scheme not in ("data", "blob")} == {
-        "127.0.0.1"
-    }
+    hosts = {url.hostname for url in asked_for if url.scheme not in ("data", "blob")}
+    assert hosts == {"127.0.0.1"}
     assert "Traceback" not in content
-    assert "Traceback" not in server.output
+    assert "Traceback" not in server.log.read_text()
 
 
-def test_answers_stream_and_a_second_question_goes_on(visitor, pictures):
+def test_the_page_is_there_while_the_model_loads(browser: Any, tmp_path: Path):
+    with serve(tmp_path, options=["model.ckpt="]) as loading:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(loading.url)
+        page.wait_for_selector("#question textarea")
+        # However slow this machine is: what was said while it loaded is gone once it is ready.
+        loading.wait_until("ready")
+        page.wait_for_function("!document.querySelector('#status p')")
+        page.close()
+
+
+def test_answers_stream_and_a_second_question_goes_on(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.page.evaluate(WATCH_ANSWERS)
     visitor.ask(DESCRIBE)
@@ -212,40 +222,52 @@ def test_answers_stream_and_a_second_question_goes_on(visitor, pictures):
     assert visitor.questions == [DESCRIBE, "What color is it?"]
     assert len(visitor.answers) == 2
     assert visitor.answers[0] == answer
-    assert visitor.page.locator("#chatbot img").count() == 1
+    assert visitor.pictures == [pictures[0].name]
     assert visitor.page.locator("[aria-label='Share']:visible").count() == 0  # it sends it outside
 
 
-def test_a_later_picture_is_shown_with_the_next_question(visitor, pictures):
+def test_pictures_over_turns_and_two_in_one_message(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     visitor.show(pictures[1])
     visitor.ask("And this one?")
-    sources = [image.get_attribute("src") for image in visitor.page.locator("#chatbot img").all()]
-    assert [Path(source).name for source in sources] == [path.name for path in pictures]
+    visitor.show(*pictures)
+    visitor.ask("What differs?")
+    names = [path.name for path in pictures]
+    assert visitor.pictures == [*names, *names]
 
 
-def test_an_example_is_a_question_to_send(visitor, pictures):
+def test_stop_keeps_what_was_said(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
-    visitor.page.click(f"#chat button:has-text('{DESCRIBE}')")
+    visitor.setting("max_new_tokens", 400)
+    visitor.setting("min_length", 400)
+    visitor.page.evaluate(STOP_AT_THE_FIRST_WORD)
+    visitor.send(DESCRIBE)
+    visitor.wait_for_answers(1)
+    (answer,) = visitor.answers
+    assert answer
+    visitor.ask("Go on.")
+    first, second = json.loads(visitor.saved("json"))
+    assert first["answer"].split() == answer.split()
+    assert len(first["answer"]) < len(second["answer"])  # which nobody stopped
+
+
+def test_examples_are_put_into_the_question_box(visitor: Visitor):
+    for number in (1, 2):
+        visitor.page.click(f"#pictures button >> nth={number}")
+        visitor.page.locator("#question .thumbnail-item").nth(number - 1).wait_for()
+    visitor.page.click(f"#questions button:has-text('{DESCRIBE}')")
     visitor.page.wait_for_function(
         "text => document.querySelector('#question textarea').value == text", arg=DESCRIBE
     )
-    visitor.page.click("#question button:has-text('Send')")
-    visitor.page.wait_for_selector("#chatbot [data-testid=bot]")
+    visitor.page.click("#question [data-testid=submit-button]")
+    visitor.wait_for_answers(1)
     assert visitor.questions == [DESCRIBE]
+    assert visitor.pictures == ["2.png", "3.png"]
+    assert visitor.typed == ""
 
 
-def test_an_example_picture_can_be_asked_about(visitor):
-    visitor.page.click("#examples button >> nth=1")
-    visitor.page.wait_for_selector("#picture img")
-    visitor.ask(DESCRIBE)
-    assert visitor.answers[0]
-    (shown,) = [image.get_attribute("src") for image in visitor.page.locator("#chatbot img").all()]
-    assert Path(shown).name == "2.png"
-
-
-def test_a_drawing_of_ones_own_can_be_asked_about(visitor, tmp_path):
+def test_a_drawing_of_ones_own_can_be_asked_about(visitor: Visitor, tmp_path: Path):
     """A sketch as people make it: transparent, any size, thin lines that nothing was trained on."""
     sketch = Image.new("RGBA", (431, 257), (0, 0, 0, 0))
     canvas = ImageDraw.Draw(sketch)
@@ -258,32 +280,106 @@ def test_a_drawing_of_ones_own_can_be_asked_about(visitor, tmp_path):
     assert visitor.answers[0]
 
 
-def test_restart_empties_the_chat(visitor, pictures):
+def test_a_pasted_picture(visitor: Visitor, pictures: list[Path]):
+    visitor.page.evaluate(
+        """async bytes => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
+          document.querySelector("#question textarea").dispatchEvent(
+            new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+        }""",
+        list(pictures[0].read_bytes()),
+    )
+    visitor.page.wait_for_selector("#question .thumbnail-item")
+    visitor.ask(DESCRIBE)
+    assert visitor.pictures == ["pasted.png"]
+
+
+def test_retry_undo_and_edit(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
-    visitor.page.click("#restart")
+    visitor.ask("What color is it?")
+    before = visitor.answers
+    visitor.page.evaluate(WATCH_ANSWERS)
+    visitor.press("Retry")
+    visitor.page.wait_for_function("window.states.length > 2")
+    visitor.wait_for_answers(2)
+    assert visitor.answers == before  # nothing is drawn at random here
+
+    visitor.press("Undo")
+    visitor.wait_for_answers(1)
+    assert visitor.questions == [DESCRIBE]
+    assert visitor.typed == "What color is it?"
+    visitor.page.fill("#question textarea", "")
+
+    visitor.ask("How many?")
+    visitor.page.locator("#chatbot [aria-label=Edit]").first.click()
+    visitor.page.fill("#chatbot textarea", "What is in the middle?")
+    visitor.press("Submit")
+    visitor.page.wait_for_selector("#chatbot [data-testid=user]:has-text('in the middle')")
+    visitor.wait_for_answers(1)
+    assert visitor.questions == ["What is in the middle?"]
+    assert visitor.pictures == [pictures[0].name]
+
+
+@pytest.mark.parametrize("button", ["#restart", "#chatbot [aria-label=Clear]"])
+def test_a_new_chat_forgets_the_last(visitor: Visitor, pictures: list[Path], button: str):
+    visitor.show(pictures[0])
+    visitor.ask(DESCRIBE)
+    visitor.page.click(button)
     visitor.page.wait_for_selector("#chatbot [data-testid=bot]", state="detached")
-    visitor.page.wait_for_selector("#picture img", state="detached")
     assert visitor.questions == []
     visitor.send(DESCRIBE)  # the picture is forgotten too
-    visitor.wait_for_message("Upload a picture first.")
+    visitor.wait_for_message("Add a picture first, or click one.")
     assert visitor.answers == []
 
 
-def test_a_text_file_named_png_is_refused_in_one_line(visitor, pictures, tmp_path):
+def test_the_conversation_can_be_taken_away(visitor: Visitor, pictures: list[Path]):
+    visitor.show(pictures[0])
+    visitor.ask(HOSTILE)
+    visitor.ask("שלום 😀")
+    turns = json.loads(visitor.saved("json"))
+    assert [turn["question"] for turn in turns] == [HOSTILE, "שלום 😀"]
+    assert turns[0]["images"] == [pictures[0].name]
+    markdown = visitor.saved("md")
+    assert "\\<b\\>bold" in markdown
+    assert "שלום 😀" in markdown
+
+
+def test_text_is_never_live(visitor: Visitor, pictures: list[Path]):
+    visitor.show(pictures[0])
+    visitor.ask(HOSTILE)
+    assert visitor.questions == [HOSTILE]
+    visitor.page.locator("#chatbot [aria-label=Edit]").first.click()
+    edited = visitor.page.input_value("#chatbot textarea") + " & <i>more</i>"
+    visitor.page.fill("#chatbot textarea", edited)
+    visitor.press("Submit")
+    visitor.page.wait_for_selector("#chatbot [data-testid=user]:has-text('more')")
+    visitor.wait_for_answers(1)
+    assert visitor.questions == [f"{HOSTILE} & <i>more</i>"]
+    live = "#chatbot .message-content :is(img, b, i, script, a)"
+    assert visitor.page.locator(live).count() == 0
+
+
+def test_a_text_file_named_png_is_refused_in_one_line(
+    visitor: Visitor, pictures: list[Path], tmp_path: Path
+):
     notes = tmp_path / "notes.png"
     notes.write_text("these are only words\n")
-    visitor.upload(notes)
+    visitor.show(notes)
+    visitor.send(DESCRIBE)
     message = visitor.wait_for_message("notes.png")
     (line,) = [line for line in message.splitlines() if "notes.png" in line]
     assert line == "notes.png is not a readable picture; try a JPEG, PNG or WebP."
-    visitor.page.wait_for_selector("#picture input[type=file]", state="attached")
+    assert visitor.typed == DESCRIBE
+    visitor.page.hover("#question .thumbnail-item")
+    visitor.page.click("#question .delete-button")
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     assert visitor.answers[0]
 
 
-def test_mistakes_leave_the_chat_as_it_was(visitor, pictures):
+def test_mistakes_leave_the_chat_as_it_was(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.send("  ")
     visitor.wait_for_message("Type a question first")
@@ -291,40 +387,106 @@ def test_mistakes_leave_the_chat_as_it_was(visitor, pictures):
     before = visitor.questions, visitor.answers
     long_question = "word " * 700
     visitor.send(long_question)
-    visitor.wait_for_message("the question and its images take")
+    visitor.wait_for_message("The question and its images take")
     assert (visitor.questions, visitor.answers) == before
-    assert visitor.page.input_value("#question textarea") == long_question  # to be shortened
+    assert visitor.typed.strip() == long_question.strip()  # to be shortened
     visitor.ask("What color is it?")
     assert len(visitor.answers) == 2
 
 
-def test_visitors_do_not_see_each_other(visitor, browser, server, pictures):
+def test_what_the_model_forgets_is_told(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
-    other = Visitor(browser.new_page())
-    other.page.goto(server.url)
-    other.page.wait_for_selector("#question textarea")
-    assert other.questions == []
-    other.page.close()
+    for _ in range(3):
+        visitor.ask("word " * 80)
+    visitor.wait_for_message("The context was full: the model does not remember")
+    assert len(visitor.answers) == 4
 
 
-def test_a_phone_shows_picture_chat_and_settings_below_each_other(visitor):
-    visitor.page.set_viewport_size({"width": 390, "height": 844})
+def test_two_tabs_at_once(visitor: Visitor, browser: Any, server: Server, pictures: list[Path]):
+    other = open_page(visitor.page.context, server)
+    visitor.show(pictures[0])
+    other.show(pictures[1])
+    visitor.send(DESCRIBE)
+    other.send("What is this?")
+    visitor.wait_for_answers(1)
+    other.wait_for_answers(1)
+    assert (visitor.questions, other.questions) == ([DESCRIBE], ["What is this?"])
+    assert (visitor.pictures, other.pictures) == ([pictures[0].name], [pictures[1].name])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_below_each_other(
+    browser: Any, server: Server, pictures: list[Path], scheme: str
+):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True, is_mobile=True
+    )
+    phone = open_page(context, server)
+    phone.show(pictures[0])
+    phone.ask("a" * 200)
+    phone.page.click("#settings button")
     boxes = [
-        visitor.page.locator(f"#{name}").bounding_box() for name in ("picture", "chat", "settings")
+        phone.page.locator(f"#{name}").bounding_box()
+        for name in ("header", "chatbot", "question", "side")
     ]
     for upper, lower in itertools.pairwise(boxes):
         assert upper["y"] + upper["height"] <= lower["y"]
-    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+    def brightness() -> float:
+        colour = phone.page.evaluate(
+            "getComputedStyle(document.querySelector('.gradio-container')).backgroundColor"
+        )
+        return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+    assert (brightness() < 100) == (scheme == "dark")
+    phone.page.click("#dark")
+    assert (brightness() < 100) != (scheme == "dark")
+    context.close()
 
 
-def test_a_port_in_use_is_one_line(server):
+def test_a_port_in_use_is_one_line(server: Server):
+    port = str(urlsplit(server.url).port)
+    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/tiny_eval.yaml"]
     result = subprocess.run(
-        demo_command(server.port, "model.ckpt="),
+        [*command, "--device", "cpu", "--port", port, "--options", "model.ckpt="],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 2
-    assert re.fullmatch(rf"error: .*--port {server.port}.*in use.*\n", result.stderr)
+    assert re.fullmatch(rf"error: .*--port {port}.*in use.*\n", result.stderr)
+
+
+@pytest.mark.skipif("DEMO_SCREENSHOTS" not in os.environ, reason="DEMO_SCREENSHOTS=docs makes them")
+def test_screenshots(browser: Any, tmp_path: Path):
+    folder = ROOT / os.environ["DEMO_SCREENSHOTS"]
+    dialogue = [
+        ([1], DESCRIBE),
+        ([], "What is below the purple ring?"),
+        ([2], "How many objects are there now?"),
+    ]
+    sizes = {
+        "demo.png": {"viewport": {"width": 1200, "height": 860}, "color_scheme": "light"},
+        "demo_phone.png": {
+            "viewport": {"width": 390, "height": 844},
+            "color_scheme": "dark",
+            "is_mobile": True,
+        },
+    }
+    with serve(tmp_path) as trained:
+        trained.wait_until("ready")
+        for name, size in sizes.items():
+            context = browser.new_context(**size, device_scale_factor=1.5)
+            visitor = open_page(context, trained)
+            for examples, question in dialogue:
+                for number in examples:
+                    visitor.page.click(f"#pictures button >> nth={number}")
+                    visitor.page.wait_for_selector("#question .thumbnail-item")
+                visitor.ask(question)
+            visitor.page.evaluate("window.scrollTo(0, 0)")
+            time.sleep(1)  # pictures have to be drawn
+            visitor.page.screenshot(path=folder / name)
+            context.close()

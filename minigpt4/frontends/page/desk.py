@@ -19,6 +19,7 @@ from minigpt4.frontends.page.messages import (
     asked,
     check_question,
     from_text,
+    place_of,
     read_message,
     read_options,
     says,
@@ -106,12 +107,11 @@ class Desk:
 
         Args:
             visitor: Whose chat.
-            index: Of the message; every turn has two.
+            index: Of the message.
             question: As the chat box shows it.
             *settings: See :data:`OPTIONS`.
         """
-        message = index[0] if isinstance(index, list | tuple) and index else index
-        place = message // 2 if isinstance(message, int) else -1
+        place = place_of(index, self._visit(visitor).turns)
         yield from self._again(visitor, place, question, settings)
 
     def undo(self, visitor: str) -> View:
@@ -204,7 +204,7 @@ class Desk:
                 session = before.copy()
                 ticket = chat.waiting.join(visitor)
                 began = True
-                shown = [*show(earlier), asked(words, pictures)]
+                shown = [*show(earlier), *asked(words, pictures)]
                 yield shown, running(emptied=from_box), status()
                 parts = [*pictures, words]
                 answer = yield from grow(chat, visit, ticket, parts, session, shown, changes)

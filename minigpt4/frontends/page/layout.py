@@ -77,6 +77,7 @@ def _chatbot() -> gr.Chatbot:
         sanitize_html=True,
         latex_delimiters=[],
         allow_file_downloads=False,
+        group_consecutive_messages=False,
         elem_id="chatbot",
     )
 
@@ -155,11 +156,10 @@ def _settings(options: GenerationOptions) -> list[gr.components.Component]:
             "length_penalty": slider(
                 "length_penalty", -2, 2, 0.1, "Length penalty", "Of beams; above 0: longer."
             ),
-            "seed": gr.Number(
-                start["seed"],
+            "seed": gr.Textbox(
+                "" if start["seed"] is None else str(start["seed"]),
                 label="Seed",
                 info="Of drawn words; empty: new words each time.",
-                precision=0,
                 elem_id="seed",
             ),
         }

@@ -108,6 +108,8 @@ def read_options(
         ConfigError: for a value that cannot be, or more beams than a visitor may ask for.
     """
     changes = dict(zip(names, values, strict=True))
+    seed = changes["seed"]  # a text, for it may be empty
+    changes["seed"] = int(seed) if isinstance(seed, str) and seed.isdecimal() else seed or None
     try:
         beams = change_options(options, changes).num_beams
     except ConfigError as error:  # a visitor knows of no YAML
@@ -118,15 +120,31 @@ def read_options(
 
 
 def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
-    """Turns as the chat box takes them."""
+    """Turns as the chat box takes them: pictures, question and answer, each by itself."""
     shown = []
     for turn in turns:
-        shown += [asked(turn.question, turn.pictures), says(turn.answer or "(an empty answer)")]
+        shown += asked(turn.question, turn.pictures)
+        shown.append(says(turn.answer or "(an empty answer)"))
     return shown
 
 
-def asked(question: str, pictures: Sequence[Path]) -> dict[str, Any]:
-    return {"role": "user", "content": [*({"path": str(p)} for p in pictures), _text(question)]}
+def asked(question: str, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+    # Pictures are a message of their own: gradio cannot edit a text in one message with them.
+    files = [{"path": str(picture)} for picture in pictures]
+    messages = [{"role": "user", "content": files}] if files else []
+    return [*messages, {"role": "user", "content": [_text(question)]}]
+
+
+def place_of(index: object, turns: Sequence[PageTurn]) -> int:
+    """Which turn a message of the chat box belongs to; -1 where there is no such message."""
+    message = index[0] if isinstance(index, list | tuple) and index else index
+    if not isinstance(message, int) or message < 0:
+        return -1
+    for place, turn in enumerate(turns):
+        message -= 3 if turn.pictures else 2
+        if message < 0:
+            return place
+    return -1
 
 
 def says(text: str) -> dict[str, Any]:
