@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -68,6 +69,13 @@ def load_language_model(
             "an unmerged delta, or a broken download"
         )
     return model
+
+
+def decoder_layers(language_model: PreTrainedModel) -> list[nn.Module]:
+    """Its layers, of the kinds that transformers keeps in one piece; empty where it names none."""
+    kinds = set(language_model._no_split_modules or ())
+    decoder = language_model.get_decoder()
+    return [module for module in decoder.modules() if type(module).__name__ in kinds]
 
 
 def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet
 from minigpt4.errors import CheckpointError, DataError, InterruptedRunError, one_line
 from minigpt4.models.build import Precision
+from minigpt4.models.compiling import compile_layers
 from minigpt4.models.minigpt4 import MiniGPT4, Packing, parameter_table
 from minigpt4.registry import LR_SCHEDULES, METRICS, RUNNERS, TASKS, Hidden
 from minigpt4.runners.bad_samples import BadSampleLog
@@ -80,6 +81,7 @@ class RunnerBase:
         precision: Arithmetic of the frozen parts; ``auto`` leaves it to ``model.precision``.
         shard: ``fsdp`` spreads the frozen language model over the processes.
         packing: Compute no padding; ``auto`` does so where a trial finds that no number changes.
+        compile: Fuse the layers' kernels; the first steps are slow, later ones quicker on a GPU.
         device: ``auto`` takes a GPU where there is one.
         deterministic: Bit for bit the same numbers on a GPU too, for some speed.
         resume: ``auto`` goes on with the newest unfinished run of the same config, if there is one.
@@ -127,6 +129,7 @@ class RunnerBase:
         precision: Precision = "auto",
         shard: Literal["none", "fsdp"] = "none",
         packing: Packing = "auto",
+        compile: bool = False,
         device: Device = "auto",
         deterministic: bool = False,
         resume: Literal["auto", "never"] = "never",
@@ -150,7 +153,7 @@ class RunnerBase:
         self.max_grad_norm = max_grad_norm
         self.save_every_steps, self.keep_last = save_every_steps, keep_last
         self.log_freq = log_freq
-        self.packing = packing
+        self.packing, self.compile = packing, compile
         settings = run_settings(config)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.iters_per_epoch = epoch_length(settings, datasets, world_size)
@@ -232,6 +235,8 @@ class RunnerBase:
                     self._check_alive()
                     if fault := self.model.choose_packing(self.packing):
                         logger.info("run.packing: auto leaves this model padded: %s", fault)
+                    if self.compile:
+                        compile_layers(self.model)
                 self.meter.start()
                 for epoch in range(self.step // self.iters_per_epoch, self.max_epoch):
                     self._train_epoch(epoch)

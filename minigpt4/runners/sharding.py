@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from minigpt4.errors import ConfigError
+from minigpt4.models.language_model import decoder_layers
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import Fault
 
@@ -64,8 +65,7 @@ def shard_language_model(model: MiniGPT4, device: torch.device) -> None:
         return
     language_model = model.llama_model
     decoder = language_model.get_decoder()
-    kinds = set(language_model._no_split_modules or ())
-    layers = [module for module in decoder.modules() if type(module).__name__ in kinds]
+    layers = decoder_layers(language_model)
     if not layers:
         raise ConfigError(f"run.shard: fsdp cannot split a {type(language_model).__name__}")
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
