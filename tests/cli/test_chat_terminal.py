@@ -245,8 +245,8 @@ class Screen:
                 if select.select([self.keyboard], [], [], 1.0)[0]:
                     self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
                 else:
-                    # A Ctrl-C just before readline waits for keys is noticed with the next key.
-                    self.type("x")
+                    # A Ctrl-C just before readline waits for keys is noticed with the next line.
+                    self.type("\n")
         return self.process.wait(timeout=WAIT)
 
 
