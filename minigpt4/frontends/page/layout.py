@@ -28,7 +28,11 @@ DOWNLOAD = """text => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
-TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
+# gradio has set the background by hand.
+TOGGLE_DARK = """() => {
+  document.body.classList.toggle("dark");
+  document.body.style.background = "var(--body-background-fill)";
+}"""
 # Values as the browser sent them; all answers at once, for whoever waits waits in the core's queue.
 RAW: dict[str, Any] = {
     "preprocess": False,
@@ -75,6 +79,7 @@ def _chatbot() -> gr.Chatbot:
         # Text is text: messages.as_text escapes it, and this says so once more.
         render_markdown=False,
         sanitize_html=True,
+        allow_tags=["none-at-all"],  # an edited text is shown at once, before it is escaped here
         latex_delimiters=[],
         allow_file_downloads=False,
         group_consecutive_messages=False,
