@@ -8,7 +8,6 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from minigpt4.chat.generation import (
     generate_ids,
 )
 from minigpt4.chat.kept_states import KeptStates, positions_of
+from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template, plain_text
 from minigpt4.datasets.samples import ToPixels, as_shown, load_image
@@ -36,51 +36,6 @@ _GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
 
 ImageInput = str | Path | Image.Image
 Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What an answer took, in tokens.
-
-    Attributes:
-        prompt: Of everything before the answer, images included.
-        kept: Of those, the ones that were not read again.
-        answer: Written, what ends the answer included.
-        end: ``stop`` where the model ended it, ``length`` at ``max_new_tokens``, ``cancelled``.
-    """
-
-    prompt: int
-    kept: int
-    answer: int
-    end: Literal["stop", "length", "cancelled"]
-
-
-@dataclass
-class ChatSession:
-    """One chat's turns and encoded images; sessions share nothing but the model.
-
-    Attributes:
-        conversation: The turns that the model still sees.
-        images: Tokens ``[Q, H]`` of each image in them.
-        dropped: Turns left out so far because the context was full.
-        usage: Of the last answer.
-    """
-
-    conversation: Conversation
-    images: list[torch.Tensor] = field(default_factory=list)
-    dropped: int = 0
-    usage: Usage | None = None
-
-    def copy(self) -> "ChatSession":
-        """A session that goes its own way from here; the images' tokens are shared."""
-        messages = [replace(message) for message in self.conversation.messages]
-        conversation = replace(self.conversation, messages=messages)
-        return ChatSession(conversation, list(self.images), self.dropped)
-
-    def undo(self) -> None:
-        """Take back the last question and its answer, with the images shown in it."""
-        if taken := self.conversation.undo():
-            del self.images[-taken:]
 
 
 class Chat:
@@ -334,6 +289,42 @@ class Chat:
         new = embeds[:, past.get_seq_length() :]
         self.model.llama_model.base_model(inputs_embeds=new, past_key_values=past, use_cache=True)
         self.kept.keep(positions, [], past)
+
+    @torch.no_grad()
+    def ask_each(
+        self,
+        questions: Sequence[str],
+        pixels: Sequence[torch.Tensor],
+        options: GenerationOptions,
+    ) -> list[str | DataError]:
+        """What :meth:`ask` answers to each question about its one image, all of them together.
+
+        Args:
+            questions: What users type.
+            pixels: Of each image, ``[3, s, s]``.
+            options: How to generate.
+
+        Returns:
+            For each question its answer, or why there is none: it is empty, or does not fit.
+        """
+        encoded = self.model.encode_img(torch.stack([*pixels]).to(self.model.device))
+        contexts: dict[int, list[Segment]] = {}
+        answers: dict[int, str | DataError] = {}
+        for place, (question, tokens) in enumerate(zip(questions, encoded, strict=True)):
+            session = self.start()
+            session.conversation.add_image()
+            session.images.append(tokens)
+            try:
+                self._say([question], session)
+                contexts[place] = self._fit(session, options)
+            except DataError as error:
+                answers[place] = error
+        if contexts:
+            with self.waiting.join():
+                rows = self._generate_ids(list(contexts.values()), self.template.stop, options)
+            for place, row in zip(contexts, rows, strict=True):
+                answers[place] = cut_at(self.model.tokenizer.decode(row[1:]), self.template.stop)
+        return [answers[place] for place in range(len(questions))]
 
     @torch.no_grad()
     def generate(

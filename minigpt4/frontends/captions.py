@@ -21,7 +21,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.chat import Chat, GenerationOptions
-from minigpt4.conversation import Conversation, plain_text
 from minigpt4.datasets.samples import load_image
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.frontends.arguments import ChatPlan
@@ -244,7 +243,6 @@ def _answer(
     ]
 
 
-@torch.no_grad()
 def caption_batch(
     chat: Chat,
     options: GenerationOptions,
@@ -262,42 +260,14 @@ def caption_batch(
     Returns:
         For each picture its answer, or why there is none.
     """
-    found: list[str | DataError | None] = [
-        p if isinstance(p, DataError) else None for p in pictures
-    ]
-    pixels = [p for p in pictures if isinstance(p, torch.Tensor)]
-    if not pixels:
-        return [item for item in found if item is not None]
-    images = iter(chat.model.encode_img(torch.stack(pixels).to(chat.model.device)))
-    asked: dict[int, tuple[str, list[torch.Tensor]]] = {}
-    room = options.max_length - options.max_new_tokens
-    for place, question in enumerate(questions):
-        if found[place] is not None:
-            continue
-        prompt, shown = prompt_for(chat, question), [next(images)]
-        length = sum(map(len, chat.model.prompt_segments(prompt, shown)))
-        if length > room:
-            found[place] = DataError(
-                f"the prompt and its picture take {length} tokens, but only {room} fit "
-                "(chat.max_length less chat.max_new_tokens)"
-            )
-        else:
-            asked[place] = prompt, shown
-    if asked:
-        prompts, encoded = zip(*asked.values(), strict=True)
-        answers = chat.generate(prompts, encoded, chat.template.stop, options)
-        for place, answer in zip(asked, answers, strict=True):
-            found[place] = answer
-    return [item for item in found if item is not None]
-
-
-def prompt_for(chat: Chat, question: str) -> str:
-    """What the model reads: a chat's first question, about one picture."""
-    conversation = Conversation(chat.template)
-    conversation.add_image()
-    controls = (*chat.template.controls, *chat.model.tokenizer.special)
-    conversation.ask(plain_text(question, controls).strip())
-    return conversation.prompt()
+    readable = {n: p for n, p in enumerate(pictures) if isinstance(p, torch.Tensor)}
+    captions: list[str | DataError] = [p if isinstance(p, DataError) else "" for p in pictures]
+    if readable:
+        asked = [questions[place] for place in readable]
+        answers = chat.ask_each(asked, list(readable.values()), options)
+        for place, answer in zip(readable, answers, strict=True):
+            captions[place] = answer
+    return captions
 
 
 def _summarise(output: CaptionOutput, was_done: bool) -> bool:

@@ -43,6 +43,18 @@ def test_batch_equals_single(chat: Chat, pictures: list[Path]):
     assert together == alone
 
 
+def test_questions_asked_together_are_answered_as_each_alone(chat: Chat, pictures: list[Path]):
+    options = replace(chat.options, max_new_tokens=12)
+    questions = ["What is this?", "How many ### are there, and where?", " ", "word " * 600]
+    pixels = [chat.image_processor(load_image(file, shown=True)) for file in pictures[:4]]
+    together = chat.ask_each(questions, pixels, options)
+    for question, file, answer in zip(questions[:2], pictures, together, strict=False):
+        assert answer == chat.ask(question, [file], max_new_tokens=12)
+    assert [type(answer) for answer in together[2:]] == [DataError, DataError]
+    assert "the question is empty" in str(together[2])
+    assert "tokens, but only" in str(together[3])
+
+
 def test_without_a_stop_text_an_answer_ends_where_the_model_ends_it(
     chat: Chat, pictures: list[Path]
 ):
