@@ -472,7 +472,7 @@ def test_screenshots(browser: Any, tmp_path: Path):
         ([1], "How many objects are there?"),
         ([2], DESCRIBE),
     ]
-    sizes = {
+    sizes: dict[str, dict[str, Any]] = {
         "demo.png": {"viewport": {"width": 1200, "height": 940}, "color_scheme": "light"},
         "demo_phone.png": {
             "viewport": {"width": 390, "height": 844},
