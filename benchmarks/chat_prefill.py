@@ -5,7 +5,7 @@
 The same question is asked after histories of several lengths, once with what earlier turns left
 behind and once reading everything anew, in turn; ratios are of medians. A complete answer is read
 again as the next prompt will have it, while its user reads it too: that time is no part of a first
-word's. Every word must be the same both ways.
+word's. On a CPU, CPU time on one thread. Every word must be the same both ways.
 """
 
 import argparse
@@ -76,16 +76,17 @@ def measure(chat: Chat, tokens: int, repeats: int) -> dict[str, float]:
     anew = Chat(chat.model, chat.image_processor, replace(chat.options, kept_tokens=0))
     chat.kept.clear()
     session = history(chat, tokens)
+    clock = time.process_time if chat.model.device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"kept": [], "anew": []}
     read, words = {}, set()
     for repeat in range(repeats + 1):  # the first warms up
         for name, asked in (("kept", chat), ("anew", anew)):
             copy = session.copy()
             stream = asked.stream("What color is it?", (), copy, max_new_tokens=1)
-            start = time.perf_counter()
+            start = clock()
             word = next(stream, "")
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
             words.add((word, *stream))
             assert copy.usage is not None
             read[name] = copy.usage.prompt - copy.usage.kept
@@ -130,7 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     chat = load_chat(YAML, options, device=arguments.device)
     if arguments.size != "tiny":
         chat = with_random_llama(chat, arguments.size, chat.model.device)
-    rows = [measure(chat, tokens, arguments.repeats) for tokens in arguments.histories]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [measure(chat, tokens, arguments.repeats) for tokens in arguments.histories]
+    finally:
+        torch.set_num_threads(threads)
     print(f"{arguments.size} on {chat.model.device}, medians of {arguments.repeats}")
     for row in rows:
         print(

@@ -469,7 +469,7 @@ def test_a_port_in_use_is_one_line(server: Server):
 def test_screenshots(browser: Any, tmp_path: Path):
     folder = ROOT / os.environ["DEMO_SCREENSHOTS"]
     dialogue = [
-        ([1], "How many objects are there?"),
+        ([0], "How many objects are there?"),
         ([2], DESCRIBE),
     ]
     sizes: dict[str, dict[str, Any]] = {

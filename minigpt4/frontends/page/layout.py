@@ -15,7 +15,6 @@ QUESTIONS = (
     "Describe this image in detail.",
     "How many objects are there?",
     "What is the background like?",
-    "What is this?",
 )
 HEADER = """<h1>MiniGPT-4</h1>
 <p>A frozen language model that learnt to see by training one linear layer.</p>"""
