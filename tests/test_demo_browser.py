@@ -354,7 +354,8 @@ def test_text_is_never_live(visitor: Visitor, pictures: list[Path]):
     edited = visitor.page.input_value("#chatbot textarea") + " & <i>more</i>"
     visitor.page.fill("#chatbot textarea", edited)
     visitor.press("Submit")
-    visitor.page.wait_for_selector("#chatbot [data-testid=user]:has-text('more')")
+    # The browser shows an edited text at once, without what looks like tags; then as it was typed.
+    visitor.page.locator("#chatbot [data-testid=user]", has_text="& <i>more</i>").wait_for()
     visitor.wait_for_answers(1)
     assert visitor.questions == [f"{HOSTILE} & <i>more</i>"]
     live = "#chatbot .message-content :is(img, b, i, script, a)"

@@ -19,6 +19,7 @@ def run(tmp_path: Path, requests: int) -> None:
     assert sum(figures["replies"].values()) == requests
 
 
+@pytest.mark.slow
 def test_senseless_requests_get_json(tmp_path: Path) -> None:
     run(tmp_path, 40)
 

@@ -261,6 +261,7 @@ def screen(*arguments: str) -> Iterator[Screen]:
         os.close(opened.keyboard)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_then_leaves(
     pictures: list[Path], projection: Path, tmp_path: Path
 ):

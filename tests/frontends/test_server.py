@@ -388,6 +388,7 @@ def test_what_is_not_http_gets_json_too(server: ServerProcess):
 # The end
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once():
     with running_server(options=LONG) as server, connect(server) as client:
         begun = iter(ask(client, user("Go"), stream=True, max_tokens=7000, extra_body=ENDLESS))

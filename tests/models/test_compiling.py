@@ -41,6 +41,7 @@ def gradient(model: MiniGPT4, captions: list[str]) -> torch.Tensor:
     return model.llama_proj.weight.grad.clone()
 
 
+@pytest.mark.slow
 def test_seven_token_counts_need_two_graphs_of_a_layer_and_change_nothing(model: MiniGPT4) -> None:
     compiled = copy.deepcopy(model)
     for each in (model, compiled):
