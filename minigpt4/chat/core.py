@@ -140,47 +140,24 @@ class Chat:
             cancelled: When set, the answer ends where it is.
             **changes: See there.
         """
-        ticket = ticket or self.waiting.join()
-        cancelled = cancelled or threading.Event()
-        try:
-            while not ticket.wait(_GLANCE):
-                if cancelled.is_set():
-                    return
-            yield from self._stream(question, images, session or self.start(), cancelled, changes)
-        finally:
-            ticket.leave()
-
-    def _stream(
-        self,
-        question: str | Sequence[Part],
-        images: Sequence[ImageInput],
-        session: ChatSession,
-        cancelled: threading.Event,
-        changes: dict[str, Any],
-    ) -> Generator[str, None, None]:
-        options = change_options(self.options, changes)
+        place, stopped = ticket or self.waiting.join(), cancelled or threading.Event()
+        session = session or self.start()
         asked = session.copy()
         words = [question] if isinstance(question, str) else list(question)
-        self._say([*map(_open, images), *words], asked)
-        segments = self._fit(asked, options)
         texts: queue.Queue[str | BaseException | None] = queue.Queue()
-        stop = self.template.stop
-
-        def show(text: str) -> None:
-            # A growing answer may end in half a stop text or half a character: not shown yet.
-            texts.put(cut_at(text, stop).rstrip("#\ufffd").rstrip())
 
         def work() -> None:
+            # The turn is the worker's: one who reads slowly keeps nobody waiting.
             try:
-                listen = show if options.num_beams == 1 else None
-                text, asked.usage = self._answer(segments, options, listen, cancelled)
-                asked.conversation.answer(self._plain(text))
-                texts.put(text)
-                texts.put(None)
+                while not place.wait(_GLANCE):
+                    if stopped.is_set():
+                        return
+                self._answer([*map(_open, images), *words], asked, texts.put, stopped, changes)
             except BaseException as error:  # handed over: it belongs to the caller's thread
                 texts.put(error)
-            else:
-                self._read_answer(asked, options)
+            finally:
+                place.leave()
+                texts.put(None)
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
@@ -193,9 +170,35 @@ class Chat:
                     answer = item
                     yield answer
         finally:
-            cancelled.set()
+            stopped.set()
             worker.join()
-        vars(session).update(vars(asked))
+        if asked.usage is not None:  # else it was given up while it waited
+            vars(session).update(vars(asked))
+
+    def _answer(
+        self,
+        question: Sequence[Part],
+        session: ChatSession,
+        tell: Callable[[str | None], None],
+        cancelled: threading.Event,
+        changes: dict[str, Any],
+    ) -> None:
+        """Tell a question's answer as it grows; it joins the session. None is told at its end."""
+        options, stop = change_options(self.options, changes), self.template.stop
+        self._say(question, session)
+        segments = self._fit(session, options)
+
+        def show(text: str) -> None:
+            # A growing answer may end in half a stop text or half a character: not shown yet.
+            tell(cut_at(text, stop).rstrip("#\ufffd").rstrip())
+
+        listen = show if options.num_beams == 1 else None
+        text, usage = self._write(segments, options, listen, cancelled)
+        session.conversation.answer(self._plain(text))
+        session.usage = usage
+        tell(text)
+        tell(None)
+        self._read_answer(session, options)
 
     def _plain(self, text: str) -> str:
         return plain_text(text, (*self.template.controls, *self.model.tokenizer.special))
@@ -248,7 +251,7 @@ class Chat:
             asked.dropped += 1
 
     @torch.no_grad()
-    def _answer(
+    def _write(
         self,
         segments: Sequence[Segment],
         options: GenerationOptions,

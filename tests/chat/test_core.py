@@ -237,6 +237,15 @@ def test_one_who_gives_up_waiting_is_not_answered(chat: Chat, pictures: list[Pat
     assert len(chat.waiting) == 0
 
 
+def test_one_who_reads_slowly_keeps_nobody_waiting(chat: Chat, pictures: list[Path]):
+    streams = [chat.stream("What is this?", [file], max_new_tokens=12) for file in pictures[:2]]
+    firsts = [next(stream) for stream in streams]  # neither is read to its end yet
+    assert chat.ask("What is this?", pictures[:1], max_new_tokens=12).startswith(firsts[0])
+    for stream, file in zip(streams, pictures, strict=False):
+        *_, answer = stream
+        assert answer == chat.ask("What is this?", [file], max_new_tokens=12)
+
+
 def test_a_static_cache_gives_the_same_words(chat: Chat, pictures: list[Path]):
     fixed = Chat(chat.model, chat.image_processor, replace(chat.options, static_cache=True))
     session, other = fixed.start(), chat.start()
