@@ -113,6 +113,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, processes: int
     assert [figures.kills, figures.survived, figures.equal] == [kills, kills, 1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_with_readers_is_one_line(scenes: Path, tmp_path: Path):
     """Ctrl-C reaches the readers too: they must live until the step is done."""
     arguments = command(long_options(scenes, tmp_path), STAGE1, 0)
@@ -127,6 +128,7 @@ def test_ctrl_c_with_readers_is_one_line(scenes: Path, tmp_path: Path):
     assert newest_step(tmp_path) == step
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path):
     config = goes_wrong(tmp_path, "slow", rank=0, step=3)
     with started(command(long_options(scenes, tmp_path / "out"), config, 0)) as job:

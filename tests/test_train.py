@@ -99,6 +99,7 @@ def test_stage1_then_stage2_in_plain_python(scenes: Path, tmp_path: Path):
     assert lines[0]["step"] == 2  # 24 pairs in batches of 12: once through
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [STAGE1, STAGE2])
 def test_two_processes_equal_one_that_accumulates_their_batches(
     scenes: Path, tmp_path: Path, projection: Path, config: str
@@ -159,6 +160,7 @@ def test_resume_goes_on_with_the_next_epoch(scenes: Path, tmp_path: Path):
     assert state[0]["step"] == 6, "the optimizer went on from step 3"
 
 
+@pytest.mark.slow
 def test_a_run_repeats_bit_for_bit(scenes: Path, tmp_path: Path):
     for name in ("a", "b"):
         options = stage1_options(scenes, tmp_path / name, max_epoch=1, num_workers=2)
@@ -175,6 +177,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(scenes: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_line_appears_once(scenes: Path, tmp_path: Path):
     result = train(*stage1_options(scenes, tmp_path), "run.max_epcoh=3", processes=2)
     assert result.returncode != 0
