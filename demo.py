@@ -7,13 +7,12 @@ import argparse
 import logging
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from minigpt4.errors import ConfigError, run_guarded
-from minigpt4.frontends.arguments import add_model_arguments, plan_chat
+from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
 AUTH = "MINIGPT4_AUTH"  # an environment variable: other users of a machine see command lines
@@ -60,16 +59,6 @@ def list_examples(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise a ``ConfigError`` where no page can be served, before the model loads."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except (OSError, OverflowError) as error:
-        text = f"--host {host} --port {port}: no page can be served there ({error})"
-        raise ConfigError(f"{text}; choose another --port") from error
-
-
 def read_auth(text: str | None) -> tuple[str, str] | None:
     """User and password.
 
@@ -98,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     auth = read_auth(arguments.auth)
     check_limits(arguments)
     if not arguments.print_config:
-        check_address(arguments.host, arguments.port)
+        open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     examples = list_examples(arguments.examples)
     plan = plan_chat(arguments)
     if plan is None:

@@ -5,7 +5,7 @@ import logging
 import os
 
 from minigpt4.errors import ConfigError
-from minigpt4.frontends.arguments import add_model_arguments, plan_chat
+from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
 from minigpt4.frontends.server.limits import Limits
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from minigpt4.frontends.server.app import Service
     from minigpt4.frontends.server.pictures import Fetcher
-    from minigpt4.frontends.server.serving import is_loopback, open_socket, serve
+    from minigpt4.frontends.server.serving import is_loopback, serve
 
     open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     if key is None and not is_loopback(arguments.host):

@@ -1,10 +1,11 @@
-"""Arguments: what every front end asks for on its command line → a chat that is ready.
+"""Arguments: what every front end asks for on its command line → a chat and a port that are ready.
 
 Nothing heavy is imported until the arguments are parsed: a wrong one fails at once.
 """
 
 import argparse
 import logging
+import socket
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,3 +82,17 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     if memory := chat_memory(plan):
         logger.info("%s", memory)
     return ChatPlan(config, device)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: where there can be none.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        text = f"--host {host} --port {port}: cannot serve there ({error})"
+        raise ConfigError(f"{text}; choose another --port") from error

@@ -9,10 +9,11 @@ from minigpt4.__main__ import main as run_command
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
 from minigpt4.cli.serve import KEY_VARIABLE, read_key
 from minigpt4.errors import ConfigError, DataError
+from minigpt4.frontends.arguments import open_socket
 from minigpt4.frontends.server.answering import Answer, Order, certain, cut_at_stops
 from minigpt4.frontends.server.messages import Dialogue, Picture, to_dialogue
 from minigpt4.frontends.server.replies import RequestError, as_request_error, encode, error_object
-from minigpt4.frontends.server.serving import is_loopback, open_socket
+from minigpt4.frontends.server.serving import is_loopback
 from minigpt4.frontends.server.wire import ChatRequest, read_request
 from tests.conftest import EntryPoint
 from tests.messages import one_line

@@ -16,7 +16,6 @@ import uvicorn
 from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt4.errors import ConfigError
 from minigpt4.frontends.server.app import Service, build_app
 from minigpt4.frontends.server.replies import RequestError, encode, error_object
 
@@ -24,20 +23,6 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 2.0  # seconds for the last replies to be read, before their connections are closed
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigError: where there can be none.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
-        text = f"--host {host} --port {port}: cannot serve there ({error})"
-        raise ConfigError(f"{text}; choose another --port") from error
 
 
 def is_loopback(host: str) -> bool:
