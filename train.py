@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from minigpt4.runners.evaluation import run_evaluation
     from minigpt4.runners.preflight import described, preflight
     from minigpt4.runners.preparation import (
+        all_cached,
         build_datasets,
         build_model,
         epoch_length,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(settings["seed"] + accelerator.process_index)
     datasets = build_datasets(config)
     epoch_length(settings, datasets, accelerator.num_processes)  # fails before the model loads
-    model = build_model(config, accelerator.device)
+    model = build_model(config, accelerator.device, from_features=all_cached(datasets))
     runner = RUNNERS.build(
         config.run.get("runner", "runner_base"),
         config.run_options(),

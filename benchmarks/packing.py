@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.errors import ConfigError, run_guarded
 from minigpt4.models.minigpt4 import target_loss
 from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.splice import Segment, Spliced, splice
+from minigpt4.models.splice import Joined, Segment, join, pad
 
 IMAGE, VOCABULARY = 32, 1000
 LEAST_WASTE, LEAST_SHARE, MOST_DIFFERENCE = 1.35, 0.95, 1e-5
@@ -40,7 +40,7 @@ def llama(width: int, layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
 
-def batch(model: LlamaForCausalLM, rows: int, drawn: random.Random) -> tuple[Spliced, torch.Tensor]:
+def batch(model: LlamaForCausalLM, rows: int, drawn: random.Random) -> tuple[Joined, torch.Tensor]:
     """A padded batch, and the image embeddings in it, which take the gradient."""
     images = torch.randn(rows, IMAGE, model.config.hidden_size) * 0.02
     images.requires_grad_()
@@ -48,22 +48,23 @@ def batch(model: LlamaForCausalLM, rows: int, drawn: random.Random) -> tuple[Spl
     lengths[0] = 60
     contexts: list[list[Segment]] = [[[1], image] for image in images]
     answers = [[drawn.randrange(VOCABULARY) for _ in range(length)] for length in lengths]
-    return splice(contexts, answers, model.get_input_embeddings(), torch.device("cpu")), images
+    return join(contexts, answers, model.get_input_embeddings(), torch.device("cpu")), images
 
 
-def padded_loss(model: LlamaForCausalLM, spliced: Spliced) -> torch.Tensor:
+def padded_loss(model: LlamaForCausalLM, joined: Joined) -> torch.Tensor:
+    spliced = pad(joined)
     output = model(
         inputs_embeds=spliced.embeds, attention_mask=spliced.attention_mask, use_cache=False
     )
     return target_loss(output.logits, spliced.targets)
 
 
-def packed_loss(model: LlamaForCausalLM, spliced: Spliced) -> torch.Tensor:
-    packed = pack(spliced)
+def packed_loss(model: LlamaForCausalLM, joined: Joined) -> torch.Tensor:
+    packed = pack(joined)
     return functional.cross_entropy(packed_logits(model, packed).float(), packed.targets)
 
 
-Loss = Callable[[LlamaForCausalLM, Spliced], torch.Tensor]
+Loss = Callable[[LlamaForCausalLM, Joined], torch.Tensor]
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -77,11 +78,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     wastes, loss_difference, gradient_difference = [], 0.0, 0.0
     for repeat in range(arguments.repeats + 1):  # the first warms up
         found = {}
-        spliced, images = batch(model, arguments.batch, drawn)
-        wastes.append(spliced.targets.numel() / sum(spliced.lengths))
+        joined, images = batch(model, arguments.batch, drawn)
+        wastes.append(max(joined.lengths) * arguments.batch / sum(joined.lengths))
         for way, loss_of in ways.items():
             start = time.process_time()
-            loss = loss_of(model, spliced)
+            loss = loss_of(model, joined)
             (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
             if repeat:
                 seconds[way].append(time.process_time() - start)

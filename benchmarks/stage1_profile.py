@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minigpt4.cli.tiny_world.data_sets import write_data_sets
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.datasets.samples import Batch
+from minigpt4.datasets.samples import Batch, to_device
 from minigpt4.errors import run_guarded
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.splice import splice
@@ -55,7 +55,7 @@ class Step:
         }
 
     def read(self) -> None:
-        self.batch = self.next_batch()
+        self.batch = to_device(self.next_batch(), self.model.device)
 
     def see(self) -> None:
         with torch.no_grad():

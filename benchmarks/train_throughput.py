@@ -2,216 +2,52 @@
 
     python benchmarks/train_throughput.py --size small --json output/train_throughput.json
 
-Whole steps: towers, language model, loss, backward, AdamW. Weights are random and made on the
-device; captions have the lengths of the two stages. Modes take turns, figures are medians. "Of
-ceiling": what a packed step computes, held against what a plain matrix product reaches.
+Whole steps on random weights (see training_steps.py). Each mode adds a lever to the one before:
+original, sdpa, packed, prefix, compiled, cached; two others are held against packed and are no
+levers: trainable, checkpointed. Modes take turns, figures are medians.
+
+"Of ceiling": the arithmetic that the stage cannot do without (a packed step with logits at targets
+only, towers included but in the row "cached", which is spared theirs), as torch counts it, over the
+time and over what a plain matrix product reaches on the device. "Memory": weights that the mode
+uses, and the most that its step allocates beside them. Tokens are real ones, padding is none.
 """
 
 import argparse
+import gc
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.chat import choose_device
-from minigpt4.errors import ConfigError, run_guarded
-from minigpt4.models.compiling import compile_layers
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.q_former import QFormerSize, build_q_former, build_query_tokens
-from minigpt4.models.splice import IGNORED, IMAGE_MARK
-from minigpt4.models.visual_encoder import (
-    VisualEncoderSize,
-    build_ln_vision,
-    build_visual_encoder,
-    shorten_weights,
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.training_steps import (  # noqa: E402
+    MODES,
+    SIZES,
+    Inputs,
+    Mode,
+    Size,
+    Steps,
+    about,
+    build,
+    described,
+    draw,
+    draw_lengths,
 )
+from minigpt4.chat import choose_device  # noqa: E402
+from minigpt4.errors import ConfigError, NothingCheckedError, run_guarded  # noqa: E402
 
-MODES = ("original", "sdpa", "packed", "compiled")
-BATCH = {1: 64, 2: 12}
-# Tokens of prompt and answer: (fewest, most) of a uniform draw, near the recorded lengths.
-LENGTHS = {1: ((0, 0), (4, 26)), 2: ((30, 50), (50, 150))}
-
-
-@dataclass(frozen=True)
-class Size:
-    """Dimensions of a model; ``bars`` are samples/s and ratios to the original's way.
-
-    Those of 7B and 13B are for one H200.
-    """
-
-    image_size: int
-    queries: int
-    encoder: VisualEncoderSize
-    q_former: QFormerSize
-    width: int
-    layers: int
-    inner: int
-    heads: int
-    vocabulary: int
-    bars: dict[int, dict[str, float]]
-
-
-_SMALL_FORMER = QFormerSize(128, 2, 4, 512, 1)
-SIZES = {
-    "tiny": Size(
-        112, 16, VisualEncoderSize(14, 128, 5, 4, 4.0), _SMALL_FORMER, 160, 6, 432, 5, 640, {}
-    ),
-    "small": Size(
-        112,
-        32,
-        VisualEncoderSize(14, 256, 6, 4, 4.0),
-        _SMALL_FORMER,
-        512,
-        8,
-        1376,
-        8,
-        1000,
-        {1: {"ratio": 1.1}, 2: {"ratio": 1.1}},
-    ),
-    "7b": Size(
-        224,
-        32,
-        VisualEncoderSize(),
-        QFormerSize(),
-        4096,
-        32,
-        11008,
-        32,
-        32001,
-        {1: {"packed": 293, "ratio": 1.15, "compiled_ratio": 1.4}, 2: {"packed": 100}},
-    ),
-    "13b": Size(
-        224,
-        32,
-        VisualEncoderSize(),
-        QFormerSize(),
-        5120,
-        40,
-        13824,
-        40,
-        32001,
-        {1: {"packed": 176}, 2: {"packed": 54}},
-    ),
-}
-
-
-class Numbers:
-    """A tokenizer whose words are the ids themselves: lengths are what the benchmark says."""
-
-    bos_id, eos_id = 1, 2
-    special: tuple[str, ...] = ()
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        return " ".join(map(str, ids))
-
-    def piece(self, token_id: int) -> str:
-        return str(token_id)
-
-
-def build(size: Size, device: torch.device) -> MiniGPT4:
-    """A model with random weights, made on the device, frozen but for the projection."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    config = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        num_hidden_layers=size.layers,
-        intermediate_size=size.inner,
-        num_attention_heads=size.heads,
-    )
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        try:
-            language_model = LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        encoder = build_visual_encoder(size.image_size, size.encoder)
-        shorten_weights(encoder, dtype)
-        model = MiniGPT4(
-            encoder,
-            build_ln_vision(size.encoder.embed_dim),
-            build_q_former(size.encoder.embed_dim, size.q_former),
-            build_query_tokens(size.queries, size.q_former.hidden_size).detach(),
-            language_model,
-            Numbers(size.vocabulary),
-            max_txt_len=160,
-            end_sym=" 2",
-            compute_dtype=dtype,
-        )
-    return model.to(device).train()
-
-
-Batch = tuple[torch.Tensor, list[str], list[str] | None]
-
-
-def draw(model: MiniGPT4, size: Size, stage: int, rows: int, drawn: random.Random) -> Batch:
-    """Pixels, answers and prompts of one step."""
-    before, answer = LENGTHS[stage]
-
-    def words(least: int, most: int) -> str:
-        count = drawn.randint(least, most)
-        return " ".join(str(drawn.randrange(3, size.vocabulary)) for _ in range(count))
-
-    pixels = torch.randn(rows, 3, size.image_size, size.image_size, device=model.device)
-    prompts = None
-    if stage == 2:
-        prompts = [f"{words(*before)} {IMAGE_MARK} {words(*before)}" for _ in range(rows)]
-    return pixels, [words(*answer) for _ in range(rows)], prompts
-
-
-def original_loss(model: MiniGPT4, batch: Batch) -> torch.Tensor:
-    """Padded, every position's logits, all of them in fp32."""
-    spliced = model.splice_batch(*batch)
-    logits = model.logits(spliced).float()[:, :-1]
-    targets = spliced.targets[:, 1:]
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-
-
-class Steps:
-    """One model, trained by turns in every mode."""
-
-    def __init__(self, model: MiniGPT4, compiled: bool) -> None:
-        self.model = model
-        self.optimizer = torch.optim.AdamW(model.llama_proj.parameters(), lr=1e-4)
-        model.choose_packing("on")
-        model.packed = False
-        if compiled:
-            compile_layers(model)
-
-    def step(self, mode: str, batch: Batch) -> None:
-        """A whole step; with ``compiled`` layers or as they were written."""
-        config = self.model.llama_model.config
-        config._attn_implementation = "eager" if mode == "original" else "sdpa"
-        self.model.packed = mode in ("packed", "compiled")
-        stance: AbstractContextManager[Any] = (
-            nullcontext() if mode == "compiled" else torch.compiler.set_stance("force_eager")
-        )
-        loss_of: Callable[[], torch.Tensor] = (
-            (lambda: original_loss(self.model, batch))
-            if mode == "original"
-            else (lambda: self.model(*batch))
-        )
-        with stance:
-            self.optimizer.zero_grad()
-            loss_of().backward()
-            self.optimizer.step()
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+Row = dict[str, Any]
+ALWAYS = ("original", "packed")  # the others are held against them
 
 
 def matrix_product_flops(device: torch.device) -> float:
@@ -230,65 +66,138 @@ def matrix_product_flops(device: torch.device) -> float:
     return 2 * side**3 / min(once() for _ in range(10))
 
 
+class Reference:
+    """Floating-point operations that a step of so many positions cannot do without."""
+
+    def __init__(self, steps: Steps, inputs: Inputs, positions: float) -> None:
+        self.positions = positions
+        before = steps.model.positions
+        with FlopCounterMode(display=False) as whole:
+            steps.step(Mode(), inputs)
+        counted = steps.model.positions - before
+        with FlopCounterMode(display=False) as cached:
+            steps.step(Mode(cached=True), inputs)
+        self._towers = whole.get_total_flops() - cached.get_total_flops()
+        self._language_model = cached.get_total_flops() * positions / counted
+
+    def of(self, mode: str) -> float:
+        return self._language_model + (0 if MODES[mode].cached else self._towers)
+
+
+def attempt(work: Callable[[], Any]) -> tuple[float, Any] | None:
+    """Seconds of some work, and what it gave; None where the GPU's memory did not suffice."""
+    start = time.perf_counter()
+    try:
+        found = work()
+    except torch.OutOfMemoryError:
+        pass  # not freed here: the error still holds what was computed
+    else:
+        return time.perf_counter() - start, found
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
 def measure(
     steps: Steps, size: Size, stage: int, modes: Sequence[str], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """A row for each mode."""
+) -> list[Row]:
+    """A row for each mode; without figures where it ran out of memory."""
     model, drawn = steps.model, random.Random(arguments.seed)
-    rows = arguments.batch or BATCH[stage]
+    batch = arguments.batch or size.batch[stage]
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
-    memory, tokens, flops = dict.fromkeys(modes, 0), [], 0
-    for repeat in range(arguments.repeats + 2):  # the first two warm up, and compile
-        batch = draw(model, size, stage, rows, drawn)
-        for mode in modes:
-            if model.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            before, start = model.positions, time.perf_counter()
-            steps.step(mode, batch)
-            if repeat >= 2:
-                seconds[mode].append(time.perf_counter() - start)
-            if mode == "packed":
-                tokens.append(model.positions - before)
-            if model.device.type == "cuda":
-                memory[mode] = max(memory[mode], torch.cuda.max_memory_allocated())
-    with FlopCounterMode(display=False) as counter:
-        steps.step("packed", draw(model, size, stage, rows, random.Random(arguments.seed)))
-    flops = counter.get_total_flops()
-    ceiling = matrix_product_flops(model.device)
-    medians = {mode: statistics.median(times) for mode, times in seconds.items()}
-    real = statistics.mean(tokens)
-    return [
-        {
-            "stage": stage,
-            "mode": mode,
-            "samples_per_second": rows / medians[mode],
-            "tokens_per_second": real / medians[mode],
-            "share_of_ceiling": flops / medians[mode] / ceiling,
-            "peak_memory_bytes": memory[mode],
-            "ratio": medians["original"] / medians[mode],
-        }
-        for mode in modes
-    ]
+    memory, positions, running, ceiling = {}, [], list(modes), 0.0
+    for repeat in range(arguments.repeats + 2):  # the first compiles, the second counts memory
+        inputs = draw(model, size, stage, draw_lengths(stage, batch, drawn), drawn)
+        for mode in list(running):
+            before, work = model.positions, steps.memory if repeat == 1 else steps.step
+            done = attempt(partial(work, MODES[mode], inputs))
+            if done is None:
+                running.remove(mode)
+            elif repeat == 1:
+                memory[mode] = done[1]
+            elif repeat > 1:
+                seconds[mode].append(done[0])
+                positions += [model.positions - before] if mode == "packed" else []
+        ceiling = max(ceiling, matrix_product_flops(model.device))
+    medians = {mode: statistics.median(seconds[mode]) for mode in running}
+    original = medians.get("original")
+    reference = None
+    if "packed" in running:
+        reference = Reference(steps, inputs, statistics.mean(positions))
+    rows = []
+    for mode in modes:
+        row: Row = {"stage": stage, "mode": mode, "batch": batch, "out_of_memory": True}
+        if mode in running:
+            step = medians[mode]
+            row |= {
+                "out_of_memory": False,
+                "step_seconds": step,
+                "samples_per_second": batch / step,
+                "tokens_per_second": reference and reference.positions / step,
+                "share_of_ceiling": reference and reference.of(mode) / step / ceiling,
+                "peak_memory_bytes": memory[mode],
+                "ratio": original and original / step,
+            }
+        rows.append(row)
+    return rows
 
 
-def missed(rows: Sequence[dict[str, Any]], size: Size) -> list[str]:
-    """Bars that were missed, or that nothing was measured for."""
-    found = {(row["stage"], row["mode"]): row for row in rows}
+def missed(rows: Sequence[Row], size: Size) -> list[str]:
+    """Bars that were missed, or that nothing was measured for; a size without bars misses none."""
+    found = {(row["stage"], row["mode"]): row for row in rows if not row.get("out_of_memory")}
     lines = []
     for stage, bars in size.bars.items():
-        for name, bar in bars.items():
-            mode = "compiled" if name.startswith("compiled") else "packed"
-            figure = "ratio" if name.endswith("ratio") else "samples_per_second"
-            row = found.get((stage, mode))
-            if row is None:
-                lines.append(f"stage {stage}, {mode}: not measured")
-            elif row[figure] < bar:
-                lines.append(f"stage {stage}, {mode}: {figure} {row[figure]:.2f} is below {bar}")
+        for mode, figures in bars.items():
+            for figure, bar in figures.items():
+                got = found.get((stage, mode), {}).get(figure)
+                if got is None:
+                    lines.append(f"stage {stage}, {mode}: {figure} was not measured")
+                elif got < bar:
+                    lines.append(f"stage {stage}, {mode}: {figure} {got:.2f} is below {bar}")
+        # As many levers as "cached" has, but for that one.
+        uncached = "compiled" if (stage, "compiled") in found else "prefix"
+        for dear, cheap, figure, bar in (
+            ("trainable", "packed", "step_seconds", 1.3),
+            (uncached, "cached", "step_seconds", 1.0),
+            (uncached, "cached", "peak_memory_bytes", 1.0),
+        ):
+            what = f"stage {stage}, {figure} of {dear} over {cheap}"
+            if not {(stage, dear), (stage, cheap)} <= found.keys():
+                lines.append(f"{what}: not measured")
+            elif (got := found[stage, dear][figure] / found[stage, cheap][figure]) <= bar:
+                lines.append(f"{what}: {got:.2f}, more than {bar} is asked for")
     return lines
 
 
+def print_table(rows: Sequence[Row]) -> None:
+    print("stage mode         batch  samples/s   tokens/s  of ceiling     memory   ratio")
+    for row in rows:
+        named = f"{row['stage']:>5} {row['mode']:<12} {row['batch']:>5}"
+        if row["out_of_memory"]:
+            print(f"{named}  out of memory")
+            continue
+        speed = f"{row['samples_per_second']:>10.1f} {_told(row['tokens_per_second'], '.0f'):>10}"
+        share, memory = (
+            _told(row["share_of_ceiling"], ".0%"),
+            f"{row['peak_memory_bytes'] / 1e6:,.0f} MB",
+        )
+        print(f"{named} {speed} {share:>11} {memory:>10} {_told(row['ratio'], '.2f'):>7}")
+
+
+def _told(figure: float | None, form: str) -> str:
+    return "–" if figure is None else format(figure, form)
+
+
+def print_aims(rows: Sequence[Row], size: Size) -> None:
+    found = {(row["stage"], row["mode"]): row for row in rows}
+    for stage, aims in size.aims.items():
+        for mode, aim in aims.items():
+            got = found.get((stage, mode), {}).get("samples_per_second")
+            print(f"aim: stage {stage}, {mode}: {aim} samples/s; here {_told(got, '.0f')}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2), default=(1, 2))
@@ -296,35 +205,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--modes",
         nargs="*",
         choices=MODES,
-        default=MODES,
-        help="beside these two: original, packed",
+        default=tuple(MODES),
+        help=f"beside these two: {', '.join(ALWAYS)}",
     )
-    parser.add_argument("--batch", type=int, help="default: 64 in stage 1, 12 in stage 2")
+    batches = (f"{size.batch[1]} and {size.batch[2]} ({name})" for name, size in SIZES.items())
+    parser.add_argument("--batch", type=int, help=f"default, by stage: {', '.join(batches)}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
-    if arguments.repeats < 1 or (arguments.batch or 1) < 1:
+    if arguments.repeats < 1 or (arguments.batch is not None and arguments.batch < 1):
         raise ConfigError("--repeats and --batch must be at least 1")
     device, size = choose_device(arguments.device), SIZES[arguments.size]
     torch.manual_seed(arguments.seed)
-    modes = [mode for mode in MODES if mode in {"original", "packed", *arguments.modes}]
+    modes = [mode for mode in MODES if mode in {*ALWAYS, *arguments.modes}]
     steps = Steps(build(size, device), "compiled" in modes)
-    rows: list[dict[str, Any]] = []
-    print(f"{arguments.size} on {device}, medians of {arguments.repeats}")
-    print("stage mode       samples/s   tokens/s  of ceiling  peak memory   ratio")
+    facts = about(device, size=arguments.size, repeats=arguments.repeats, seed=arguments.seed)
+    print(f"{described(facts)}; medians of {arguments.repeats}", flush=True)
+    rows: list[Row] = []
     for stage in dict.fromkeys(arguments.stages):
-        for row in measure(steps, size, stage, modes, arguments):
-            rows.append(row)
-            peak = f"{row['peak_memory_bytes'] / 1e9:8.1f} GB" if row["peak_memory_bytes"] else "–"
-            print(
-                f"{stage:>5} {row['mode']:<9} {row['samples_per_second']:>10.1f} "
-                f"{row['tokens_per_second']:>10.0f} {row['share_of_ceiling']:>10.0%} "
-                f"{peak:>12} {row['ratio']:>7.2f}"
-            )
+        found = measure(steps, size, stage, modes, arguments)
+        print_table(found)
+        rows += found
+    if all(row["out_of_memory"] for row in rows):
+        raise NothingCheckedError("every mode ran out of memory; a smaller --batch or --size")
+    print_aims(rows, size)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
     lines = missed(rows, size)
     print("\n".join(lines), end="\n" if lines else "")
     return 1 if lines else 0

@@ -69,6 +69,7 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
     model = chat.model
     processor = build_processor(chat, tokenizer_file)
     merge_lora(model.llama_model)
+    assert model.visual_encoder is not None
     for part in (model.visual_encoder, model.llama_model):
         shorten_without_loss(part)
     config = build_config(model, processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

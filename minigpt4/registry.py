@@ -223,6 +223,8 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
 
 def _fit_plain(value: Any, hint: Any, where: str) -> tuple[Any, list[Fault]]:
     """Strict types by pydantic, in its JSON mode: a list fits a tuple, an int fits a float."""
+    if isinstance(value, bool) and {"on", "off"} <= {*typing.get_args(hint)}:
+        value = "on" if value else "off"  # YAML takes these words for true and false
     try:
         fitted = pydantic.TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:

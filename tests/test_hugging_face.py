@@ -95,6 +95,7 @@ def test_the_one_epsilon_shows_where_activations_are_small(tmp_path: Path) -> No
     other, tokenizer_file = recorded_chat(small_activations=True)
     save_hugging_face(other, tokenizer_file, tmp_path / "hf")
     before = worst_difference(tmp_path / "hf", other.model, None)
+    assert other.model.ln_vision is not None
     other.model.ln_vision.eps = 1e-6
     assert worst_difference(tmp_path / "hf", other.model, None) < min(1e-4, before)
 

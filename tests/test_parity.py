@@ -93,7 +93,7 @@ def _norm_eps(part: str, eps: float) -> Callable[[MiniGPT4], None]:
 
 
 def _tanh_gelu(model: MiniGPT4) -> None:
-    parts = list(model.visual_encoder.modules())
+    parts = list(model.get_submodule("visual_encoder").modules())
     blocks = [part for part in parts if isinstance(getattr(part, "act", None), nn.GELU)]
     assert blocks
     for block in blocks:

@@ -46,11 +46,14 @@ def find_faults(
         config: What :func:`minigpt4.config.load_config` gave.
         sections: Those that will be used. Of the others, a chat's data sets for one, only names
             and types are held: they may lack keys and name files that are not there.
-        partial: Of the sections that will be used, those that may lack keys: an evaluation's run.
+        partial: Of the sections that will be used, those that may lack keys: an evaluation's run,
+            and the model of which only the towers are used.
     """
     faults: list[Fault] = []
     if config.arch in MODELS.names():
-        faults += bind(MODELS.get(config.arch), config.model_options(), "model", dry=True)[1]
+        entry, incomplete = MODELS.get(config.arch), "model" in partial
+        options = config.model_options()
+        faults += bind(entry, options, "model", dry=True, partial=incomplete)[1]
     else:
         faults += _unknown_keys(MODELS, config.model, ("arch", "model_type"), "model")
     faults += _dataset_faults(config, used="datasets" in sections)

@@ -33,8 +33,10 @@ class AlignmentSource:
     """Annotated pairs, each a unit; names and texts are held in memory, pictures are not."""
 
     window = 1  # the order of the units is shuffled already
+    units_per_group = 512
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.entries = read_entries(folder)
         self.units = len(self.entries)
 
@@ -42,6 +44,10 @@ class AlignmentSource:
     def readable(self) -> int:
         """Pairs that have a picture and a text."""
         return sum(isinstance(entry, RawSample) for entry in self.entries)
+
+    def files(self, unit: int) -> list[Path]:
+        image = getattr(self.entries[unit], "image", None)
+        return [self.folder / ANNOTATION_FILE, *([image] if isinstance(image, Path) else [])]
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         yield self.entries[unit]

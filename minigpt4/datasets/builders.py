@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from minigpt4.checks import Positive, check_not_negative
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
+from minigpt4.datasets.feature_source import with_features
 from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
@@ -64,6 +65,7 @@ def build_caption_shards(
     batch_size: Positive | None = None,
     buffer_size: Positive = 1000,
     data_type: Literal["images"] = "images",
+    features: str | None = None,
 ) -> DataSet:
     """Image-caption pairs in webdataset shards (stage 1).
 
@@ -77,6 +79,8 @@ def build_caption_shards(
         batch_size: Samples per process of a step on this data set; the run's without.
         buffer_size: Consecutive samples of each reader that are shuffled together.
         data_type: As in the original; only images exist.
+        features: Folder of ``cache-features``, to train from what the frozen towers made of the
+            pictures; an evaluation reads the pictures themselves.
     """
     shards = list_shards(build_info.storage)
     existing = [shard for shard in shards if Path(shard).is_file()]
@@ -88,7 +92,7 @@ def build_caption_shards(
     if missing:
         text = "datasets.%s: %d of %d shards are missing (first: %s)"
         logger.warning(text, name, len(missing), len(shards), missing[0].key)
-    return DataSet(
+    dataset = DataSet(
         name,
         ShardSource(existing, buffer_size),
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
@@ -98,6 +102,7 @@ def build_caption_shards(
         eval_image_processor=_eval_image_processor(vis_processor),
         missing=tuple(missing),
     )
+    return with_features(dataset, features)
 
 
 @BUILDERS.register("cc_sbu_align")
@@ -109,6 +114,7 @@ def build_cc_sbu_align(
     sample_ratio: SampleRatio = 1.0,
     batch_size: Positive | None = None,
     data_type: Literal["images"] = "images",
+    features: str | None = None,
 ) -> DataSet:
     """Curated image-description pairs in a folder (stage 2).
 
@@ -122,9 +128,11 @@ def build_cc_sbu_align(
         sample_ratio: Relative weight with which a step draws this data set.
         batch_size: Samples per process of a step on this data set; the run's without.
         data_type: As in the original; only images exist.
+        features: Folder of ``cache-features``, to train from what the frozen towers made of the
+            pictures; an evaluation reads the pictures themselves.
     """
     source = AlignmentSource(Path(build_info.storage))
-    return DataSet(
+    dataset = DataSet(
         name,
         source,
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
@@ -134,3 +142,4 @@ def build_cc_sbu_align(
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
     )
+    return with_features(dataset, features)

@@ -1,35 +1,64 @@
 """Samples: what sources read, still encoded, and the pictures and texts made of it."""
 
+import functools
 import io
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torchvision
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from minigpt4.datasets.features import CachedFeatures
 from minigpt4.errors import DataError, one_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_NUMBERS = numpy.random.MT19937()  # numpy's while a sample draws
 # What is opened at all, whatever the suffix says. Of the others, one starts a program of its own on
 # the file (EPS), and none is met in a data set.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")
 
 ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
+Normalise = Callable[[torch.Tensor], torch.Tensor]  # bytes [..., 3, s, s] → what a model sees
+
+
+@runtime_checkable
+class SplitProcessor(Protocol):
+    """An image processor in two halves: the workers', which gives bytes, and the device's.
+
+    Called as a whole it is ``normalise(pixels(image))``.
+
+    Attributes:
+        normalise: Bytes ``[..., 3, size, size]`` → fp32, the same on any device; it travels with
+            the batch from worker to trainer. None where there are no halves.
+        image_backend: ``torchvision`` takes a JPEG as bytes ``[3, H, W]``, too.
+    """
+
+    @property
+    def normalise(self) -> Normalise | None: ...
+
+    @property
+    def image_backend(self) -> str: ...
+
+    def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """uint8 ``[3, size, size]``."""
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """An image still encoded, or the file that holds it, with its raw caption."""
+    """An image still encoded, the file that holds it, or its features; with its raw caption."""
 
     key: str  # with the shard before it, where it lies in one
-    image: bytes | Path
+    image: bytes | Path | CachedFeatures
     text: str
     shard: str = ""
 
@@ -47,7 +76,8 @@ class BadSample:
         key: Shard and key, or file.
         cause: One of a few kinds, by which bad samples are counted: "no image", "unreadable image",
             "huge image", "no json", "unreadable json", "no caption", "empty caption",
-            "unreadable caption", "duplicate file", "broken shard", "empty shard", "missing shard".
+            "unreadable caption", "duplicate file", "broken shard", "empty shard", "missing shard",
+            "unreadable features".
         detail: What is the matter with this one.
         shard: That it lies in, or that it is.
     """
@@ -99,9 +129,18 @@ class DataSet:
     eval_image_processor: ToPixels | None = None  # of an evaluation; the training's without
     missing: tuple[BadSample, ...] = ()  # what was named and is not there
 
+    @functools.cached_property  # a protocol's isinstance takes its time
+    def split_processor(self) -> SplitProcessor | None:
+        """The image processor, if workers are to make bytes only."""
+        processor = self.image_processor
+        return processor if isinstance(processor, SplitProcessor) and processor.normalise else None
+
 
 class Sample(TypedDict):
-    """One training pair: ``image`` ``[3, size, size]``."""
+    """One training pair: ``image`` ``[3, size, size]``, or cached features ``[Q, D]``.
+
+    Pixels are bytes where they are normalised by the batch, else fp32.
+    """
 
     key: str
     image: torch.Tensor
@@ -109,11 +148,12 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """Several pairs: ``image`` ``[B, 3, size, size]``."""
+    """Several pairs: ``image`` ``[B, 3, size, size]`` or ``[B, Q, D]``, as in a sample."""
 
     keys: list[str]
     image: torch.Tensor
     text: list[str]
+    normalise: Normalise | None  # of bytes, still to be done: see to_device
 
 
 class HugeImageError(DataError):
@@ -132,20 +172,34 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
             text.encode()
         except UnicodeEncodeError as error:  # half a character, as json can hold
             return BadSample(raw.key, "unreadable caption", one_line(error), raw.shard)
+        if isinstance(raw.image, CachedFeatures):
+            try:
+                return Sample(key=raw.key, image=raw.image.load(), text=text)
+            except DataError as error:
+                return BadSample(raw.key, "unreadable features", str(error), raw.shard)
+        split = dataset.split_processor
+        load = load_fast if split and split.image_backend == "torchvision" else load_image
         try:
-            image = load_image(raw.image)
+            image = load(raw.image)
         except DataError as error:
             cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
             return BadSample(raw.key, cause, str(error), raw.shard)
-        return Sample(key=raw.key, image=dataset.image_processor(image), text=text)
+        if split:
+            pixels = split.pixels(image)
+        else:
+            assert isinstance(image, Image.Image)
+            pixels = dataset.image_processor(image)
+        return Sample(key=raw.key, image=pixels, text=text)
 
 
 @contextmanager
 def _drawing_from(seed: str) -> Iterator[None]:
     """Random numbers of the sample's own, whatever ran before it and whatever draws them."""
-    before = random.getstate(), numpy.random.get_state()
+    # numpy's whole state takes as long to copy as a picture's pixels: another one takes its place.
+    before = random.getstate(), get_bit_generator()
     number = random.Random(seed).getrandbits(62)
     random.seed(number)
+    set_bit_generator(_NUMBERS)
     numpy.random.seed(number % 2**32)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -154,7 +208,7 @@ def _drawing_from(seed: str) -> Iterator[None]:
             yield
     finally:
         random.setstate(before[0])
-        numpy.random.set_state(before[1])
+        set_bit_generator(before[1])
 
 
 def load_image(image: bytes | str | Path, shown: bool = False) -> Image.Image:
@@ -169,17 +223,69 @@ def load_image(image: bytes | str | Path, shown: bool = False) -> Image.Image:
         HugeImageError: for more pixels than PIL itself warns of; they are not decoded.
         DataError: when it is not an image that PIL can read to its end.
     """
+    with _opened(image) as opened:
+        return as_shown(opened) if shown else _to_rgb(opened)
+
+
+def load_fast(image: bytes | Path) -> Image.Image | torch.Tensor:
+    """As :func:`load_image`, of the same pixels; a JPEG as bytes ``[3, H, W]`` where that will do.
+
+    Raises:
+        DataError: as :func:`load_image`.
+    """
+    with _opened(image) as opened:
+        pixels = _decode_jpeg(opened)
+        return _to_rgb(opened) if pixels is None else pixels
+
+
+def _decode_jpeg(opened: ImageFile.ImageFile) -> torch.Tensor | None:
+    """A JPEG's pixels by torchvision; None for what PIL must decide.
+
+    Both read through libjpeg, and torchvision refuses whatever PIL does, a file cut short too.
+    """
+    # Deprecated since torchvision 0.29: where it is gone one day, PIL decodes.
+    decode = getattr(torchvision.io, "decode_jpeg", None)
+    if decode is None or (opened.format, opened.mode) != ("JPEG", "RGB"):
+        return None
+    assert opened.fp is not None
+    opened.fp.seek(0)
+    content = bytearray(opened.fp.read())
+    try:
+        with _silent_stderr():
+            pixels = decode(torch.frombuffer(content, dtype=torch.uint8), mode="RGB")
+    except (RuntimeError, OSError):
+        return None
+    assert isinstance(pixels, torch.Tensor)
+    return pixels
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Of the whole process: libjpeg remarks there on what it reads all the same."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def _opened(image: bytes | str | Path) -> Iterator[ImageFile.ImageFile]:
+    """An image whose header is read and of no monstrous size; its errors are told in one line."""
     name = "the image" if isinstance(image, bytes) else str(image)
     Image.init()  # PIL knows a format only once its reader is imported
     known = [kind for kind in _FORMATS if kind in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # PIL remarks on much that it reads all the same; thousands of lines help nobody.
-            warnings.filterwarnings("ignore", module=r"PIL\b")
+            warnings.filterwarnings("ignore", module=r"(PIL|torchvision)\b")
             source = io.BytesIO(image) if isinstance(image, bytes) else image
             with Image.open(source, formats=known) as opened:
                 _check_size(opened, name)
-                return as_shown(opened) if shown else _to_rgb(opened)
+                yield opened
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -217,6 +323,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Differs from the original: PIL clips 16 bits of grey, which leaves a picture of white.
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "RGB":  # which convert would copy
+        image.load()
+        return image
     return image.convert("RGB")
 
 
@@ -227,10 +336,22 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def stack(samples: Sequence[Sample]) -> Batch:
-    """Samples as a batch; at least one."""
+def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
+    """Samples of a data set as a batch; at least one."""
+    image = torch.stack([sample["image"] for sample in samples])
+    # Cached features are none of the processor's bytes.
+    split = dataset.split_processor if image.dtype == torch.uint8 else None
     return Batch(
         keys=[sample["key"] for sample in samples],
-        image=torch.stack([sample["image"] for sample in samples]),
+        image=image,
         text=[sample["text"] for sample in samples],
+        normalise=split.normalise if split else None,
     )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch as the model takes it: its images on the device, and normalised there."""
+    image = batch["image"].to(device, non_blocking=True)
+    normalise = batch["normalise"]
+    image = normalise(image) if normalise else image
+    return Batch(keys=batch["keys"], image=image, text=batch["text"], normalise=None)

@@ -71,10 +71,15 @@ def check_shards(storage: str | list[str]) -> str | None:
 class ShardSource:
     """Shards, each a unit; their samples are shuffled in windows while still encoded."""
 
+    units_per_group = 1
+
     def __init__(self, shards: list[str], window: int) -> None:
         self.shards = shards
         self.units = len(shards)
         self.window = window
+
+    def files(self, unit: int) -> list[Path]:
+        return [Path(self.shards[unit])]
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         shard = self.shards[unit]

@@ -168,7 +168,7 @@ class _Reader:
                     continue
                 samples.append(sample)
                 if len(samples) == stream.batch_size:
-                    yield Delivery(stack(samples), bad, replace(cursor))
+                    yield Delivery(stack(samples, stream.dataset), bad, replace(cursor))
                     samples, bad = [], []
             too_bad = cursor.bad_share() > limit or not cursor.good
             if too_bad and (cursor.everything or self.readers == 1):
@@ -291,5 +291,5 @@ class OrderedBatches(IterableDataset[OrderedBatch]):
                 unreadable[number] = sample
             else:
                 good[number] = sample
-        batch = stack(list(good.values())) if good else None
+        batch = stack(list(good.values()), self.dataset) if good else None
         return OrderedBatch(list(good), batch, unreadable)

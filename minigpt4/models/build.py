@@ -36,6 +36,7 @@ from minigpt4.models.q_former import QFormerSize, build_q_former
 from minigpt4.models.quantization import Quantize, check_quantize, choose_quantization
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.towers import PATCHES_PER_TOKEN, Towers
 from minigpt4.models.visual_encoder import (
     VisualEncoderSize,
     build_ln_vision,
@@ -132,6 +133,7 @@ def build_minigpt4(
     visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
     q_former: QFormerSize = BLIP2_SIZE,
     stay_on_cpu: Annotated[bool, Hidden] = False,
+    from_features: Annotated[bool, Hidden] = False,
 ) -> MiniGPT4:
     """The model with its weights loaded, on ``device``.
 
@@ -163,6 +165,86 @@ def build_minigpt4(
         visual_encoder: Dimensions, for towers of another size.
         q_former: Dimensions, for towers of another size.
         stay_on_cpu: Leave the weights there; sharding moves them to ``device`` bit by bit.
+        from_features: Its images come as cached features: the towers are not loaded.
+
+    Raises:
+        MiniGPT4Error: for weights that are missing or do not fit together.
+    """
+    dtype, empty = choose_dtype(precision, device), device.type == "meta"
+    quantized = choose_quantization(quantize, low_resource, device)
+    if not has_qformer and {"q_former", "query_tokens"} & {*trainable}:
+        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+    if "llama_proj" not in trainable and not ckpt and not empty:
+        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
+    towers = (
+        Towers(None, None, None, None, dtype)
+        if from_features
+        else build_towers(
+            device,
+            vit_model,
+            q_former_model,
+            image_size,
+            num_query_token,
+            has_qformer,
+            precision,
+            vit_precision,
+            visual_encoder,
+            q_former,
+        )
+    )
+    if not empty:
+        logger.info("loading the language model: %s", llama_model)
+    tokenizer = load_tokenizer(llama_model)
+    language_model = (
+        empty_language_model(llama_model, dtype)
+        if empty
+        else load_language_model(llama_model, dtype, quantized, device, device_map)
+    )
+    check_vocabulary(language_model, tokenizer, llama_model)
+    if "lora" in trainable:
+        add_lora(language_model, lora)
+    model = MiniGPT4(
+        towers.visual_encoder,
+        towers.ln_vision,
+        towers.q_former,
+        towers.query_tokens,
+        language_model,
+        tokenizer,
+        prompts=[
+            prompt_template.replace("{}", line) if prompt_template else line
+            for line in (_lines_with_image(prompt_path) if prompt_path else [])
+        ],
+        max_txt_len=max_txt_len,
+        end_sym=end_sym,
+        compute_dtype=dtype,
+        trainable=trainable,
+        features_width=(
+            q_former.hidden_size if has_qformer else PATCHES_PER_TOKEN * visual_encoder.embed_dim
+        ),
+    )
+    if ckpt:
+        _load_ckpt(model, [ckpt] if isinstance(ckpt, str) else ckpt)
+    if device_map == "auto" and not empty:
+        move_around(model, language_model, device)
+        return model
+    return model if stay_on_cpu else model.to(device)
+
+
+def build_towers(
+    device: torch.device,
+    vit_model: str = EVA_VIT_G,
+    q_former_model: str = BLIP2_Q_FORMER,
+    image_size: int = 224,
+    num_query_token: int = 32,
+    has_qformer: bool = True,
+    precision: Precision = "auto",
+    vit_precision: Literal["fp16", "fp32"] = "fp16",
+    visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE,
+    q_former: QFormerSize = BLIP2_SIZE,
+) -> Towers:
+    """The towers with their weights loaded, still on the CPU, for arithmetic on ``device``.
+
+    Arguments are those of :func:`build_minigpt4`.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
@@ -170,11 +252,10 @@ def build_minigpt4(
     dtype, empty = choose_dtype(precision, device), device.type == "meta"
     if dtype == torch.float32 and device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # torch's default, for convolutions only
-    quantized = choose_quantization(quantize, low_resource, device)
-    if not has_qformer:
-        _check_without_q_former(visual_encoder_tokens(image_size, visual_encoder), trainable)
-    if "llama_proj" not in trainable and not ckpt and not empty:
-        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
+    if not has_qformer and visual_encoder_tokens(image_size, visual_encoder) % PATCHES_PER_TOKEN:
+        raise ConfigError(
+            "model.image_size: without a Q-Former the patches must be a multiple of 4"
+        )
     with init_empty_weights(include_buffers=False):
         encoder = build_visual_encoder(image_size, visual_encoder)
     if not empty:
@@ -195,48 +276,7 @@ def build_minigpt4(
             load_into(ln_vision, _part(blip2, "ln_vision."), q_former_model)
             load_into(former, convert_q_former(blip2), q_former_model)
             queries = _queries(blip2, num_query_token, q_former.hidden_size, q_former_model)
-    if not empty:
-        logger.info("loading the language model: %s", llama_model)
-    tokenizer = load_tokenizer(llama_model)
-    language_model = (
-        empty_language_model(llama_model, dtype)
-        if empty
-        else load_language_model(llama_model, dtype, quantized, device, device_map)
-    )
-    check_vocabulary(language_model, tokenizer, llama_model)
-    if "lora" in trainable:
-        add_lora(language_model, lora)
-    model = MiniGPT4(
-        encoder,
-        ln_vision,
-        former,
-        queries,
-        language_model,
-        tokenizer,
-        prompts=[
-            prompt_template.replace("{}", line) if prompt_template else line
-            for line in (_lines_with_image(prompt_path) if prompt_path else [])
-        ],
-        max_txt_len=max_txt_len,
-        end_sym=end_sym,
-        compute_dtype=dtype,
-        trainable=trainable,
-    )
-    if ckpt:
-        _load_ckpt(model, [ckpt] if isinstance(ckpt, str) else ckpt)
-    if device_map == "auto" and not empty:
-        move_around(model, language_model, device)
-        return model
-    return model if stay_on_cpu else model.to(device)
-
-
-def _check_without_q_former(patches: int, trainable: Sequence[Trainable]) -> None:
-    if patches % 4:
-        raise ConfigError(
-            "model.image_size: without a Q-Former the patches must be a multiple of 4"
-        )
-    if {"q_former", "query_tokens"} & {*trainable}:
-        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+    return Towers(encoder, ln_vision, former, queries, dtype)
 
 
 def _load_ckpt(model: MiniGPT4, files: Sequence[str]) -> None:

@@ -23,7 +23,8 @@ def compile_layers(model: MiniGPT4) -> None:
     decoder = decoder_layers(model.llama_model)
     if not decoder:
         raise ConfigError(f"run.compile: no layers known of a {type(model.llama_model).__name__}")
-    towers = [*model.visual_encoder.blocks]  # type: ignore[misc]
+    encoder = model.visual_encoder  # None where images come as cached features
+    towers = [] if encoder is None else [*encoder.blocks]  # type: ignore[misc]
     if model.q_former is not None:
         towers += model.q_former.encoder.layer
     for layer in (*decoder, *towers):

@@ -17,11 +17,11 @@ from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.lora import lora_dropouts
 from minigpt4.models.packing import pack, packed_logits, packing_fault
 from minigpt4.models.quantization import quantized_layers
-from minigpt4.models.splice import IGNORED, IMAGE_MARK, Segment, Spliced, splice
+from minigpt4.models.splice import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
 from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.models.towers import Towers
 from minigpt4.weight_names import TRAINABLE, trained_part
 
-PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
 Packing = Literal["auto", "on", "off"]
 Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]
 assert get_args(Trainable) == TRAINABLE
@@ -35,11 +35,12 @@ def freeze(part: nn.Module) -> None:
     part.eval()
 
 
-class MiniGPT4(nn.Module):
+class MiniGPT4(Towers):
     """The whole system over parts that are built already.
 
     Args:
-        visual_encoder: timm ``Eva``; ``forward_features`` gives ``[B, 1 + P, Dv]``.
+        visual_encoder: timm ``Eva``; ``forward_features`` gives ``[B, 1 + P, Dv]``. None where all
+            images come as cached features: then there is none of the next three either.
         ln_vision: LayerNorm(Dv), computed in fp32.
         q_former: Q-Former in fp32, or None for the variant without it.
         query_tokens: Learned queries ``[1, Q, Dq]``; None without a Q-Former.
@@ -50,6 +51,7 @@ class MiniGPT4(nn.Module):
         end_sym: Put behind every answer that is learnt.
         compute_dtype: Of the frozen towers' and the language model's arithmetic.
         trainable: Parts that are trained; the Q-Former brings its queries.
+        features_width: Of cached features; towers tell it themselves.
 
     Raises:
         ConfigError: for a trainable part that this model does not have.
@@ -57,8 +59,8 @@ class MiniGPT4(nn.Module):
 
     def __init__(
         self,
-        visual_encoder: nn.Module,
-        ln_vision: nn.LayerNorm,
+        visual_encoder: nn.Module | None,
+        ln_vision: nn.LayerNorm | None,
         q_former: Blip2QFormerModel | None,
         query_tokens: torch.Tensor | None,
         llama_model: PreTrainedModel,
@@ -69,24 +71,19 @@ class MiniGPT4(nn.Module):
         end_sym: str = "\n",
         compute_dtype: torch.dtype = torch.float32,
         trainable: Sequence[Trainable] = ("llama_proj",),
+        features_width: int | None = None,
     ) -> None:
-        super().__init__()
-        self.visual_encoder = visual_encoder
-        self.ln_vision = ln_vision
-        self.q_former = q_former
-        self.query_tokens = None if query_tokens is None else nn.Parameter(query_tokens)
+        super().__init__(visual_encoder, ln_vision, q_former, query_tokens, compute_dtype)
         self.llama_model = llama_model
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
-        self.compute_dtype = compute_dtype
         self.positions = 0  # that forward has read so far; padding is none
         self.packed = False  # forward computes no padding; see choose_packing
-        vision_width = ln_vision.normalized_shape[0]
-        width = (
-            PATCHES_PER_TOKEN * vision_width if q_former is None else q_former.config.hidden_size
-        )
+        self.shares_prefix = True  # packed, it computes once what all rows begin with
+        width = features_width if visual_encoder is None else self.features_width
+        assert width is not None
         freeze(self)
         self.llama_proj = nn.Linear(width, llama_model.get_input_embeddings().weight.shape[1])
         self._set_trainable(trainable)
@@ -129,6 +126,13 @@ class MiniGPT4(nn.Module):
         training = self.training
         self.train(False)  # dropout would draw, and differ
         fault = None if packing == "off" else packing_fault(self.llama_model, self.device)
+        # A dropout of its own for each sample's prefix is what an unpacked step draws.
+        self.shares_prefix = not (
+            packing == "off"
+            or fault
+            or any(dropout.p for dropout in lora_dropouts(self.llama_model))
+            or packing_fault(self.llama_model, self.device, lead=2)
+        )
         self.train(training)
         if packing == "on" and fault:
             raise ConfigError(f"run.packing: on, but for this language model: {fault}; set auto")
@@ -140,37 +144,17 @@ class MiniGPT4(nn.Module):
         return self.llama_proj.weight.device
 
     def encode_img(self, image: torch.Tensor) -> torch.Tensor:
-        """Image tokens ``[B, Q, H]`` in the compute dtype, from pixels ``[B, 3, s, s]``."""
-        half = self.compute_dtype != torch.float32
-        with torch.autocast(image.device.type, dtype=self.compute_dtype, enabled=half):
-            projected = self.llama_proj(self.encode_frozen(image))
+        """Image tokens ``[B, Q, H]`` in the compute dtype.
+
+        Args:
+            image: Pixels ``[B, 3, s, s]``, or cached features ``[B, Q, D]`` in any dtype.
+        """
+        with self.autocast(image.device):
+            cached = image.ndim == 3
+            features = image.to(self.llama_proj.weight) if cached else self.encode_frozen(image)
+            projected = self.llama_proj(features)
             assert isinstance(projected, torch.Tensor)
             return projected
-
-    def encode_frozen(self, image: torch.Tensor) -> torch.Tensor:
-        """What the projection reads: ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former.
-
-        A gradient reaches what is trained of it, if anything is; the visual encoder never is.
-        """
-        weight = self.ln_vision.weight
-        with torch.no_grad():
-            patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
-        patches = functional.layer_norm(
-            patches.float(),
-            self.ln_vision.normalized_shape,
-            weight.float(),
-            self.ln_vision.bias.float(),
-            self.ln_vision.eps,
-        )
-        if self.q_former is None:
-            patches = patches[:, 1:]
-            batch, count, width = patches.shape
-            return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)
-        assert self.query_tokens is not None
-        queries = self.query_tokens.expand(len(image), -1, -1)
-        output = self.q_former(query_embeds=queries, encoder_hidden_states=patches)
-        assert isinstance(output.last_hidden_state, torch.Tensor)
-        return output.last_hidden_state
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Word embeddings ``[n, H]`` of ids ``[n]``."""
@@ -199,14 +183,23 @@ class MiniGPT4(nn.Module):
     def splice_batch(
         self, image: torch.Tensor | None, text: Sequence[str], prompts: Sequence[str] | None
     ) -> Spliced:
-        """Training rows: prompt with its image, then the answer as targets.
+        """Training rows, padded: prompt with its image, then the answer as targets.
 
         Args:
             image: ``[B, 3, s, s]``, or None when no prompt has an image.
             text: B answers.
             prompts: B prompts; None in stage 1, where bos and the image alone come first.
         """
-        tokens = None if image is None else self.encode_img(image)
+        return pad(self._join_batch(image, text, prompts))
+
+    def _join_batch(
+        self,
+        image: torch.Tensor | None,
+        text: Sequence[str],
+        prompts: Sequence[str] | None,
+        share_lead: bool = False,
+    ) -> Joined:
+        tokens = None if image is None else self.encode_img(image).unbind()
         contexts = []
         for index in range(len(text)):
             images = [] if tokens is None else [tokens[index]]
@@ -215,7 +208,7 @@ class MiniGPT4(nn.Module):
         answers = [
             self.tokenizer.encode(answer + self.end_sym)[: self.max_txt_len] for answer in text
         ]
-        return splice(contexts, answers, self.embed_tokens, self.device)
+        return join(contexts, answers, self.embed_tokens, self.device, share_lead)
 
     def logits(self, spliced: Spliced) -> torch.Tensor:
         """The language model's output ``[B, S, V]``; only real positions mean anything."""
@@ -238,14 +231,16 @@ class MiniGPT4(nn.Module):
         Raises:
             DataError: when no answer has a token to learn.
         """
-        spliced = self.splice_batch(image, text, prompts)
-        if not spliced.learnt:
+        share_lead = self.packed and self.shares_prefix
+        joined = self._join_batch(image, text, prompts, share_lead)
+        if not joined.learnt:
             raise DataError("no text of the batch has a token to learn; the loss would be NaN")
-        self.positions += sum(spliced.lengths)
+        self.positions += sum(joined.lengths)
         if self.packed:
-            packed = pack(spliced)
+            packed = pack(joined)
             logits = packed_logits(self.llama_model, packed)
             return functional.cross_entropy(logits.float(), packed.targets)
+        spliced = pad(joined)
         return target_loss(self.logits(spliced), spliced.targets)
 
 

@@ -1,7 +1,9 @@
 """Packing: the real positions of a padded batch, one sample behind the other in a single row.
 
 Each sample attends to itself alone and its positions begin at 0: nothing changes but that no
-padding is computed. Only attention knows of samples; everything else works position by position.
+padding is computed, and once only what all samples begin with (the lead: no image stands before it,
+so it comes to the same in each). Only attention knows of samples; everything else works position by
+position.
 """
 
 import importlib.util
@@ -17,27 +19,35 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from minigpt4.models.splice import IGNORED, Spliced
+from minigpt4.models.splice import IGNORED, Joined, on_device, pad
 
 PER_SAMPLE = "attention_per_sample"  # under this name transformers knows it
-_PROBES = ((3, 7, 5), 1e-4)  # lengths of a trial, and its bound in fp32
+_PROBES = ([4, 7, 5], 1e-4)  # lengths of a trial, and its bound in fp32
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples of a packed row lie.
+    """Where the samples of a packed row lie, and what they attend to.
 
     Attributes:
-        starts: Position of each sample's first, and the end of the last: ``[B + 1]``, int32.
-        places: Of each position, its place in a padded batch ``[B * longest]``: ``[T]``.
-        count: B.
-        longest: Positions of the longest sample.
+        starts: First position of each stretch of queries, and the end of the last: ``[n + 1]``,
+            int32. A stretch is a sample's own positions; the lead that all share is the first one.
+        key_starts: Likewise of the keys, where each sample has the lead before it.
+        keys: Positions of the row that are these keys; None where it is the row as it is.
+        padded: Positions of the row that make a padded batch of whole samples: ``[B, longest]``.
+        places: Of each position of the row, its place in that batch: ``[T]``.
     """
 
     starts: torch.Tensor
+    key_starts: torch.Tensor
+    keys: torch.Tensor | None
+    padded: torch.Tensor
     places: torch.Tensor
-    count: int
-    longest: int
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sample."""
+        return self.padded.shape[1]
 
 
 @dataclass(frozen=True)
@@ -59,23 +69,43 @@ class Packed:
     samples: Samples
 
 
-def pack(spliced: Spliced) -> Packed:
-    """Leave out the padding of a batch padded on the right; lengths are known on the host."""
-    rows, longest = spliced.targets.shape
-    device = spliced.embeds.device
-    lengths = torch.tensor(spliced.lengths)
-    starts = functional.pad(lengths.cumsum(0), (1, 0))
-    of_row = torch.arange(rows).repeat_interleave(lengths)
-    position_ids = torch.arange(int(starts[-1])) - starts[of_row]
-    places = (of_row * longest + position_ids).to(device)
+def pack(joined: Joined) -> Packed:
+    """Rows as they stand, with what attention and loss must know of them.
+
+    All of it is worked out on the host, where lengths are known, and sent at once.
+    """
+    lead, longest = joined.lead, max(joined.lengths)
+    lengths, shared = torch.tensor(joined.lengths), torch.arange(lead)
+    own = lengths - lead
+    ends = lead + own.cumsum(0)
+    # Behind a sample's end stands its last position again: no other sample gets there, nor a zero.
+    within = torch.arange(longest).minimum(lengths[:, None] - 1)
+    padded = torch.where(within < lead, within, (ends - lengths)[:, None] + within)
+    real = torch.arange(longest) < lengths[:, None]
+    of_row = torch.arange(len(own)).repeat_interleave(own)
+    position = torch.arange(lead, lead + len(of_row)) - (ends - lengths)[of_row]  # in its sample
     # An answer stands at the end of its row; the position before each of its tokens predicts it.
-    answers = torch.tensor(spliced.answers)
-    from_end = lengths[of_row] - 1 - position_ids
-    learnt = torch.nonzero((from_end >= 1) & (from_end <= answers[of_row]))[:, 0].to(device)
-    embeds = spliced.embeds.flatten(0, 1)[places]
-    targets = spliced.targets.flatten()[places][learnt + 1]
-    samples = Samples(starts.int().to(device), places, rows, longest)
-    return Packed(embeds[None], position_ids[None].to(device), learnt, targets, samples)
+    answers = torch.tensor([len(answer) for answer in joined.answers])[of_row]
+    from_end = lengths[of_row] - 1 - position
+    learnt = lead + torch.nonzero((from_end >= 1) & (from_end <= answers))[:, 0]
+    zero = torch.zeros(1 if lead else 0, dtype=torch.long)  # where the lead's own stretch starts
+    first = torch.tensor([lead])
+    parts = [
+        torch.cat([zero, first, ends]),
+        torch.cat([zero, first, lead + lengths.cumsum(0)]),
+        torch.cat([shared, padded[real]]) if lead else shared,
+        padded.flatten(),
+        torch.cat([shared, of_row * longest + position]),
+        torch.cat([shared, position]),
+        learnt,
+        torch.tensor([token for answer in joined.answers for token in answer]),
+    ]
+    sent = on_device(torch.cat(parts), joined.embeds.device).split([len(part) for part in parts])
+    starts, key_starts, keys, padded, places, position_ids, learnt, targets = sent
+    samples = Samples(
+        starts.int(), key_starts.int(), keys if lead else None, padded.view(-1, longest), places
+    )
+    return Packed(joined.embeds[None], position_ids[None], learnt, targets, samples)
 
 
 def attention_per_sample(
@@ -120,9 +150,9 @@ def _attend_padded(
     """Padded for the attention alone: where there is no kernel for samples of several lengths."""
 
     def pad(states: torch.Tensor) -> torch.Tensor:
-        padded = states.new_zeros(samples.count * samples.longest, *states.shape[1:])
-        padded = padded.index_copy(0, samples.places, states)
-        return padded.view(samples.count, samples.longest, *states.shape[1:]).transpose(1, 2)
+        # Looked up: of all ways to gather rows, torch takes this one back the quickest.
+        padded = functional.embedding(samples.padded, states.flatten(1))
+        return padded.unflatten(2, states.shape[1:]).transpose(1, 2)
 
     attended = functional.scaled_dot_product_attention(
         pad(query),
@@ -132,7 +162,8 @@ def _attend_padded(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return attended.transpose(1, 2).flatten(0, 1)[samples.places]
+    rows = functional.embedding(samples.places, attended.transpose(1, 2).flatten(0, 1).flatten(1))
+    return rows.unflatten(1, query.shape[1:])
 
 
 @cache
@@ -157,11 +188,9 @@ def _gpu_kernel() -> Callable[..., torch.Tensor] | None:
         samples: Samples,
         scaling: float | None,
     ) -> torch.Tensor:
-        key, value = (_all_heads(states, query) for states in (key, value))
-        starts, longest = samples.starts, samples.longest
-        out = varlen_attn(
-            query, key, value, starts, starts, longest, longest, scale=scaling, **causal
-        )
+        key, value = (_all_heads(_of_samples(s, samples), query) for s in (key, value))
+        starts, longest = (samples.starts, samples.key_starts), (samples.longest,) * 2
+        out = varlen_attn(query, key, value, *starts, *longest, scale=scaling, **causal)
         assert isinstance(out, torch.Tensor)
         return out
 
@@ -180,11 +209,17 @@ def _flash_kernel() -> Callable[..., torch.Tensor] | None:
         samples: Samples,
         scaling: float | None,
     ) -> torch.Tensor:
-        starts, longest = samples.starts, samples.longest
+        key, value = (_of_samples(states, samples) for states in (key, value))
+        starts, longest = (samples.starts, samples.key_starts), (samples.longest,) * 2
         given = {"softmax_scale": scaling, "causal": True}
-        return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, **given)
+        return flash_attn_varlen_func(query, key, value, *starts, *longest, **given)
 
     return attend
+
+
+def _of_samples(states: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """Keys or values of whole samples: the kernels align the last query with the last key."""
+    return states if samples.keys is None else states.index_select(0, samples.keys)
 
 
 def _all_heads(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -196,11 +231,11 @@ AttentionInterface.register(PER_SAMPLE, attention_per_sample)
 
 
 @contextmanager
-def _attending_per_sample(model: PreTrainedModel) -> Iterator[None]:
+def attending(model: PreTrainedModel, implementation: str = PER_SAMPLE) -> Iterator[None]:
     """For one forward only: generation and evaluation go on with the model's own attention."""
     config = model.config
     before = config._attn_implementation
-    config._attn_implementation = PER_SAMPLE
+    config._attn_implementation = implementation
     try:
         yield
     finally:
@@ -209,7 +244,7 @@ def _attending_per_sample(model: PreTrainedModel) -> Iterator[None]:
 
 def packed_logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The language model's output ``[n, V]`` where something is learnt, and nowhere else."""
-    with _attending_per_sample(model):
+    with attending(model):
         output = model(
             inputs_embeds=packed.embeds,
             position_ids=packed.position_ids,
@@ -222,11 +257,16 @@ def packed_logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
 
 
 @torch.no_grad()
-def packing_fault(model: PreTrainedModel, device: torch.device) -> str | None:
+def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -> str | None:
     """Why a language model's packed numbers are not its padded ones; None where they are.
 
     It is tried: three short rows of noise, padded and packed. A model whose attention is not
     transformers' common one, or looks only so far back, is found so.
+
+    Args:
+        model: Tried as it is.
+        device: Of its inputs.
+        lead: Positions that the rows share, fewer than three.
     """
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return "it takes no logits_to_keep"
@@ -235,19 +275,22 @@ def packing_fault(model: PreTrainedModel, device: torch.device) -> str | None:
     lengths, bound = _PROBES
     embedding = model.get_input_embeddings().weight
     drawn = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(lengths), max(lengths), embedding.shape[1], generator=drawn)
-    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    embeds = (noise * real[..., None] * 0.02).to(device, embedding.dtype)
-    targets = torch.where(real, 0, IGNORED).to(device)
-    mask = real.long().to(device)
-    answers = [length - 1 for length in lengths]
-    packed = pack(Spliced(embeds, mask, targets, list(lengths), answers))
+    noise = torch.randn(sum(lengths), embedding.shape[1], generator=drawn) * 0.02
+    noise = noise.to(device, embedding.dtype)
+    rows = noise.split(lengths)
+    rows = [torch.cat([rows[0][:lead], row[lead:]]) for row in rows]
+    answers = [[0] * (length - lead - 1) for length in lengths]
+    padded = pad(Joined(torch.cat(rows), lengths, answers))
+    own = [rows[0][:lead], *(row[lead:] for row in rows)]
+    packed = pack(Joined(torch.cat(own), lengths, answers, lead))
     try:
         ours = packed_logits(model, packed).float()
-        theirs = model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
+        theirs = model(
+            inputs_embeds=padded.embeds, attention_mask=padded.attention_mask, use_cache=False
+        ).logits
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return f"it does not run packed ({type(error).__name__})"
-    theirs = theirs.float().flatten(0, 1)[packed.samples.places][packed.learnt]
+    theirs = theirs[:, :-1][padded.targets[:, 1:] != IGNORED].float()
     difference = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
     if embedding.dtype != torch.float32:
         bound = 0.05  # the order of sums alone moves half-precision numbers

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from minigpt4.chat import Chat, GenerationOptions, generation_options
 from minigpt4.checkpoint import write_atomically
 from minigpt4.config import Config
-from minigpt4.datasets.samples import DataSet
+from minigpt4.datasets.samples import DataSet, to_device
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -51,7 +51,7 @@ def run_evaluation(config: Config) -> Summary:
     settings = run_settings(config)
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"])  # an untrained projection must be the same in every process
-    datasets = build_datasets(config)
+    datasets = build_datasets(config, pictures=True)
     model = build_model(config, accelerator.device)
     if accelerator.is_main_process and not config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one is evaluated")
@@ -151,8 +151,9 @@ def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
         number: {"image": bad.key, "error": bad.reason} for number, bad in batch.unreadable.items()
     }
     if batch.batch is not None:
-        outputs = task.evaluation_step(chat, batch.batch, batch.numbers)
-        keys, texts = batch.batch["keys"], batch.batch["text"]
+        ready = to_device(batch.batch, chat.model.device)
+        outputs = task.evaluation_step(chat, ready, batch.numbers)
+        keys, texts = ready["keys"], ready["text"]
         for number, *told in zip(batch.numbers, keys, texts, outputs, strict=True):
             rows[number] = dict(zip(("image", "reference", "output"), told, strict=True))
     return [rows[number] for number in sorted(rows)]

@@ -132,6 +132,37 @@ class Step:
     loss: torch.Tensor
 
 
+class Update:
+    """A step of the optimizer that the device may still be at.
+
+    Args:
+        window: This process's micro-batches of it.
+        norm: Of its gradient.
+        epoch: From 0.
+        step: Within the epoch, from 0.
+
+    Attributes:
+        known: Whether its figures are there already.
+    """
+
+    def __init__(self, window: Sequence[Step], norm: torch.Tensor, epoch: int, step: int) -> None:
+        self.window, self.epoch, self.step = window, epoch, step
+        figures = torch.stack([*(done.loss for done in window), norm])
+        self.known = not figures.is_cuda
+        # To page-locked memory, which torch sees to; without waiting for the copy.
+        self._figures = figures.to("cpu", non_blocking=figures.is_cuda)
+        self._there = torch.cuda.Event() if figures.is_cuda else None
+        if self._there:
+            self._there.record()
+
+    def figures(self) -> tuple[list[float], float]:
+        """Losses of the micro-batches and norm of the gradient, once the device has them."""
+        if self._there:
+            self._there.synchronize()
+        *losses, norm = self._figures.tolist()
+        return losses, norm
+
+
 class NonFiniteGuard:
     """Tells where a loss or gradient stopped being finite, and ends the run or leaves it out.
 

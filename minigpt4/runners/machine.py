@@ -14,6 +14,7 @@ from minigpt4.models.quantization import Quantize
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.registry import Fault
 from minigpt4.runners.memory import (
+    TOWERS,
     LanguageModelSize,
     ModelSize,
     Need,
@@ -97,8 +98,12 @@ def estimate(plan: Plan, cpu: bool = False) -> tuple[Need, int] | None:
     if plan.purpose == "training":
         learnt = answer + 1
         tokens = 1 + _prompt_tokens(plan) + size.image_tokens + learnt
-        need = training_need(size, tokens, learnt, half, quantize)
-        return replace(need, parts=need.parts | _more_trained(plan, size)), batch
+        again = plan.run.get("gradient_checkpointing") is True
+        need = training_need(size, tokens, learnt, half, quantize, again)
+        parts = need.parts | _more_trained(plan, size)
+        if plan.from_features:
+            parts = {name: needed for name, needed in parts.items() if name not in TOWERS}
+        return replace(need, parts=parts), batch
     beams, longest = plan.chat.get("num_beams", 1), plan.chat.get("max_length", 2000)
     kept = plan.chat.get("kept_tokens", 0) if plan.purpose == "chat" else 0
     return chat_need(size, longest, half, quantize, kept), batch * beams

@@ -31,6 +31,9 @@ CUDA, _LIBRARIES = (
 )  # CUDA's own, its kernels' buffers and what lies between tensors
 
 
+TOWERS = ("visual encoder", "Q-Former")  # parts that a training from cached features does without
+
+
 @dataclass(frozen=True)
 class LanguageModelSize:
     """Dimensions of a LLaMA; ``key_value`` is the width of its keys and values together."""
@@ -155,14 +158,19 @@ def weights_need(size: ModelSize, half: bool = True, quantize: Quantize = "none"
     """
     each = 2 if half else 4
     language_model = size.language_model
-    parts = {"visual encoder": size.seeing * each, "Q-Former": size.asking * 4}
+    parts = dict(zip(TOWERS, (size.seeing * each, size.asking * 4), strict=True))
     layers = language_model.inner * _QUANTIZED.get(quantize, each)
     parts["language model"] = int(layers) + language_model.embeddings * each
     return {name: needed for name, needed in parts.items() if needed}
 
 
 def training_need(
-    size: ModelSize, tokens: int, learnt: int, half: bool = True, quantize: Quantize = "none"
+    size: ModelSize,
+    tokens: int,
+    learnt: int,
+    half: bool = True,
+    quantize: Quantize = "none",
+    gradient_checkpointing: bool = False,
 ) -> Need:
     """What a training needs.
 
@@ -172,12 +180,15 @@ def training_need(
         learnt: Of those, the ones with a target.
         half: fp16 or bf16.
         quantize: Of the language model's layers.
+        gradient_checkpointing: Of the language model's layers only the inputs are kept.
     """
     model = size.language_model
     parts = weights_need(size, half, quantize)
     parts["projection + AdamW"] = size.projection * _TRAINED
     parts[CUDA] = _LIBRARIES
-    kept = tokens * model.layers * model.width * _KEPT * (1 if half else 2)
+    # Every layer's input, and the rest of the one that is computed again; or all of every layer.
+    layers = (1 + model.layers * 2 / _KEPT) if gradient_checkpointing else model.layers
+    kept = int(tokens * layers * model.width * _KEPT) * (1 if half else 2)
     logits = model.vocabulary * (tokens * _LOGIT + learnt * _LEARNT_LOGIT)
     return Need(parts, kept + logits, f"activations of {tokens} tokens")
 

@@ -12,7 +12,7 @@ from minigpt4.models.q_former import QFormerSize
 from minigpt4.models.visual_encoder import VisualEncoderSize
 from minigpt4.registry import BUILDERS, MODELS, RUNNERS, Fault, bind, defaults
 
-Purpose = Literal["training", "evaluation", "chat"]
+Purpose = Literal["training", "evaluation", "chat", "caching"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Plan:
         """Also None for a model without one; ask ``has_qformer`` first."""
         size = self.model.get("q_former")
         return size if isinstance(size, QFormerSize) and self.model.get("has_qformer") else None
+
+    @property
+    def from_features(self) -> bool:
+        """Whether no picture is read, so that no tower is loaded."""
+        cached = [entry.get("features") is not None for entry in self.datasets.values()]
+        return self.purpose == "training" and bool(cached) and all(cached)
 
     @property
     def projection_input(self) -> int | None:

@@ -15,6 +15,7 @@ from minigpt4.datasets.builders import ShardStorage
 from minigpt4.errors import ConfigError
 from minigpt4.models.device_map import device_map_faults
 from minigpt4.registry import IMAGE_PROCESSORS, Fault, defaults
+from minigpt4.runners.feature_identity import feature_faults, tower_faults
 from minigpt4.runners.first_samples import sample_faults
 from minigpt4.runners.machine import device_faults, disk_faults, estimate, memory_warning
 from minigpt4.runners.memory import memory_line, memory_table
@@ -63,7 +64,7 @@ def preflight(
     Raises:
         ConfigError: one line for every fault.
     """
-    partial = ("run",) if purpose == "evaluation" else ()
+    partial = {"evaluation": ("run",), "caching": ("model", "run")}.get(purpose, ())
     sections = ("model",) if purpose == "chat" else ("model", "datasets", "run")
     faults = [*(others or []), *find_faults(config, sections, partial), *check_chat(config)]
     plan = make_plan(config, purpose, faults, device)
@@ -231,9 +232,11 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _batch_faults,
         _length_faults,
         _ratio_faults,
+        feature_faults,
         sample_faults,
         disk_faults,
     ),
     "evaluation": (_precision_faults, _sharding_faults, _evaluation_faults, sample_faults),
+    "caching": (_precision_faults, sample_faults, tower_faults),
     "chat": (),
 }

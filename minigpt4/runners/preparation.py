@@ -11,6 +11,7 @@ from torch import distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from minigpt4.config import Config
+from minigpt4.datasets.feature_source import FeatureSource
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
 from minigpt4.models.build import Precision, choose_dtype
@@ -81,13 +82,33 @@ def run_settings(config: Config) -> dict[str, Any]:
     return defaults(runner) | config.run_options()
 
 
-def build_datasets(config: Config) -> list[DataSet]:
-    """The data sets, in the order of the YAML."""
-    return [BUILDERS.build(name, entry, name=name) for name, entry in config.datasets.items()]
+def build_datasets(config: Config, pictures: bool = False) -> list[DataSet]:
+    """The data sets, in the order of the YAML.
+
+    Args:
+        config: As loaded.
+        pictures: Read them even where the YAML names cached features.
+    """
+    unused = {"features"} if pictures else set()
+    entries = {
+        name: {key: value for key, value in entry.items() if key not in unused}
+        for name, entry in config.datasets.items()
+    }
+    return [BUILDERS.build(name, entry, name=name) for name, entry in entries.items()]
 
 
-def build_model(config: Config, device: torch.device) -> MiniGPT4:
+def all_cached(datasets: Sequence[DataSet]) -> bool:
+    """Whether no data set reads a picture, so that the towers have nothing to do."""
+    return all(isinstance(dataset.source, FeatureSource) for dataset in datasets)
+
+
+def build_model(config: Config, device: torch.device, from_features: bool = False) -> MiniGPT4:
     """The model with its weights loaded, in this run's precision, sharded if it says so.
+
+    Args:
+        config: As loaded.
+        device: Where it runs.
+        from_features: Without the towers; see :func:`all_cached`.
 
     Raises:
         MiniGPT4Error: for settings that contradict each other, or weights that do not fit together.
@@ -103,8 +124,9 @@ def build_model(config: Config, device: torch.device) -> MiniGPT4:
         options["precision"] = precision
     sharded = settings["shard"] == "fsdp"
     # What one device does not hold must not be put there whole first.
-    stay = {"stay_on_cpu": True} if sharded and has_several_processes() else {}
-    model: MiniGPT4 = MODELS.build(config.arch, options, device=device, **stay)
+    asked = {"stay_on_cpu": sharded and has_several_processes(), "from_features": from_features}
+    injected = {name: True for name, wanted in asked.items() if wanted}
+    model: MiniGPT4 = MODELS.build(config.arch, options, device=device, **injected)
     if sharded:
         shard_language_model(model, device)
     return model

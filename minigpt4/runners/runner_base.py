@@ -20,14 +20,15 @@ from minigpt4.checks import (
 )
 from minigpt4.config import Config
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.datasets.samples import Batch, DataSet
+from minigpt4.datasets.samples import Batch, DataSet, to_device
 from minigpt4.errors import CheckpointError, DataError, InterruptedRunError, one_line
 from minigpt4.models.build import Precision
 from minigpt4.models.compiling import compile_layers
+from minigpt4.models.gradient_checkpointing import checkpoint_layers
 from minigpt4.models.minigpt4 import MiniGPT4, Packing, parameter_table
 from minigpt4.registry import LR_SCHEDULES, METRICS, RUNNERS, TASKS, Hidden
 from minigpt4.runners.bad_samples import BadSampleLog
-from minigpt4.runners.health import NonFiniteGuard, Step, check_alive
+from minigpt4.runners.health import NonFiniteGuard, Step, Update, check_alive
 from minigpt4.runners.meter import Meter
 from minigpt4.runners.preparation import (
     Device,
@@ -82,6 +83,8 @@ class RunnerBase:
         shard: ``fsdp`` spreads the frozen language model over the processes.
         packing: Compute no padding; ``auto`` does so where a trial finds that no number changes.
         compile: Fuse the layers' kernels; the first steps are slow, later ones quicker on a GPU.
+        gradient_checkpointing: Keep little of the language model's layers for the backward pass and
+            compute them again there: for small memory, about 1.4 times as slow.
         device: ``auto`` takes a GPU where there is one.
         deterministic: Bit for bit the same numbers on a GPU too, for some speed.
         resume: ``auto`` goes on with the newest unfinished run of the same config, if there is one.
@@ -130,6 +133,7 @@ class RunnerBase:
         shard: Literal["none", "fsdp"] = "none",
         packing: Packing = "auto",
         compile: bool = False,
+        gradient_checkpointing: bool = False,
         device: Device = "auto",
         deterministic: bool = False,
         resume: Literal["auto", "never"] = "never",
@@ -154,6 +158,7 @@ class RunnerBase:
         self.save_every_steps, self.keep_last = save_every_steps, keep_last
         self.log_freq = log_freq
         self.packing, self.compile = packing, compile
+        self.gradient_checkpointing = gradient_checkpointing
         settings = run_settings(config)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.iters_per_epoch = epoch_length(settings, datasets, world_size)
@@ -161,10 +166,13 @@ class RunnerBase:
         self.task = TASKS.build(task, {}, prompts=model.prompts, seed=seed, rank=rank)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, weight_decay), lr=init_lr, betas=(0.9, 0.999)
+            parameter_groups(model, weight_decay), lr=init_lr, betas=(0.9, 0.999), fused=True
         )
+        # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
+        # without the host's waiting for it.
+        self.scales = model.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(
-            accelerator.device.type, enabled=model.compute_dtype == torch.float16
+            accelerator.device.type, init_scale=2.0**16 if self.scales else 1.0
         )
         self.processes = Processes(accelerator, timeout)
         self.signals = StopSignals()
@@ -173,7 +181,8 @@ class RunnerBase:
         self.losses: list[torch.Tensor] = []  # of this rank since the last line of the log
         self.epoch_loss, self.epoch_steps = 0.0, 0  # of the lines of this epoch
         self.window: list[Step] = []  # since the last step of the optimizer
-        self.grad_norm = torch.tensor(math.nan)
+        self.unsettled: Update | None = None  # that step, until it is known to be finite
+        self.grad_norm = math.nan
         self.scaler_skips = 0
 
         total = max_epoch * self.iters_per_epoch
@@ -235,6 +244,8 @@ class RunnerBase:
                     self._check_alive()
                     if fault := self.model.choose_packing(self.packing):
                         logger.info("run.packing: auto leaves this model padded: %s", fault)
+                    if self.gradient_checkpointing:
+                        checkpoint_layers(self.model)
                     if self.compile:
                         compile_layers(self.model)
                 self.meter.start()
@@ -281,7 +292,8 @@ class RunnerBase:
             raise
         # Differs from the original: it does not divide under accumulation.
         share = self.accum_grad_iters if self.divide_accumulated_loss else 1
-        self.scaler.scale(loss / share).backward()
+        # Times one; but Inf or NaN in the loss must reach the gradient, which the scaler looks at.
+        self.scaler.scale(loss / share * (1 + 0 * loss.detach())).backward()
         self.meter.count(len(batch["text"]), self.model.positions - positions)
         self.window.append(Step(number, batch, loss.detach()))
         if (step + 1) % self.accum_grad_iters == 0:
@@ -289,31 +301,39 @@ class RunnerBase:
         return loss.detach()
 
     def _update(self, epoch: int, step: int) -> None:
-        """One step of the optimizer on the mean gradient of all processes."""
+        """One step of the optimizer on the mean gradient of all processes.
+
+        The device leaves it out where that is not finite. Whether it did, a GPU's host learns when
+        the GPU is busy with the next step: to wait for it would let it stand idle.
+        """
+        self._settle()
         window, self.window = self.window, []
-        if self._agree(broken=not self._is_finite(window)):
-            self.optimizer.zero_grad()
-            self.guard.handle(self.model, self.task, window, epoch, step)
-            return
         self.processes.average_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.trained if p.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.trained, self.max_grad_norm, self.grad_norm)
-        scale = self.scaler.get_scale()
+            nn.utils.clip_grads_with_norm_(self.trained, self.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scaler_skips += self.scaler.get_scale() < scale
+        self.scaler.update(None if self.scales else 1.0)
         self.optimizer.zero_grad()
+        self.unsettled = Update(window, norm, epoch, step)
+        if self.unsettled.known:
+            self._settle()
 
-    def _is_finite(self, window: Sequence[Step]) -> bool:
-        """Whether this rank's losses and gradients are; one wait for the device."""
-        numbers = [step.loss for step in window]
-        if not self.scaler.is_enabled():  # the scaler looks after its gradients itself
-            gradients = [p.grad for p in self.trained if p.grad is not None]
-            numbers.append(nn.utils.get_total_norm(gradients))
-        return bool(torch.stack(numbers).isfinite().all())
+    def _settle(self) -> None:
+        """Learn whether the last step of the optimizer was finite; all processes do so together."""
+        update, self.unsettled = self.unsettled, None
+        if update is None:
+            return
+        losses, norm = update.figures()
+        # The scaler tries large factors: a gradient that overflows is then no fault.
+        numbers = losses if self.scales else [*losses, norm]
+        if self._agree(broken=not all(map(math.isfinite, numbers))):
+            self.guard.handle(self.model, self.task, update.window, update.epoch, update.step)
+        elif math.isfinite(norm):
+            self.grad_norm = norm
+        else:
+            self.scaler_skips += 1
 
     def _agree(self, broken: bool = False) -> bool:
         """Whether anything is broken in any process; also whether one was told to stop."""
@@ -328,8 +348,7 @@ class RunnerBase:
             error.rank_local = True
             self.bad_samples.note(self.loader.bad)  # alone: the others do not know of it
             raise
-        image = batch["image"].to(self.accelerator.device, non_blocking=True)
-        return Batch(keys=batch["keys"], image=image, text=batch["text"])
+        return to_device(batch, self.accelerator.device)
 
     def _check_alive(self) -> None:
         """Hold the first batch, which is trained on afterwards, against a dead model."""
@@ -346,6 +365,7 @@ class RunnerBase:
 
     def _report(self, epoch: int, step: int, lr: float) -> None:
         """One line in the log; what was left out as not finite is no part of the mean."""
+        self._settle()
         losses = torch.stack(self.losses).float()
         finite = losses[losses.isfinite()]
         told = torch.stack([finite.sum(), torch.tensor(float(len(finite)), device=losses.device)])
@@ -355,7 +375,7 @@ class RunnerBase:
         self.epoch_loss += loss * len(losses) if count else 0.0
         self.epoch_steps += len(losses) if count else 0
         self.losses = []
-        figures = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm.item(), **self.meter.read()}
+        figures = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm, **self.meter.read()}
         if self.guard.skipped:
             figures["nonfinite_steps"] = self.guard.skipped
         if self.scaler_skips:
@@ -377,7 +397,7 @@ class RunnerBase:
                     "model": self._trained_weights(),
                     "optimizer": self.optimizer.state_dict(),
                     "config": self.config.resolved(),
-                    "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+                    "scaler": self.scaler.state_dict() if self.scales else None,
                     "epoch": epoch,
                 },
             )
@@ -398,6 +418,7 @@ class RunnerBase:
 
     def _save_state(self) -> None:
         """All that the next step depends on, of every process."""
+        self._settle()
         pending = [p.grad for p in self.trained] if self.window else None
         own = {
             "rng": rng_state(self.accelerator.device),
@@ -411,10 +432,10 @@ class RunnerBase:
             content = {
                 "model": self._trained_weights(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+                "scaler": self.scaler.state_dict() if self.scales else None,
                 "step": self.step,
                 "epoch_loss": [self.epoch_loss, self.epoch_steps],
-                "grad_norm": self.grad_norm.item(),
+                "grad_norm": self.grad_norm,
                 "skips": [self.guard.skipped, self.scaler_skips],
                 "log_bytes": self.log.size,
                 "ranks": ranks,
@@ -429,8 +450,11 @@ class RunnerBase:
         assert state is not None
         load_trained(self.model, state, start.origin)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler.is_enabled() and state.get("scaler"):
+            saved = state["optimizer"]
+            # Of whatever program: ours is fused, and keeps its count of steps on the device.
+            groups = [group | {"fused": True} for group in saved["param_groups"]]
+            self.optimizer.load_state_dict({**saved, "param_groups": groups})
+            if self.scales and state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
@@ -442,7 +466,7 @@ class RunnerBase:
             return None
         ranks, rank = state["ranks"], self.accelerator.process_index
         self.epoch_loss, self.epoch_steps = state["epoch_loss"]
-        self.grad_norm = torch.tensor(state["grad_norm"])
+        self.grad_norm = state["grad_norm"]
         self.guard.skipped, self.scaler_skips = state["skips"]
         if len(ranks) != self.accelerator.num_processes:
             return dict(ranks[0]["data"])  # the loader says what that means

@@ -53,12 +53,12 @@ class ImageTextPretrainTask:
 
         Args:
             chat: Of the model; its options say how to generate.
-            batch: B samples, on the CPU.
+            batch: B samples, on the model's device.
             numbers: Place of each in its data set; sample ``i`` is asked with prompt ``i`` modulo
                 their number.
         """
         model = chat.model
-        images = model.encode_img(batch["image"].to(model.device))
+        images = model.encode_img(batch["image"])
         prompts = self._prompts or [IMAGE_MARK]  # stage 1: right after the bare image
         asked = [prompts[number % len(prompts)] for number in numbers]
         return chat.generate(asked, [[image] for image in images], model.end_sym, chat.options)

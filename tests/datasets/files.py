@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
-from minigpt4.datasets.samples import DataSet, Sample, Source
+from minigpt4.datasets.samples import DataSet, Sample, Source, to_device
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
@@ -82,8 +83,8 @@ def samples_of(stream: SampleStream, count: int) -> list[Sample]:
     for delivery in itertools.islice(stream, -(-count // stream.batch_size)):
         if delivery.fault:
             raise delivery.fault
-        batch = delivery.batch
-        assert batch is not None
+        assert delivery.batch is not None
+        batch = to_device(delivery.batch, torch.device("cpu"))
         parts = zip(batch["keys"], batch["image"], batch["text"], strict=True)
         found += [Sample(key=key, image=image, text=text) for key, image, text in parts]
     return found[:count]

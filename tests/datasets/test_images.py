@@ -1,23 +1,28 @@
 """Every kind of picture is read as it looks, and every kind of wreck is a one-line mistake."""
 
 import io
+import os
 import random
 import subprocess
 import sys
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from minigpt4.datasets.samples import (
     BadSample,
     HugeImageError,
     RawSample,
+    load_fast,
     load_image,
     read_sample,
 )
@@ -252,3 +257,114 @@ def test_nothing_is_printed_about_what_can_be_read(tmp_path: Path) -> None:
     )
     assert "PIL" not in result.stderr
     assert "Warning" not in result.stderr
+
+
+# JPEGs by torchvision
+
+NOISE = Image.effect_noise((64, 48), 90).convert("RGB")
+JPEGS: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: encoded(NOISE, "JPEG", quality=90),
+    "progressive": lambda: encoded(NOISE, "JPEG", progressive=True),
+    "every colour in full": lambda: encoded(NOISE, "JPEG", subsampling=0),
+    "kept as RGB": lambda: encoded(NOISE, "JPEG", keep_rgb=True),
+    "with restarts": lambda: encoded(NOISE, "JPEG", restart_marker_blocks=4),
+    "grey": lambda: encoded(NOISE.convert("L"), "JPEG"),
+    "CMYK": lambda: encoded(NOISE.convert("CMYK"), "JPEG"),
+    "lying on its side": lambda: encoded(NOISE, "JPEG", exif=on_its_side()),
+    "two pictures in one": lambda: encoded(NOISE, "MPO", save_all=True, append_images=[NOISE]),
+    "with more behind its end": lambda: encoded(NOISE, "JPEG") + bytes(range(256)),
+    "with an end in its exif": lambda: encoded(NOISE, "JPEG", exif=b"Exif\0\0" + b"\xff\xd9" * 20),
+}
+
+
+def on_its_side() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+def told_of(load: Callable[[bytes], Any], content: bytes) -> np.ndarray[Any, Any] | str:
+    """Pixels ``[H, W, 3]``, or what the error says."""
+    try:
+        image = load(content)
+    except DataError as error:
+        return str(error)
+    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else image
+    return np.asarray(pixels)
+
+
+def same(content: bytes) -> bool:
+    """Whether both ways of loading give the same pixels, or refuse in the same words."""
+    return np.array_equal(told_of(load_image, content), told_of(load_fast, content))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_is_the_same_whoever_decodes_it(kind: str) -> None:
+    content = JPEGS[kind]()
+    assert same(content)
+    decoded_by_torchvision = isinstance(load_fast(content), torch.Tensor)
+    assert decoded_by_torchvision == (kind not in ("grey", "CMYK", "two pictures in one"))
+
+
+@pytest.mark.parametrize("kind", COLOURED)
+def test_another_picture_is_the_same_whoever_decodes_jpegs(kind: str) -> None:
+    assert same(COLOURED[kind]())
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_cut_anywhere_is_as_good_or_bad_as_pil_finds_it(kind: str) -> None:
+    content = JPEGS[kind]()
+    ends = (b"", b"\xff\xd9", b"\0\xff\xd9")
+    cuts = [content[:size] + end for size in range(0, len(content), 5) for end in ends]
+    assert all(map(same, [*cuts, content[:-1], content[:-2], content[:-3]]))
+
+
+def test_a_damaged_jpeg_is_as_good_or_bad_as_pil_finds_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    kinds = [make() for make in JPEGS.values()]
+    rng = random.Random(0)
+    wrecks = [damaged(rng.choice(kinds), rng) for _ in range(3000)]
+    refused = [wreck for wreck in wrecks if isinstance(told_of(load_fast, wreck), str)]
+    assert 300 < len(refused) < 2700
+    assert all(map(same, wrecks))
+    os.write(2, b"still heard")
+    assert capfd.readouterr().err == "still heard"
+
+
+@pytest.mark.parametrize("way", ["file", "bytes"])
+def test_both_decoders_lead_to_the_same_sample(tmp_path: Path, way: str) -> None:
+    """The resize alone is another; what cannot be read has the same cause."""
+    dataset = data_set(ShardSource([], 1))
+    fast = replace(dataset, image_processor=build_blip2_image_eval(30, image_backend="torchvision"))
+    usual = replace(dataset, image_processor=build_blip2_image_eval(30))
+    whole = JPEGS["plain"]()
+    for content in (whole, COLOURED["png"](), b"", whole[:900], huge_jpeg()):
+        (tmp_path / "a.jpg").write_bytes(content)
+        image = tmp_path / "a.jpg" if way == "file" else content
+        one, other = (read_sample(RawSample("a", image, "a", ""), d, "s") for d in (usual, fast))
+        if isinstance(one, BadSample) or isinstance(other, BadSample):
+            assert one == other
+        else:
+            assert one["image"].dtype == other["image"].dtype == torch.uint8
+            assert (one["image"].int() - other["image"].int()).abs().max() <= 2
+
+
+def huge_jpeg() -> bytes:
+    """A JPEG that says it is of 10,000 x 10,000 pixels."""
+    content = bytearray(JPEGS["plain"]())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = (10_000).to_bytes(2, "big") * 2
+    return bytes(content)
+
+
+def test_a_huge_jpeg_is_told_before_it_is_decoded() -> None:
+    with one_line(HugeImageError, "10000 x 10000 pixels"):
+        load_fast(huge_jpeg())
+
+
+def test_without_torchvisions_decoder_pil_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deprecated there, it may be gone one day."""
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    assert isinstance(load_fast(JPEGS["plain"]()), Image.Image)

@@ -3,18 +3,28 @@ import gc
 import itertools
 import logging
 import multiprocessing
+import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.datasets.samples import Batch, DataSet
+from minigpt4.datasets.samples import Batch, DataSet, RawSample, load_image, to_device
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
-from tests.datasets.files import data_set, write_shards, write_tar
+from minigpt4.processors.image_processors import (
+    ImageProcessor,
+    build_blip2_image_eval,
+    build_blip2_image_train,
+)
+from tests.datasets.files import data_set, noise, pair, write_shards, write_tar
 from tests.messages import one_line
 
 
@@ -47,10 +57,110 @@ def keys(found: list[Batch]) -> list[str]:
 def test_a_batch_holds_pixels_texts_and_keys(shards: list[str]) -> None:
     (batch,) = batches([mine(shards)], 1)
     assert batch["image"].shape == (3, 3, 4, 4)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.uint8
+    assert to_device(batch, torch.device("cpu"))["image"].dtype == torch.float32
     assert len(batch["text"]) == len(batch["keys"]) == 3
     for key, text in zip(batch["keys"], batch["text"], strict=True):
         assert key.endswith(f"/{text}")
+
+
+# From bytes to what the model sees
+
+
+def noisy(folder: Path) -> DataSet:
+    """A shard of pictures of many values."""
+    folder.mkdir()
+    samples = [{**pair(key, suffix="png"), f"{key}.png": noise()} for key in "abcdef"]
+    return mine([str(write_tar(folder / "0.tar", *samples))])
+
+
+def pixels_of(dataset: DataSet) -> dict[str, torch.Tensor]:
+    """Text → pixels, as the processor gives them when it is called as a whole."""
+    found = [raw for raw in dataset.source.read(0) if isinstance(raw, RawSample)]
+    images = {raw.text: raw.image for raw in found}
+    return {
+        text: dataset.image_processor(load_image(image))
+        for text, image in images.items()
+        if isinstance(image, bytes)
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_pixels_are_the_processors_bit_for_bit(
+    tmp_path: Path, workers: int, backend: Literal["pil", "torchvision"]
+) -> None:
+    processor = build_blip2_image_eval(28, image_backend=backend)
+    dataset = replace(noisy(tmp_path / "noise"), image_processor=processor)
+    expected = pixels_of(dataset)
+    for batch in batches([dataset], 4, workers=workers):
+        assert batch["image"].dtype == torch.uint8
+        ready = to_device(batch, torch.device("cpu"))
+        for text, pixels in zip(ready["text"], ready["image"], strict=True):
+            assert torch.equal(pixels, expected[text])
+        assert torch.equal(to_device(ready, torch.device("cpu"))["image"], ready["image"])
+
+
+class _Negative(ImageProcessor):
+    """A plug-in's, with a call of its own."""
+
+    def __init__(self) -> None:
+        whole = build_blip2_image_eval(4)
+        super().__init__(whole._geometry, 4, whole.mean, whole.std)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return -super().__call__(image)
+
+
+@pytest.mark.parametrize(
+    "processor", [_Negative(), lambda image: -build_blip2_image_eval(4)(image)]
+)
+def test_another_processor_is_called_as_a_whole(
+    shards: list[str], processor: Callable[[Image.Image], torch.Tensor]
+) -> None:
+    dataset = replace(mine(shards), image_processor=processor)
+    (batch,) = batches([dataset], 1, workers=0)
+    assert batch["normalise"] is None
+    (usual,) = batches([mine(shards)], 1)
+    expected = -to_device(usual, torch.device("cpu"))["image"]
+    assert torch.equal(to_device(batch, torch.device("cpu"))["image"], expected)
+
+
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_reading_leaves_the_random_numbers_of_others_alone(
+    tmp_path: Path, backend: Literal["pil", "torchvision"]
+) -> None:
+    crop = build_blip2_image_train(8, random_crop=True, image_backend=backend)
+    dataset = replace(noisy(tmp_path / "noise"), image_processor=crop)
+
+    def drawn() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(1).item()]
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+
+    seed()
+    expected = drawn()
+    seed()
+    first = batches([dataset], 2)
+    assert drawn() == expected
+    for one, again in zip(first, batches([dataset], 2), strict=True):
+        assert torch.equal(one["image"], again["image"])
+
+
+@pytest.mark.gpu
+def test_bytes_are_pinned_and_normalised_on_a_gpu_bit_for_bit(tmp_path: Path) -> None:
+    dataset = replace(noisy(tmp_path / "noise"), image_processor=build_blip2_image_eval(28))
+    expected = pixels_of(dataset)
+    loader = MixedLoader([dataset], 3, 1, 0, pin_memory=True)
+    for batch in itertools.islice(loader, 3):
+        assert batch["image"].is_pinned()
+        assert batch["image"].dtype == torch.uint8
+        ready = to_device(batch, torch.device("cuda"))
+        for text, pixels in zip(ready["text"], ready["image"].cpu(), strict=True):
+            assert torch.equal(pixels, expected[text])
 
 
 def test_a_data_set_may_have_a_batch_size_of_its_own(tmp_path: Path) -> None:

@@ -101,5 +101,6 @@ def test_without_q_former_nothing_is_read_from_its_file() -> None:
     """As in the original: four patches make a token, and ``ln_vision`` stays as it is made."""
     model = build("model.has_qformer=False", "model.q_former_model=README.md")
     assert model.encode_img(torch.zeros(2, 3, 112, 112)).shape == (2, 16, 160)
+    assert model.ln_vision is not None
     assert model.ln_vision.weight.eq(1).all()
     assert model.ln_vision.bias.eq(0).all()

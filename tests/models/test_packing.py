@@ -18,7 +18,8 @@ from minigpt4.errors import ConfigError
 from minigpt4.models.language_model import load_language_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.splice import Segment, Spliced, splice
+from minigpt4.models.splice import Joined, Segment, join, pad
+from minigpt4.registry import RUNNERS, bind
 from minigpt4.runners.preflight import check_training
 from tests.conftest import ROOT
 from tests.messages import one_line
@@ -69,9 +70,9 @@ def test_loss_and_gradient_are_those_of_padding(
     assert (packed[1] - padded[1]).abs().max() < 1e-5 * padded[1].abs().max()
 
 
-def rows_of(model: MiniGPT4, contexts: list[list[Segment]]) -> Spliced:
+def rows_of(model: MiniGPT4, contexts: list[list[Segment]], share_lead: bool = False) -> Joined:
     answers = [model.tokenizer.encode(text) for text in TEXTS[: len(contexts)]]
-    return splice(contexts, answers, model.embed_tokens, CPU)
+    return join(contexts, answers, model.embed_tokens, CPU, share_lead)
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def test_several_images_and_none_stand_in_one_row(model: MiniGPT4) -> None:
     width = model.llama_proj.out_features
     drawn = torch.Generator().manual_seed(2)
     pictures = [torch.randn(4, width, generator=drawn) for _ in range(3)]
-    spliced = rows_of(
+    rows = rows_of(
         model,
         [
             [[1, 5, 6], pictures[0], [7], pictures[1], [8, 9]],
@@ -87,7 +88,7 @@ def test_several_images_and_none_stand_in_one_row(model: MiniGPT4) -> None:
             [[1], pictures[2]],
         ],
     )
-    packed = pack(spliced)
+    packed, spliced = pack(rows), pad(rows)
     assert packed.embeds.shape[1] == sum(spliced.lengths)
     logits = packed_logits(model.llama_model, packed)
     following = spliced.targets[:, 1:]
@@ -108,7 +109,7 @@ def test_logits_are_computed_where_something_is_learnt_and_nowhere_else(
         model(image, TEXTS, PROMPTS)
     finally:
         noting.remove()
-    targets = model.splice_batch(image, TEXTS, PROMPTS).learnt
+    targets = int((model.splice_batch(image, TEXTS, PROMPTS).targets >= 0).sum())
     assert [shape.numel() for shape in shapes] == [targets]
 
 
@@ -123,6 +124,62 @@ def test_a_sample_does_not_see_the_others(model: MiniGPT4) -> None:
         logits = packed_logits(model.llama_model, packed)
         answers.append(logits[: len(model.tokenizer.encode(TEXTS[0]))])
     assert (answers[0] - answers[1]).abs().max() < 1e-6
+
+
+PREFIXES = {
+    "one token": ([[1], [1], [1]], 1),
+    "all of it": ([[1, 5, 6, 7], [1, 5, 6, 7], [1, 5, 6, 7]], 4),
+    "some of it": ([[1, 5, 6], [1, 5, 9, 4], [1, 5]], 2),
+    "none": ([[1, 5], [2, 5], [1, 5]], 0),
+}
+
+
+@pytest.mark.parametrize(("prefixes", "lead"), PREFIXES.values(), ids=PREFIXES)
+def test_what_all_rows_begin_with_is_computed_once_and_changes_nothing(
+    model: MiniGPT4, prefixes: list[list[int]], lead: int
+) -> None:
+    width = model.llama_proj.out_features
+    drawn = torch.Generator().manual_seed(4)
+    gradients, losses = [], []
+    for share_lead in (False, True):
+        drawn.manual_seed(4)
+        pictures = [torch.randn(4, width, generator=drawn).requires_grad_() for _ in prefixes]
+        contexts: list[list[Segment]] = [
+            [ids, picture, [8]] for ids, picture in zip(prefixes, pictures, strict=True)
+        ]
+        rows = rows_of(model, contexts, share_lead)
+        assert rows.lead == (lead if share_lead else 0)
+        assert len(rows.embeds) == sum(rows.lengths) - (len(prefixes) - 1) * rows.lead
+        packed = pack(rows)
+        logits = packed_logits(model.llama_model, packed)
+        loss = nn.functional.cross_entropy(logits, packed.targets)
+        gradients.append(torch.cat(torch.autograd.grad(loss, pictures)))
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert (gradients[1] - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
+
+
+def test_without_an_image_behind_it_no_prefix_is_shared(model: MiniGPT4) -> None:
+    # The first token of the answer would have one position for all rows to be predicted at.
+    picture = torch.zeros(4, model.llama_proj.out_features)
+    assert rows_of(model, [[[1, 5], picture], [[1, 5]]], share_lead=True).lead == 0
+    assert rows_of(model, [[[1, 5]], [[1, 5]]], share_lead=True).lead == 0
+    assert rows_of(model, [[picture, [1]], [picture, [1]]], share_lead=True).lead == 0
+
+
+def test_the_kernels_for_gpus_are_told_where_samples_and_their_keys_lie(model: MiniGPT4) -> None:
+    picture = torch.zeros(4, model.llama_proj.out_features)
+    contexts: list[list[Segment]] = [[[1, 5], picture], [[1, 5, 6], picture]]
+    answers = [[7, 8], [9]]
+    shared = pack(join(contexts, answers, model.embed_tokens, CPU, share_lead=True)).samples
+    assert shared.starts.tolist() == [0, 2, 8, 14]
+    assert shared.key_starts.tolist() == [0, 2, 10, 18]
+    assert shared.keys is not None
+    lead = [0, 1]
+    assert shared.keys.tolist() == [*lead, *lead, *range(2, 8), *lead, *range(8, 14)]
+    alone = pack(join(contexts, answers, model.embed_tokens, CPU)).samples
+    assert alone.starts.tolist() == alone.key_starts.tolist() == [0, 8, 16]
+    assert alone.keys is None
 
 
 def test_what_is_frozen_gets_no_gradient(model: MiniGPT4, image: torch.Tensor) -> None:
@@ -161,8 +218,9 @@ def test_where_packing_would_change_numbers_is_found_out(
     language_model: PreTrainedModel, expected: str | None
 ) -> None:
     language_model.eval()
-    fault = packing_fault(language_model, CPU)
-    assert (expected in (fault or "")) if expected else fault is None, fault
+    for lead in (0, 2):
+        fault = packing_fault(language_model, CPU, lead)
+        assert (expected in (fault or "")) if expected else fault is None, fault
 
 
 def test_attention_is_the_models_own_again_afterwards(model: MiniGPT4) -> None:
@@ -212,6 +270,16 @@ def test_an_unknown_word_for_packing_is_a_fault_of_the_config() -> None:
     )
     with pytest.raises(ConfigError, match=r"run\.packing"):
         check_training(config)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto", "'off'", "True"])
+def test_the_words_for_packing_are_those_of_a_yaml(word: str) -> None:
+    config = load_config(
+        ROOT / "train_configs" / "tiny_stage1_pretrain.yaml", [f"run.packing={word}"]
+    )
+    bound, faults = bind(RUNNERS.get("runner_base"), config.run_options(), "run")
+    assert not faults
+    assert bound["packing"] == {"True": "on"}.get(word, word.strip("'"))
 
 
 def test_the_embedded_default_packs() -> None:

@@ -150,6 +150,7 @@ def test_the_variant_without_a_q_former_reads_eva_llama_and_projection(tmp_path:
         ckpt=saved(tmp_path, "pretrained.pth", projection_file(case, True, True)),
     )
     # The original reads no ln_vision here either; the recording has random weights in it.
+    assert model.ln_vision is not None
     model.ln_vision.load_state_dict(case.weights.part("ln_vision."))
     assert failures(compare_vision(model, case)) == []
     for mode in case.modes():

@@ -233,7 +233,8 @@ def compare_vision(model: MiniGPT4, case: Case) -> list[Comparison]:
     tensors = case.tensors
     image = tensors["image"][: len(tensors["vit_out"])]
     with torch.no_grad():
-        patches = model.visual_encoder.forward_features(image)  # type: ignore[operator]
+        encoder: Any = model.visual_encoder
+        patches = encoder.forward_features(image)
         normed = _normed_patches(model, image)
         results = [
             compare("vit_out", patches, tensors["vit_out"]),
@@ -251,6 +252,7 @@ def _normed_patches(model: MiniGPT4, image: torch.Tensor) -> torch.Tensor:
     """What ``ln_vision`` gives on the way; without a Q-Former the class token is gone by then."""
     if model.q_former is None:
         grouped = model.encode_frozen(image)
+        assert model.ln_vision is not None
         return grouped.reshape(len(image), -1, model.ln_vision.normalized_shape[0])
     seen: list[torch.Tensor] = []
 

@@ -71,12 +71,17 @@ def find_trajectories(folder: Path) -> Iterator[Unit]:
             yield Unit(file.stem, "training", files, check)
 
 
-def compare_trajectory(trajectory: Trajectory) -> list[Comparison]:
-    """Learning rates, losses, parameter groups and the final projection of every run."""
+def compare_trajectory(trajectory: Trajectory, **levers: Any) -> list[Comparison]:
+    """Learning rates, losses, parameter groups and the final projection of every run.
+
+    Args:
+        trajectory: What was recorded.
+        levers: Options of the run that must change no number.
+    """
     results = []
     for name, run in trajectory.runs.items():
         with tempfile.TemporaryDirectory() as folder:
-            runner = build_runner(trajectory, name, Path(folder))
+            runner = build_runner(trajectory, name, Path(folder), **levers)
             groups = [_facts_of(group) for group in runner.optimizer.param_groups]
             losses, rates = train_recorded(runner, run)
         error = max(abs(a - b) for a, b in zip(losses, run["loss"], strict=True))
@@ -99,7 +104,7 @@ def _facts_of(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_runner(trajectory: Trajectory, name: str, output_dir: Path) -> RunnerBase:
+def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: Any) -> RunnerBase:
     """The real runner, at the start of a recorded run."""
     run, facts, tensors = trajectory.runs[name], trajectory.facts, trajectory.tensors
     steps, images = run["config"], tensors["images"]
@@ -119,6 +124,7 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path) -> RunnerB
         "num_workers": 0,
         "output_dir": str(output_dir),
         "device": "cpu",
+        **levers,
     }
     runner = RunnerBase(
         model,
@@ -128,7 +134,7 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path) -> RunnerB
         **options,
     )
     runner.batches = (
-        Batch(keys=[""] * len(texts), image=image, text=list(texts))
+        Batch(keys=[""] * len(texts), image=image, text=list(texts), normalise=None)
         for image, texts in zip(images, facts["text_batches"], strict=True)
     )
     return runner

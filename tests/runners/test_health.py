@@ -1,10 +1,12 @@
 """A dead model, numbers that are not finite, and what the first sample looks like."""
 
+import functools
 import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.runners.health import Update
 from minigpt4.runners.runner_base import RunnerBase
 from tests.conftest import EntryPoint
 from tests.test_train import STAGE1, STAGE2, only_run, stage1_options
@@ -148,6 +151,59 @@ def test_nan_in_a_step_ends_the_run_and_is_not_learnt(
     assert all(value.isfinite().all() for value in newest["model"].values())
 
 
+@pytest.fixture
+def late_figures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a GPU: whether a step was finite is looked at in the next; its numbers so far."""
+    make, looked = Update.__init__, []
+
+    def make_late(self: Update, *args: Any) -> None:
+        make(self, *args)
+        self.known = False
+        looked.append(self.window[0].number)
+
+    monkeypatch.setattr(Update, "__init__", make_late)
+    return looked
+
+
+def test_what_is_known_late_is_not_learnt_either(
+    run_entry: EntryPoint,
+    scenes: Path,
+    tmp_path: Path,
+    spoil_at: Callable[[int, Spoil, Spoil], None],
+    late_figures: list[int],
+):
+    projections: list[torch.Tensor] = []
+
+    def spoil(runner: RunnerBase) -> None:
+        nan_in_q_former(runner)
+        projections.append(runner.model.llama_proj.weight.detach())
+
+    spoil_at(2, spoil, lambda runner: projections.append(projections[0].clone()))
+    code, stderr = run(run_entry, *stage1_options(scenes, tmp_path))
+    assert code == 2
+    assert late_figures == [0, 1]  # the third step had begun, and went no further
+    assert "the loss is nan at epoch 0, step 2, rank 0" in one_line(stderr)
+    assert "it starts in q_former.encoder.layer.1.output_query.dense" in one_line(stderr)
+    assert torch.equal(projections[0], projections[1])
+    assert projections[0].isfinite().all()
+
+
+def test_what_is_known_late_changes_no_number(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, request: pytest.FixtureRequest
+):
+    ends = []
+    for folder in (tmp_path / "at once", tmp_path / "late"):
+        assert run(run_entry, *stage1_options(scenes, folder, log_freq=2))[0] == 0
+        saved = torch.load(only_run(folder) / "checkpoint_1.pth", weights_only=True)
+        log = (only_run(folder) / "log.txt").read_text().splitlines()
+        told = [[json.loads(row).get(name) for name in ("loss", "grad_norm")] for row in log]
+        ends.append((saved["model"]["llama_proj.weight"], told))
+        looked = request.getfixturevalue("late_figures")
+    assert len(looked) == 6
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
 def test_skipping_leaves_the_step_out_and_counts(
     run_entry: EntryPoint,
     scenes: Path,
@@ -267,8 +323,14 @@ def test_the_scalers_skipped_steps_are_counted_apart(
     spoil_at: Callable[[int, Spoil, Spoil], None],
 ):
     """As under fp16, whose scaler tries a scale, meets Inf, and leaves the step out."""
-    scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    make = RunnerBase.__init__
+
+    @functools.wraps(make)  # the options of a YAML are held against its signature
+    def make_scaling(self: RunnerBase, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.scales, self.scaler = True, torch.amp.GradScaler("cpu")
+
+    monkeypatch.setattr(RunnerBase, "__init__", make_scaling)
     handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def spoil(runner: RunnerBase) -> None:

@@ -81,6 +81,26 @@ def test_a_signal_ends_after_the_step_and_auto_goes_on_to_the_same_end(
     assert compare(tmp_path / "cut", alone) == []
 
 
+@pytest.mark.parametrize(
+    "lever",
+    [
+        "packing=off",
+        "gradient_checkpointing=True",
+        pytest.param("compile=True", marks=pytest.mark.slow),
+    ],
+)
+def test_no_lever_stands_in_the_way_of_going_on(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop, lever: str
+):
+    ends = [tmp_path / "alone", tmp_path / "cut"]
+    whole, cut = ([*options_of(scenes, output), f"run.{lever}"] for output in ends)
+    assert run(run_entry, *whole)[0] == 0
+    stop_after(4, signal.SIGTERM)
+    assert run(run_entry, *cut)[0] == 143
+    assert run(run_entry, *cut, "run.resume=auto")[0] == 0
+    assert compare(*ends) == []
+
+
 def test_micro_batches_of_one_optimizer_step_are_not_torn_apart(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
 ):
@@ -255,6 +275,21 @@ def test_a_file_that_is_no_state_is_one_line(
     assert code == 2
     assert "state_3.pth" in stderr
     assert "Traceback" not in stderr
+
+
+def test_the_state_of_an_optimizer_that_is_not_fused_is_taken_up(
+    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path
+):
+    """As the original's checkpoints hold it, and ours did once."""
+    state = torch.load(only_run(alone) / "checkpoint_0.pth", weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        del group["fused"]
+    torch.save(state, tmp_path / "checkpoint_0.pth")
+    options = options_of(scenes, tmp_path / "on", resume_ckpt_path=tmp_path / "checkpoint_0.pth")
+    assert run(run_entry, *options)[0] == 0
+    saved = torch.load(only_run(tmp_path / "on") / "checkpoint_1.pth", weights_only=True)
+    assert saved["optimizer"]["state"][0]["step"] == 12
+    assert saved["optimizer"]["param_groups"][0]["fused"]
 
 
 def test_random_generators_are_put_back():

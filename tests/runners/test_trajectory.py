@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ import torch
 from minigpt4.runners.runner_base import RunnerBase
 from tests.parity import find_units
 from tests.recorded import GOLDEN
-from tests.recorded.training import Trajectory, build_runner, final_error, train_recorded
+from tests.recorded.comparison import failures
+from tests.recorded.training import (
+    Trajectory,
+    build_runner,
+    compare_trajectory,
+    final_error,
+    train_recorded,
+)
 
 TRAJECTORIES = [
     Trajectory(file)
@@ -76,3 +84,20 @@ def test_checkpoint_of_every_epoch_holds_the_trained_projection(tmp_path: Path) 
     assert saved["model"].keys() == final.keys()
     for key, value in final.items():
         torch.testing.assert_close(saved["model"][key], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [
+        {"packing": "on"},
+        {"packing": "off"},
+        {"gradient_checkpointing": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True, "packing": "off"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_no_lever_leads_away_from_what_was_recorded(levers: dict[str, Any]) -> None:
+    results = compare_trajectory(TRAJECTORY, **levers)
+    assert failures(results) == []
+    assert results

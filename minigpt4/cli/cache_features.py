@@ -1,0 +1,42 @@
+"""Run the frozen towers once over the pictures of a training's data sets, and keep the features."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from minigpt4.config import load_config
+
+_EPILOG = """
+Put the folder into the YAML, as datasets.X.features: a training then reads it instead of the
+pictures, and does not even load the towers. It serves every language model. The same command goes
+on where it was cut short; under torchrun the work is shared out.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``cache-features``."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--cfg-path", required=True, help="YAML of a training (train_configs/)")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the features"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "fp16", "bf16", "fp32"],
+        default="auto",
+        help="numbers in the files; auto is the run's own arithmetic, which loses nothing",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make what is missing; ends with figures."""
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)
+    config = load_config(arguments.cfg_path, arguments.options)
+    from minigpt4.runners.feature_cache import cache_features
+
+    cache_features(config, arguments.output, arguments.dtype)

@@ -1,0 +1,230 @@
+"""A data set whose pictures are replaced by their cached features, in the same order.
+
+``<folder>/<data set>/`` holds for each *group* of the source's units ``00000.json`` (its samples in
+order, the bad ones too) and ``00000-000.safetensors``, …; ``features.json``, which is written last,
+lists all groups.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from minigpt4.checkpoint import write_atomically
+from minigpt4.datasets.features import CachedFeatures
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source
+from minigpt4.errors import DataError, one_line
+
+_INDEX = "features.json"
+ADVICE = "run the same cache-features command again"
+
+
+@runtime_checkable
+class CacheableSource(Source, Protocol):
+    """A source whose features can be cached.
+
+    Attributes:
+        units_per_group: Consecutive units whose features are computed, and lie, together.
+    """
+
+    units_per_group: int
+
+    def files(self, unit: int) -> list[Path]:
+        """What a unit is read from; first the shard, where it is one."""
+
+
+Row = dict[str, Any]  # a sample of a group: key, and text, file, row; or cause, detail
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the json of a group holds.
+
+    Attributes:
+        identity: What the features depend on; see ``runners/feature_identity.py``.
+        files: What the group was read from, as that file describes it.
+        counts: Samples of each unit.
+        rows: All samples, in order.
+        features: Name and bytes of the files of features.
+    """
+
+    identity: dict[str, Any]
+    files: list[list[Any]]
+    counts: list[int]
+    rows: list[Row]
+    features: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``features.json`` holds.
+
+    Attributes:
+        identity: Of all groups.
+        groups: Of each its ``files``, what was ``written`` (file → bytes), how many ``samples`` it
+            has, and how many ``bad`` ones.
+    """
+
+    identity: dict[str, Any]
+    groups: list[dict[str, Any]]
+
+
+def group_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.json"
+
+
+def group_count(source: CacheableSource) -> int:
+    return -(-source.units // source.units_per_group)
+
+
+def units_of(source: CacheableSource, group: int) -> range:
+    """The units of a group."""
+    first = group * source.units_per_group
+    return range(first, min(first + source.units_per_group, source.units))
+
+
+def files_of(source: CacheableSource, group: int) -> list[Path]:
+    """What a group is read from, each file once."""
+    files = (file for unit in units_of(source, group) for file in source.files(unit))
+    return list(dict.fromkeys(files))
+
+
+def save_group(group: Group, file: Path) -> None:
+    """Write a group's json; with it the group is done."""
+    _save(vars(group), file)
+
+
+def load_group(file: Path) -> Group:
+    """A group's json.
+
+    Raises:
+        DataError: where there is none, or another content.
+    """
+    group = _load(file, Group)
+    assert isinstance(group, Group)
+    return group
+
+
+def save_index(index: Index, folder: Path) -> None:
+    """Write ``features.json``; with it the cache is complete."""
+    _save(vars(index), folder / _INDEX)
+
+
+def remove_index(folder: Path) -> None:
+    (folder / _INDEX).unlink(missing_ok=True)
+
+
+def load_index(folder: Path, groups: int) -> Index:
+    """A finished cache's ``features.json``.
+
+    Args:
+        folder: Of one data set.
+        groups: That its source has.
+
+    Raises:
+        DataError: where there is none: no cache, or one that is not finished.
+    """
+    file = folder / _INDEX
+    if not file.is_file():
+        done = sum(group_file(folder, number).is_file() for number in range(groups))
+        if done:
+            raise DataError(f"{folder}: {groups - done} of {groups} groups are missing; {ADVICE}")
+        raise DataError(f"{folder}: not a feature cache, or not complete (no {_INDEX} in it)")
+    index = _load(file, Index)
+    assert isinstance(index, Index)
+    return index
+
+
+def _save(content: Mapping[str, Any], file: Path) -> None:
+    text = json.dumps(content, separators=(",", ":"))
+    write_atomically(file, lambda opened: opened.write(text.encode()))
+
+
+def _load(file: Path, form: type[Group] | type[Index]) -> Group | Index:
+    try:
+        return form(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{file}: damaged ({one_line(error, 100)}); {ADVICE}") from error
+
+
+def row_of(sample: RawSample | BadSample) -> Row:
+    """A sample as a group's json keeps it: without the shard's path, which may change."""
+    within = f"{sample.key}/".removeprefix(f"{sample.shard}/")[:-1] if sample.shard else sample.key
+    row: Row = {"key": within, "in_shard": bool(sample.shard)}
+    if isinstance(sample, BadSample):
+        return row | {"cause": sample.cause, "detail": sample.detail}
+    return row | {"text": sample.text}
+
+
+def _sample_of(row: Row, shard: str, folder: Path) -> RawSample | BadSample:
+    """The inverse of :func:`row_of`, with features instead of the picture."""
+    shard = shard if row["in_shard"] else ""
+    key = "/".join(part for part in (shard, row["key"]) if part)
+    if "cause" in row:
+        return BadSample(key, row["cause"], row["detail"], shard)
+    return RawSample(key, CachedFeatures(folder / row["file"], row["row"]), row["text"], shard)
+
+
+class FeatureSource:
+    """The samples of another source, with features instead of pictures.
+
+    Args:
+        source: Where the features come from; only its order is used.
+        folder: Of this data set's cache.
+
+    Raises:
+        DataError: for a cache that is not finished, or of another number of units.
+    """
+
+    def __init__(self, source: CacheableSource, folder: Path) -> None:
+        self.units, self.window = source.units, source.window
+        self._source, self._folder = source, folder
+        self._groups: dict[int, Group] = {}
+        wanted = group_count(source)
+        found = len(load_index(folder, wanted).groups)
+        if found != wanted:
+            raise DataError(
+                f"{folder}: made of {found} groups of files, this data set has {wanted}"
+            )
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        number = unit // self._source.units_per_group
+        shard = next((str(file) for file in self._source.files(unit)), "")
+        try:
+            group = self._group(number)
+        except DataError as error:
+            file = group_file(self._folder, number)
+            yield BadSample(str(file), "unreadable features", str(error))
+            return
+        place = unit - number * self._source.units_per_group
+        first = sum(group.counts[:place])
+        for row in islice(group.rows, first, first + group.counts[place]):
+            yield _sample_of(row, shard, self._folder)
+
+    def _group(self, number: int) -> Group:
+        if number not in self._groups:
+            # Single pairs come from all over the data set: all are held, as without a cache.
+            if self._source.units_per_group == 1:
+                self._groups.clear()
+            self._groups[number] = load_group(group_file(self._folder, number))
+        return self._groups[number]
+
+
+def with_features(dataset: DataSet, features: str | None) -> DataSet:
+    """The data set, trained from the features in a folder if one is named; for every builder.
+
+    Raises:
+        DataError: as :class:`FeatureSource` has it.
+    """
+    if features is None:
+        return dataset
+    if not isinstance(dataset.source, CacheableSource):
+        raise DataError(f"datasets.{dataset.name}.features: {uncacheable(dataset)}")
+    return replace(dataset, source=FeatureSource(dataset.source, Path(features) / dataset.name))
+
+
+def uncacheable(dataset: DataSet) -> str:
+    kind = type(dataset.source).__name__
+    return f"features of a {kind} cannot be cached: it has no units_per_group and files(unit)"
