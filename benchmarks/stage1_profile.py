@@ -22,8 +22,7 @@ from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, to_device
 from minigpt4.errors import run_guarded
-from minigpt4.models.minigpt4 import MiniGPT4, target_loss
-from minigpt4.models.splice import splice
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.preparation import build_datasets, build_model
 
 YAML = "train_configs/tiny_stage1_pretrain.yaml"
@@ -62,13 +61,7 @@ class Step:
             self.features = self.model.encode_frozen(self.batch["image"])
 
     def predict(self) -> None:
-        model = self.model
-        tokens = model.llama_proj(self.features)
-        answers = [model.tokenizer.encode(text + model.end_sym) for text in self.batch["text"]]
-        contexts = [[[model.tokenizer.bos_id], image] for image in tokens]
-        spliced = splice(contexts, answers, model.embed_tokens, model.device)
-        self.real = sum(spliced.lengths) / spliced.attention_mask.numel()
-        self.loss = target_loss(model.logits(spliced), spliced.targets)
+        self.loss = self.model(self.features, self.batch["text"])
 
     def learn(self) -> None:
         self.model.zero_grad()
@@ -86,17 +79,16 @@ def main() -> int:
         storages = [f"datasets.{n}.build_info.storage={folder}/{n}/" for n in ("laion", "cc_sbu")]
         config = load_config(YAML, storages)
         model = build_model(config, torch.device("cpu")).train()
+        model.choose_packing("auto")
         size = int(config.run["batch_size_train"])
         batches = iter(MixedLoader(build_datasets(config), size, 0, 0, 0, 1))
         step = Step(model, lambda: next(batches))
         took: dict[str, list[float]] = {name: [] for name in step.parts}
-        real = []
         for count in range(arguments.steps + 3):
             for name, work in step.parts.items():
                 spent = seconds(work)
                 if count >= 3:  # the first ones make buffers
                     took[name].append(spent)
-            real.append(step.real)
         peak = matrix_product_flops()
         figures = {}
         for name, work in step.parts.items():
@@ -113,7 +105,6 @@ def main() -> int:
             f"{of_peak:>4.0%} of the matrix product's rate"
         )
     print(f"{'all':<26}{total:>7.3f} ms a sample = {1e3 / total:.0f} samples/s without overlap")
-    print(f"real positions among those that the language model reads: {statistics.mean(real):.0%}")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -242,7 +242,7 @@ class Steps:
     ) -> None:
         self.model, self.averaged = model, averaged
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         model.choose_packing("on")
         if compiled:
             compile_layers(model)

@@ -133,7 +133,8 @@ def attention_per_sample(
     Returns:
         ``[1, T, heads, d]``.
     """
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    # Squeezed, not indexed: the backward pass of an index fills a tensor of zeros first.
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     half = query.dtype in (torch.float16, torch.bfloat16)
     kernel = _gpu_kernel() if query.is_cuda and half else None
     attend = kernel or _attend_padded
@@ -253,7 +254,7 @@ def packed_logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
             samples=packed.samples,
         )
     assert isinstance(output.logits, torch.Tensor)
-    return output.logits[0]
+    return output.logits.squeeze(0)
 
 
 @torch.no_grad()

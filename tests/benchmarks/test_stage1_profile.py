@@ -24,4 +24,4 @@ def test_every_part_of_a_step_is_told(
     assert all(figure["ms_per_sample"] > 0 for figure in figures.values())
     assert figures["read and decode"]["of_peak"] == 0  # no arithmetic that counts
     assert all(f["of_peak"] > 0 for name, f in figures.items() if name != "read and decode")
-    assert "real positions among those" in capsys.readouterr().out
+    assert "samples/s without overlap" in capsys.readouterr().out
