@@ -102,9 +102,11 @@ def pack(joined: Joined) -> Packed:
     ]
     sent = on_device(torch.cat(parts), joined.embeds.device).split([len(part) for part in parts])
     starts, key_starts, keys, padded, places, position_ids, learnt, targets = sent
-    samples = Samples(
-        starts.int(), key_starts.int(), keys if lead else None, padded.view(-1, longest), places
-    )
+    starts = starts.int()
+    # By one tensor for both, torch knows that queries and keys lie alike: more kernels serve then.
+    key_starts = key_starts.int() if lead else starts
+    padded = padded.view(-1, longest)
+    samples = Samples(starts, key_starts, keys if lead else None, padded, places)
     return Packed(joined.embeds[None], position_ids[None], learnt, targets, samples)
 
 
