@@ -352,6 +352,6 @@ def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch as the model takes it: its images on the device, and normalised there."""
     image = batch["image"].to(device, non_blocking=True)
-    normalise = batch["normalise"]
+    normalise = batch.get("normalise")  # which a batch of a plug-in's own may lack
     image = normalise(image) if normalise else image
     return Batch(keys=batch["keys"], image=image, text=batch["text"], normalise=None)

@@ -306,7 +306,10 @@ class RunnerBase:
         The device leaves it out where that is not finite. Whether it did, a GPU's host learns when
         the GPU is busy with the next step: to wait for it would let it stand idle.
         """
-        self._settle()
+        if self.unsettled:
+            self._settle()
+        else:  # a lost process is named here: the averaging would wait for it much longer
+            self._agree()
         window, self.window = self.window, []
         self.processes.average_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)

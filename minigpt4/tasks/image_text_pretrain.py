@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from torch import nn
 
 from minigpt4.chat import Chat
-from minigpt4.datasets.samples import Batch
+from minigpt4.datasets.samples import Batch, to_device
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.registry import TASKS, Hidden
 
@@ -39,11 +39,11 @@ class ImageTextPretrainTask:
             return None
         return random.Random(f"{self._identity}/{step}").choice(self._prompts)
 
-    def train_step(self, model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
-        """Mean loss over the target tokens of one batch."""
+    def train_step(self, model: MiniGPT4, batch: Batch, step: int) -> torch.Tensor:
+        """Mean loss over the target tokens of one batch, as a loader gives it or on the device."""
         prompt = self.prompt_of(step)
         prompts = None if prompt is None else [prompt] * len(batch["text"])
-        loss = model(batch["image"], batch["text"], prompts)
+        loss = model(to_device(batch, model.device)["image"], batch["text"], prompts)
         assert isinstance(loss, torch.Tensor)
         return loss
 
@@ -53,12 +53,12 @@ class ImageTextPretrainTask:
 
         Args:
             chat: Of the model; its options say how to generate.
-            batch: B samples, on the model's device.
+            batch: B samples, as a loader gives them or on the model's device.
             numbers: Place of each in its data set; sample ``i`` is asked with prompt ``i`` modulo
                 their number.
         """
         model = chat.model
-        images = model.encode_img(batch["image"])
+        images = model.encode_img(to_device(batch, model.device)["image"])
         prompts = self._prompts or [IMAGE_MARK]  # stage 1: right after the bare image
         asked = [prompts[number % len(prompts)] for number in numbers]
         return chat.generate(asked, [[image] for image in images], model.end_sym, chat.options)
