@@ -26,7 +26,8 @@ from minigpt4.chat.kept_states import KeptStates, positions_of
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template, plain_text
-from minigpt4.datasets.samples import ToPixels, as_shown, load_image
+from minigpt4.datasets.images import as_shown, load_image
+from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import Segment, splice

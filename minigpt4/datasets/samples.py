@@ -1,10 +1,7 @@
 """Samples: what sources read, still encoded, and the pictures and texts made of it."""
 
 import functools
-import io
-import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +9,16 @@ from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy
-import numpy as np
 import torch
-import torchvision
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from minigpt4.datasets.features import CachedFeatures
+from minigpt4.datasets.images import HugeImageError, load_fast, load_image
 from minigpt4.errors import DataError, one_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _NUMBERS = numpy.random.MT19937()  # numpy's while a sample draws
-# What is opened at all, whatever the suffix says. Of the others, one starts a program of its own on
-# the file (EPS), and none is met in a data set.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")
 
 ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
 Normalise = Callable[[torch.Tensor], torch.Tensor]  # bytes [..., 3, s, s] → what a model sees
@@ -156,10 +149,6 @@ class Batch(TypedDict):
     normalise: Normalise | None  # of bytes, still to be done: see to_device
 
 
-class HugeImageError(DataError):
-    """A picture of more pixels than anybody means to train on: a decompression bomb."""
-
-
 def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Sample | BadSample:
     """A sample decoded and processed; ``seed`` decides what a random transform draws."""
     if isinstance(raw, BadSample):
@@ -209,124 +198,6 @@ def _drawing_from(seed: str) -> Iterator[None]:
     finally:
         random.setstate(before[0])
         set_bit_generator(before[1])
-
-
-def load_image(image: bytes | str | Path, shown: bool = False) -> Image.Image:
-    """An RGB image from encoded bytes or a file; the first one of an animation.
-
-    Args:
-        image: JPEG, PNG, WebP, GIF, BMP, TIFF …
-        shown: As :func:`as_shown` has it. Else transparency is dropped and a camera's orientation
-            not looked at, as the original does when it trains.
-
-    Raises:
-        HugeImageError: for more pixels than PIL itself warns of; they are not decoded.
-        DataError: when it is not an image that PIL can read to its end.
-    """
-    with _opened(image) as opened:
-        return as_shown(opened) if shown else _to_rgb(opened)
-
-
-def load_fast(image: bytes | Path) -> Image.Image | torch.Tensor:
-    """As :func:`load_image`, of the same pixels; a JPEG as bytes ``[3, H, W]`` where that will do.
-
-    Raises:
-        DataError: as :func:`load_image`.
-    """
-    with _opened(image) as opened:
-        pixels = _decode_jpeg(opened)
-        return _to_rgb(opened) if pixels is None else pixels
-
-
-def _decode_jpeg(opened: ImageFile.ImageFile) -> torch.Tensor | None:
-    """A JPEG's pixels by torchvision; None for what PIL must decide.
-
-    Both read through libjpeg, and torchvision refuses whatever PIL does, a file cut short too.
-    """
-    # Deprecated since torchvision 0.29: where it is gone one day, PIL decodes.
-    decode = getattr(torchvision.io, "decode_jpeg", None)
-    if decode is None or (opened.format, opened.mode) != ("JPEG", "RGB"):
-        return None
-    assert opened.fp is not None
-    opened.fp.seek(0)
-    content = bytearray(opened.fp.read())
-    try:
-        with _silent_stderr():
-            pixels = decode(torch.frombuffer(content, dtype=torch.uint8), mode="RGB")
-    except (RuntimeError, OSError):
-        return None
-    assert isinstance(pixels, torch.Tensor)
-    return pixels
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Of the whole process: libjpeg remarks there on what it reads all the same."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextmanager
-def _opened(image: bytes | str | Path) -> Iterator[ImageFile.ImageFile]:
-    """An image whose header is read and of no monstrous size; its errors are told in one line."""
-    name = "the image" if isinstance(image, bytes) else str(image)
-    Image.init()  # PIL knows a format only once its reader is imported
-    known = [kind for kind in _FORMATS if kind in Image.OPEN]
-    try:
-        with warnings.catch_warnings():
-            # PIL remarks on much that it reads all the same; thousands of lines help nobody.
-            warnings.filterwarnings("ignore", module=r"(PIL|torchvision)\b")
-            source = io.BytesIO(image) if isinstance(image, bytes) else image
-            with Image.open(source, formats=known) as opened:
-                _check_size(opened, name)
-                yield opened
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a readable picture (unknown format)") from error
-    except Image.DecompressionBombError as error:
-        raise HugeImageError(f"{name} is not a readable picture ({one_line(error)})") from error
-    except Exception as error:  # on broken bytes PIL's readers raise nearly every kind there is
-        raise DataError(f"{name} is not a readable picture ({one_line(error)})") from error
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and width * height > most:
-        text = f"{width} x {height} pixels; {most:,} are the most"
-        raise HugeImageError(f"{name} is not a readable picture ({text})")
-    if not width * height:
-        raise DataError(f"{name} is not a readable picture ({width} x {height} pixels)")
-
-
-def as_shown(image: Image.Image) -> Image.Image:
-    """An RGB picture as a viewer shows it: upright, on white where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Differs from the original: PIL clips 16 bits of grey, which leaves a picture of white.
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode == "RGB":  # which convert would copy
-        image.load()
-        return image
-    return image.convert("RGB")
 
 
 def printable(name: str) -> str:

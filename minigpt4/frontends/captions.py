@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.chat import Chat, GenerationOptions
-from minigpt4.datasets.samples import load_image
+from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.frontends.arguments import ChatPlan
 from minigpt4.frontends.captions_input import CaptionInput, Row

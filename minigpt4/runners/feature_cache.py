@@ -10,13 +10,13 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -32,20 +32,15 @@ from minigpt4.datasets.feature_source import (
     group_file,
     load_group,
     remove_index,
-    row_of,
     save_group,
     save_index,
     units_of,
 )
 from minigpt4.datasets.features import save_features
+from minigpt4.datasets.group_batches import GroupBatches
 from minigpt4.datasets.samples import (
-    BadSample,
     Batch,
     DataSet,
-    RawSample,
-    Sample,
-    read_sample,
-    stack,
     to_device,
 )
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
@@ -53,14 +48,8 @@ from minigpt4.models.build import build_towers, choose_dtype
 from minigpt4.models.minigpt4 import freeze
 from minigpt4.models.towers import Towers
 from minigpt4.registry import Fault, options_of
-from minigpt4.runners.feature_identity import (
-    check_cacheable,
-    describe,
-    files_difference,
-    identity_difference,
-    identity_of,
-    with_present_times,
-)
+from minigpt4.runners.feature_identity import check_cacheable, identity_difference, identity_of
+from minigpt4.runners.file_facts import describe, files_difference, with_present_times
 from minigpt4.runners.plan import Plan
 from minigpt4.runners.preflight import preflight
 from minigpt4.runners.preparation import (
@@ -378,86 +367,6 @@ class _FeatureWriter:
         save_features(torch.cat(self._held), file)
         self._written[file.name] = file.stat().st_size
         self._held, self._rows = [], 0
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupBatch:
-    """Consecutive samples of one group.
-
-    Attributes:
-        group: Its number.
-        units: Of each sample.
-        rows: Each sample as the group's json has it.
-        batch: The pictures that can be read; None where there is none.
-    """
-
-    group: int
-    units: list[int]
-    rows: list[Row]
-    batch: Batch | None
-
-    def pin_memory(self) -> "GroupBatch":
-        """Called by the DataLoader, which cannot look into a class."""
-        if self.batch is None:
-            return self
-        pinned = Batch(**{**self.batch, "image": self.batch["image"].pin_memory()})  # type: ignore[typeddict-item]
-        return dataclasses.replace(self, batch=pinned)
-
-
-class GroupBatches(IterableDataset[GroupBatch]):
-    """Every sample of some groups once, in order; at least one batch of each group.
-
-    A batch's samples are the same however many processes and workers share the work, and so are
-    the features to the bit.
-    """
-
-    def __init__(
-        self,
-        dataset: DataSet,
-        source: CacheableSource,
-        groups: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        # Captions are judged when they are trained on, by the text processor of then.
-        self.dataset = dataclasses.replace(dataset, text_processor=_any_text)
-        self.source = source
-        self.groups = groups
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[GroupBatch]:
-        worker = get_worker_info()
-        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
-        # A DataLoader takes its workers' batches in turn.
-        for number, (group, share) in enumerate(self._shares()):
-            if number % workers == own:
-                yield self._read(group, share)
-
-    def _shares(self) -> Iterator[tuple[int, list[tuple[int, RawSample | BadSample]]]]:
-        """Of each group its samples, still encoded, with their units, a batch at a time."""
-        for group in self.groups:
-            units = units_of(self.source, group)
-            samples = ((unit, raw) for unit in units for raw in self.source.read(unit))
-            yield group, list(itertools.islice(samples, self.batch_size))
-            while share := list(itertools.islice(samples, self.batch_size)):
-                yield group, share
-
-    def _read(self, group: int, share: list[tuple[int, RawSample | BadSample]]) -> GroupBatch:
-        rows: list[Row] = []
-        good: list[Sample] = []
-        for _, raw in share:
-            sample = read_sample(raw, self.dataset, seed="")
-            if isinstance(sample, BadSample):
-                rows.append(row_of(sample))
-                continue
-            assert isinstance(raw, RawSample)
-            rows.append(row_of(raw))
-            good.append(sample)
-        batch = stack(good, self.dataset) if good else None
-        return GroupBatch(group, [unit for unit, _ in share], rows, batch)
-
-
-def _any_text(_: str) -> str:
-    return "text"
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:

@@ -9,10 +9,9 @@ import functools
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,56 +31,17 @@ from minigpt4.download import cached
 from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
 from minigpt4.models.build import build_minigpt4, build_towers, choose_dtype
 from minigpt4.registry import BUILDERS, MODELS, Fault, options_of
+from minigpt4.runners.file_facts import DIGEST, FileFact, describe, files_difference, has_content
 from minigpt4.runners.plan import Plan
 from minigpt4.runners.preparation import chosen_precision
 
 _FORMAT = 1
-_DIGEST, _BLOCK = 20, 1 << 20  # bytes
 _WEIGHTS = ("vit_model", "q_former_model")
 _OF_Q_FORMER = ("q_former_model", "num_query_token", "q_former")
 _SEEDS = 16  # with which a picture is processed: a transform that draws shows by one of them
 _NEW = "run cache-features into another folder, or take features out"
 
 logger = logging.getLogger(__name__)
-
-
-class FileFact(NamedTuple):
-    """A file as a cache describes it; one that cannot be read has no digest, and -1 bytes."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    digest: str
-
-
-def describe(file: Path) -> FileFact:
-    """A file's name, size, time of its last change, and BLAKE2b of its content."""
-    try:
-        status = os.stat(file)
-        digest = _digest(file, status.st_size, status.st_mtime_ns)
-    except OSError:  # of a shard it is a bad sample, and stays one
-        return FileFact(file.name, -1, 0, "")
-    return FileFact(file.name, status.st_size, status.st_mtime_ns, digest)
-
-
-def has_content(file: Path, fact: FileFact) -> bool:
-    """Whether a file holds what it held; only one whose time has changed is read."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return fact.size == -1
-    if status.st_size != fact.size:
-        return False
-    return status.st_mtime_ns == fact.mtime_ns or describe(file).digest == fact.digest
-
-
-@functools.cache
-def _digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    told = hashlib.blake2b(digest_size=_DIGEST)
-    with open(file, "rb") as opened:
-        while block := opened.read(_BLOCK):
-            told.update(block)
-    return told.hexdigest()
 
 
 def identity_of(plan: Plan, dataset: DataSet, arithmetic: torch.dtype, dtype: torch.dtype) -> Any:
@@ -141,7 +101,7 @@ def _processed(dataset: DataSet, seed: int) -> str:
         raise DataError(f"a picture to try its image processor with gives {sample.reason}")
     batch = to_device(stack([sample], dataset), torch.device("cpu"))
     pixels = batch["image"].float().contiguous()
-    told = hashlib.blake2b(str(list(pixels.shape)).encode(), digest_size=_DIGEST)
+    told = hashlib.blake2b(str(list(pixels.shape)).encode(), digest_size=DIGEST)
     told.update(pixels.numpy().tobytes())
     return told.hexdigest()
 
@@ -273,28 +233,6 @@ def _data_difference(index: Index, source: CacheableSource) -> str | None:
         if difference := files_difference(group["files"], files_of(source, number)):
             return difference
     return None
-
-
-def files_difference(recorded: Sequence[Sequence[Any]], files: Sequence[Path]) -> str | None:
-    """The first of a group's files that is another than it was."""
-    facts = [FileFact(*fact) for fact in recorded]
-    for fact, file in zip(facts, files, strict=False):
-        if fact.name != file.name:
-            return f"made of {fact.name}, where {file} is now"
-        if not has_content(file, fact):
-            return f"{file} has changed since"
-    if len(facts) != len(files):
-        return f"a group was made of {len(facts)} files, and has {len(files)} now"
-    return None
-
-
-def with_present_times(recorded: Sequence[Sequence[Any]], files: Sequence[Path]) -> list[list[Any]]:
-    """Facts of files whose content is what it was, with the time of their last change now."""
-    facts = [FileFact(*fact) for fact in recorded]
-    return [
-        list(fact if fact.size == -1 else fact._replace(mtime_ns=os.stat(file).st_mtime_ns))
-        for fact, file in zip(facts, files, strict=True)
-    ]
 
 
 def _tell_touched(index: Index, source: CacheableSource) -> None:

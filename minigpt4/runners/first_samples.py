@@ -7,7 +7,8 @@ from pathlib import Path
 from minigpt4.datasets.alignment import AlignmentSource
 from minigpt4.datasets.builders import FolderStorage, ShardStorage
 from minigpt4.datasets.features import CachedFeatures
-from minigpt4.datasets.samples import BadSample, RawSample, Source, load_image
+from minigpt4.datasets.images import load_image
+from minigpt4.datasets.samples import BadSample, RawSample, Source
 from minigpt4.datasets.shards import ShardSource, list_shards
 from minigpt4.errors import DataError
 from minigpt4.registry import Fault

@@ -170,9 +170,9 @@ class RunnerBase:
         )
         # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
         # without the host's waiting for it.
-        self.scales = model.compute_dtype == torch.float16
+        self.scales_loss = model.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(
-            accelerator.device.type, init_scale=2.0**16 if self.scales else 1.0
+            accelerator.device.type, init_scale=2.0**16 if self.scales_loss else 1.0
         )
         self.processes = Processes(accelerator, timeout)
         self.signals = StopSignals()
@@ -317,7 +317,7 @@ class RunnerBase:
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.trained, self.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.scales else 1.0)
+        self.scaler.update(None if self.scales_loss else 1.0)
         self.optimizer.zero_grad()
         self.unsettled = Update(window, norm, epoch, step)
         if self.unsettled.known:
@@ -330,7 +330,7 @@ class RunnerBase:
             return
         losses, norm = update.figures()
         # The scaler tries large factors: a gradient that overflows is then no fault.
-        numbers = losses if self.scales else [*losses, norm]
+        numbers = losses if self.scales_loss else [*losses, norm]
         if self._agree(broken=not all(map(math.isfinite, numbers))):
             self.guard.handle(self.model, self.task, update.window, update.epoch, update.step)
         elif math.isfinite(norm):
@@ -400,7 +400,7 @@ class RunnerBase:
                     "model": self._trained_weights(),
                     "optimizer": self.optimizer.state_dict(),
                     "config": self.config.resolved(),
-                    "scaler": self.scaler.state_dict() if self.scales else None,
+                    "scaler": self.scaler.state_dict() if self.scales_loss else None,
                     "epoch": epoch,
                 },
             )
@@ -435,7 +435,7 @@ class RunnerBase:
             content = {
                 "model": self._trained_weights(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scales else None,
+                "scaler": self.scaler.state_dict() if self.scales_loss else None,
                 "step": self.step,
                 "epoch_loss": [self.epoch_loss, self.epoch_steps],
                 "grad_norm": self.grad_norm,
@@ -457,7 +457,7 @@ class RunnerBase:
             # Of whatever program: ours is fused, and keeps its count of steps on the device.
             groups = [group | {"fused": True} for group in saved["param_groups"]]
             self.optimizer.load_state_dict({**saved, "param_groups": groups})
-            if self.scales and state.get("scaler"):
+            if self.scales_loss and state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(

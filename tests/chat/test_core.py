@@ -13,7 +13,7 @@ from PIL import Image
 
 from minigpt4.chat import Chat, ChatSession, GenerationOptions, NonFiniteLogitsError
 from minigpt4.conversation import TEMPLATES, Conversation, Message, plain_text
-from minigpt4.datasets.samples import load_image
+from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
 from tests.conftest import ROOT

@@ -26,7 +26,7 @@ from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import to_device
 from minigpt4.models.towers import Towers
 from minigpt4.registry import BUILDERS
-from minigpt4.runners import feature_cache, feature_identity
+from minigpt4.runners import feature_cache, file_facts
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.runner_base import RunnerBase
 from tests.conftest import ROOT, EntryPoint
@@ -405,14 +405,14 @@ def test_only_what_is_damaged_or_changed_is_made_anew(
     whole = contents(cached)
     folder = cached / "laion"
     read: list[str] = []
-    digest = feature_identity._digest
+    digest = file_facts._digest
 
     def noted(file: Path, *status: int) -> str:
         read.append(file.name)
         return digest(file, *status)
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_identity, "_digest", noted)
+        patch.setattr(file_facts, "_digest", noted)
         cache(STAGE1, cached, *options, "run.num_workers=0")
     assert "eva_vit.pth" in read
     assert not any(name.endswith(".tar") for name in read), "untouched shards are not read again"

@@ -18,14 +18,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from minigpt4.datasets.samples import (
-    BadSample,
-    HugeImageError,
-    RawSample,
-    load_fast,
-    load_image,
-    read_sample,
-)
+from minigpt4.datasets.images import HugeImageError, load_fast, load_image
+from minigpt4.datasets.samples import BadSample, RawSample, read_sample
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train

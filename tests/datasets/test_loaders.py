@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from minigpt4.datasets.images import load_image
 from minigpt4.datasets.loaders import MixedLoader
-from minigpt4.datasets.samples import Batch, DataSet, RawSample, load_image, to_device
+from minigpt4.datasets.samples import Batch, DataSet, RawSample, to_device
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.datasets.samples import load_image
+from minigpt4.datasets.images import load_image
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from minigpt4.chat import Chat, Part, Ticket
-from minigpt4.datasets.samples import load_image
+from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError
 from minigpt4.frontends.server.messages import Dialogue, Picture, Words
 from minigpt4.frontends.server.replies import RequestError
