@@ -4,19 +4,18 @@ Names are converted in ``weight_names.py``. Hugging Face folders are read by tra
 (``models/language_model.py``).
 """
 
-import contextlib
 import logging
-import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.errors import CheckpointError, one_line
+from minigpt4.files import write_atomically
 from minigpt4.weight_names import TRAINABLE, Tensors, convert_q_former, trained_part
 
 # Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
@@ -76,30 +75,6 @@ def save_atomically(content: Any, path: Path) -> None:
         MiniGPT4Error: when the disk is full or the folder cannot be written.
     """
     write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """What ``write`` puts into a file; the file is left as it was, or whole.
-
-    Raises:
-        MiniGPT4Error: when the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | RuntimeError):  # torch wraps a full disk in the latter
-            raise
-        raise MiniGPT4Error(
-            f"{path}: cannot be written ({one_line(error)}); "
-            "free space or choose another folder (run.output_dir, --output, --target)"
-        ) from error
 
 
 def kind_of_file(content: Any) -> str:

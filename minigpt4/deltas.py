@@ -16,8 +16,9 @@ from typing import BinaryIO
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minigpt4.checkpoint import load_weights, write_atomically
+from minigpt4.checkpoint import load_weights
 from minigpt4.errors import CheckpointError, one_line
+from minigpt4.files import write_atomically
 from minigpt4.weight_names import Tensors
 
 # Buffers that old versions of transformers saved; they follow from the config.

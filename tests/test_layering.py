@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigpt4"
 FLOORS = [
     {"errors", "weight_names"},
-    {"registry", "checkpoint", "checks", "download"},
+    {"registry", "checks", "download", "files", "row_files"},
+    {"checkpoint"},
     {"config", "processors", "datasets", "models", "conversation", "configs", "deltas"},
     {"chat"},
     {"tasks", "hugging_face"},

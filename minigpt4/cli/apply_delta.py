@@ -214,6 +214,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from minigpt4.checkpoint import write_atomically
+    from minigpt4.files import write_atomically
 
     write_atomically(path, lambda file: file.write(content))

@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     to_safe = _direction(source, target)
     if target.exists():
         raise MiniGPT4Error(f"{target}: exists already; nothing is overwritten")
-    from minigpt4.checkpoint import load_weights, save_atomically, write_atomically
+    from minigpt4.checkpoint import load_weights, save_atomically
+    from minigpt4.files import write_atomically
 
     tensors, dropped = tensors_of(load_weights(source), str(source))
     if to_safe:

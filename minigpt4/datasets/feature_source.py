@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from minigpt4.checkpoint import write_atomically
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source
 from minigpt4.errors import DataError, one_line
+from minigpt4.files import write_atomically
 
 _INDEX = "features.json"
 ADVICE = "run the same cache-features command again"

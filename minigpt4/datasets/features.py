@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from minigpt4.checkpoint import write_atomically
 from minigpt4.errors import DataError, one_line
+from minigpt4.files import write_atomically
 
 _TENSOR = "features"  # the one tensor of a file: [n, Q, D]
 _OPEN_FILES = 32  # per process; a reader goes through one file after the other, or through few

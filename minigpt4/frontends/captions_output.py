@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.checkpoint import write_atomically
 from minigpt4.config import Config
 from minigpt4.errors import ConfigError, MiniGPT4Error, one_line
+from minigpt4.files import write_atomically
 from minigpt4.frontends.captions_input import encode
 
 _RECORD = ".settings.json"  # behind the output's name

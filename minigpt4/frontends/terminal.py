@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from minigpt4.chat import Chat, ChatSession
-from minigpt4.checkpoint import write_atomically
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError, MiniGPT4Error
+from minigpt4.files import write_atomically
 from minigpt4.frontends.transcript import Turn, as_json, as_markdown
 
 HELP = """\

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.chat import Chat, GenerationOptions, generation_options
-from minigpt4.checkpoint import write_atomically
 from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet, to_device
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import DataError, MiniGPT4Error
+from minigpt4.files import write_atomically
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image_processors import ImageProcessor
 from minigpt4.registry import TASKS

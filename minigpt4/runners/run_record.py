@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from minigpt4.checkpoint import write_atomically
 from minigpt4.errors import one_line
+from minigpt4.files import write_atomically
 
 _PACKAGES = (
     *("minigpt4", "torch", "torchvision", "transformers", "accelerate", "timm", "tokenizers"),

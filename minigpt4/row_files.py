@@ -1,0 +1,323 @@
+"""Row files: jsonl, json, csv and tsv as rows with their line numbers, a row at a time.
+
+First stop of every list that a user brings. Files of any length are read in little memory, and any
+row again by its place.
+"""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minigpt4.errors import DataError, one_line, shown
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+LARGEST_ROW = 16 << 20  # bytes; a file of one endless line must not fill the memory
+_CHUNK = 1 << 20  # bytes
+_WHITE = " \t\r\n"
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_NEAR_THE_END = 16  # characters; a word that a chunk cuts may be no json before the rest is there
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        line: Where it begins, counted from 1.
+        offset: Likewise in bytes; see :meth:`RowFile.read`.
+        fields: Its values by name; of a csv all are texts. Empty with a fault.
+        fault: Why it cannot be read; empty where it can.
+    """
+
+    line: int
+    offset: int
+    fields: dict[str, Any]
+    fault: str = ""
+
+
+class RowFile:
+    """A file of rows: ``.jsonl``, ``.json`` (a list of objects), ``.csv`` or ``.tsv``.
+
+    UTF-8, with or without a byte-order mark; any line ends; a csv's quoted fields may hold line
+    breaks. Compared by path alone, so it can be sent to other processes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: for a file that is none, or of another form; one line with file and line number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.form = path.suffix.lower()
+        if self.form not in SUFFIXES:
+            raise DataError(f"{path}: must be one of {', '.join(SUFFIXES)}")
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        self.columns = self._read_header() if self.form in _SEPARATORS else []
+
+    def __iter__(self) -> Iterator[Row]:
+        """Every row in order; one that cannot be read has a fault.
+
+        Raises:
+            DataError: where the file as a whole goes wrong, with file and line.
+        """
+        with self._open() as file:
+            if self.form == ".jsonl":
+                yield from self._lines(file)
+            elif self.form == ".json":
+                yield from _JsonList(self.path, file)
+            else:
+                rows = self._csv_rows(file)
+                next(rows, None)  # the header
+                yield from rows
+
+    def read(self, offset: int) -> Row:
+        """The row that begins at a place, as the iteration gave it; its line is not known (0).
+
+        Raises:
+            DataError: where the file is not what it was.
+        """
+        with self._open() as file:
+            file.seek(offset)
+            if self.form == ".jsonl":
+                return self._json_row(file.readline(LARGEST_ROW + 1), 0, offset)
+            if self.form in _SEPARATORS:
+                for row in self._csv_rows(file, offset):
+                    return Row(0, offset, row.fields, row.fault)
+            else:
+                for row in _JsonList(self.path, file, offset):
+                    return Row(0, offset, row.fields, row.fault)
+        raise self._fault(0, f"ends before byte {offset:,}; it has changed meanwhile")
+
+    def _open(self) -> BinaryIO:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 -- the caller closes it
+            start = file.read(4)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({one_line(error)})") from error
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            file.close()
+            raise self._fault(1, "is UTF-16; save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+        return file
+
+    def _fault(self, line: int, text: str) -> DataError:
+        return DataError(f"{self.path}:{line}: {text}" if line else f"{self.path}: {text}")
+
+    def _lines(self, file: BinaryIO) -> Iterator[Row]:
+        offset, number = file.tell(), 0
+        begun = False
+        while content := file.readline(LARGEST_ROW + 1):
+            number += 1
+            at, offset = offset, offset + len(content)
+            if len(content) > LARGEST_ROW:
+                while content and not content.endswith(b"\n"):
+                    content = file.readline(LARGEST_ROW)
+                    offset += len(content)
+                yield Row(number, at, {}, f"longer than {LARGEST_ROW:,} bytes")
+                continue
+            if not content.strip():
+                continue
+            if not begun and content.lstrip().startswith(b"["):
+                raise self._fault(
+                    number, "a json list, not one row in each line; name the file .json"
+                )
+            begun = True
+            yield self._json_row(content, number, at)
+
+    def _json_row(self, content: bytes, line: int, offset: int) -> Row:
+        try:
+            value = json.loads(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
+        except (ValueError, RecursionError) as error:
+            return Row(line, offset, {}, f"is not json ({one_line(error)})")
+        return _row(value, line, offset)
+
+    def _read_header(self) -> list[str]:
+        with self._open() as file:
+            row = next(self._csv_rows(file, named=False), None)
+        if row is None:
+            raise self._fault(1, "is empty; the first line names the columns")
+        if row.fault:
+            raise self._fault(row.line, row.fault)
+        columns = [str(name).strip() for name in row.fields.values()]
+        if len(columns) == 1:
+            for mark, words in _NAMES.items():
+                if mark in columns[0]:
+                    wanted = _NAMES[_SEPARATORS[self.form]]
+                    text = (
+                        f"its columns are separated by {words}, not {wanted}: {shown(columns[0])}"
+                    )
+                    raise self._fault(row.line, f"{text}; save it with {wanted}")
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise self._fault(row.line, f"two columns are called {shown(twice)}")
+        return columns
+
+    def _csv_rows(
+        self, file: BinaryIO, offset: int | None = None, named: bool = True
+    ) -> Iterator[Row]:
+        """Records from where the file stands, the header too if it stands there."""
+        place = _Place(file, file.tell() if offset is None else offset)
+        # Strict: a quote that is never closed would otherwise swallow the rest in silence.
+        reader = csv.reader(place.lines(self.path), delimiter=_SEPARATORS[self.form], strict=True)
+        while True:
+            line, at = place.line + 1, place.offset
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Row(line, at, {}, f"is no row of a csv ({one_line(error)}); a stray quote?")
+                continue
+            if not any(value.strip() for value in values):
+                continue
+            if any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
+                yield Row(line, at, {}, "is not UTF-8")
+                continue
+            if not named:
+                yield Row(line, at, dict(enumerate(values)))  # type: ignore[arg-type]
+            elif len(values) != len(self.columns):
+                text = f"has {len(values)} columns, the header {len(self.columns)}"
+                yield Row(line, at, {}, text)
+            else:
+                yield Row(line, at, dict(zip(self.columns, values, strict=True)))
+
+
+class _Place:
+    """Lines of a file as texts, and how far they have been read."""
+
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.line = 0
+
+    def lines(self, path: Path) -> Iterator[str]:
+        while content := self.file.readline(LARGEST_ROW + 1):
+            if len(content) > LARGEST_ROW:
+                raise DataError(f"{path}:{self.line + 1}: a line longer than {LARGEST_ROW:,} bytes")
+            self.line += 1
+            self.offset += len(content)
+            # What is no UTF-8 is found in its record.
+            yield content.decode("utf-8", errors="surrogateescape")
+
+
+class _JsonList:
+    """The objects of a json list, whatever its length.
+
+    Args:
+        path: For messages.
+        file: Stands at the list's beginning, or at that of an element.
+        element: Where that is; None at the list's beginning.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, element: int | None = None) -> None:
+        self._path, self._file = path, file
+        self._decoder = json.JSONDecoder()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at = "", 0  # what is read, and how much of it is done
+        self._ended = False
+        self._line = 1
+        self._offset = file.tell() if element is None else element  # of what is done, in bytes
+        self._inside = element is not None
+
+    def __iter__(self) -> Iterator[Row]:
+        if not self._inside:
+            found = self._next_character()
+            if found != "[":
+                raise self._fault(
+                    "is empty; it must be a json list of rows"
+                    if not found
+                    else "must be a json list of rows ([{…}, …]); name a file with a row in each "
+                    "line .jsonl"
+                )
+            self._advance(self._at + 1)
+            if self._next_character() == "]":
+                self._advance(self._at + 1)
+                return self._check_end()
+        while True:
+            self._next_character()
+            line, offset = self._line, self._offset
+            value = self._value()
+            yield _row(value, line, offset)
+            mark = self._next_character()
+            if mark not in (",", "]"):
+                raise self._fault(
+                    "breaks off: its list is not closed" if not mark else "a comma is missing"
+                )
+            self._advance(self._at + 1)
+            if mark == "]":
+                return self._check_end()
+
+    def _check_end(self) -> None:
+        if self._next_character():
+            raise self._fault("more follows behind the end of the list")
+
+    def _fault(self, text: str, line: int | None = None) -> DataError:
+        return DataError(f"{self._path}:{line or self._line}: {text}")
+
+    def _read(self, size: int = _CHUNK) -> None:
+        content = self._file.read(size)
+        self._ended = not content
+        try:
+            more = self._utf8.decode(content, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise self._fault(f"is not UTF-8 hereafter ({one_line(error)})") from error
+        self._text, self._at = self._text[self._at :] + more, 0
+
+    def _advance(self, to: int) -> None:
+        done = self._text[self._at : to]
+        self._line += done.count("\n")
+        self._offset += len(done) if done.isascii() else len(done.encode())
+        self._at = to
+
+    def _next_character(self) -> str:
+        """The next one that is not white; empty at the end."""
+        while True:
+            to = self._at
+            while to < len(self._text) and self._text[to] in _WHITE:
+                to += 1
+            self._advance(to)
+            if to < len(self._text):
+                return self._text[to]
+            if self._ended:
+                return ""
+            self._read()
+
+    def _value(self) -> Any:
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+                # A number at the very end may go on in what is not read yet.
+                if end < len(self._text) or self._ended:
+                    self._advance(end)
+                    return value
+            except json.JSONDecodeError as error:
+                read = len(self._text.rstrip()) if self._ended else len(self._text) - _NEAR_THE_END
+                cut = error.pos >= read or error.msg.startswith("Unterminated string")
+                if self._ended or not cut:
+                    line = self._line + self._text.count("\n", self._at, error.pos)
+                    if self._ended and cut:
+                        raise self._fault("breaks off in this row", self._line) from error
+                    raise self._fault(f"is not json ({error.msg})", line) from error
+            except (ValueError, RecursionError) as error:
+                raise self._fault(f"is not json ({one_line(error)})") from error
+            if len(self._text) - self._at > LARGEST_ROW:
+                raise self._fault(f"a row longer than {LARGEST_ROW:,} characters")
+            self._read(size)
+            size *= 2
+
+
+def _row(value: Any, line: int, offset: int) -> Row:
+    if not isinstance(value, dict):
+        return Row(line, offset, {}, f"{shown(value)} is not an object with keys")
+    return Row(line, offset, value)
