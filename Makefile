@@ -2,6 +2,7 @@
 # make test         set up, run the tests
 # make demo         chat with the result of the quickstart in a browser
 # make lint         ruff and mypy
+# make dataset-env  an environment of its own for downloading stage 1's pictures, .dataset-env
 # SEED=n chooses another seed of the quickstart; PYTHON=python3.12 another Python.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ SEED ?= 0
 BIN := .venv/bin
 NEEDED_KB := 8000000
 
-.PHONY: quickstart test slow-test demo lint env clean
+.PHONY: quickstart test slow-test demo lint env dataset-env clean
 
 quickstart: env
 	@$(BIN)/python -m minigpt4 quickstart --seed $(SEED)
@@ -44,5 +45,17 @@ env: .venv/installed
 	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
 	@touch $@
 
+dataset-env: .dataset-env/installed
+
+.dataset-env/installed: dataset/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \
+	  echo "error: img2dataset needs Python 3.11 or 3.12, '$(PYTHON)' is not; say PYTHON=/path/of/python3.11"; exit 2; }
+	@echo "== making .dataset-env and installing img2dataset into it (about 1 GB)"
+	@$(PYTHON) -m venv .dataset-env || { \
+	  echo "error: 'venv' does not work here; on Debian: apt-get install python3-venv"; exit 2; }
+	@.dataset-env/bin/python -m pip install --quiet --disable-pip-version-check -r dataset/requirements.txt || { \
+	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .dataset-env build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.errors import ConfigError, run_guarded
 from minigpt4.models.minigpt4 import target_loss
 from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.splice import Joined, Segment, join, pad
+from minigpt4.models.splice import Joined, Learnt, Segment, join, pad
 
 IMAGE, VOCABULARY = 32, 1000
 LEAST_WASTE, LEAST_SHARE, MOST_DIFFERENCE = 1.35, 0.95, 1e-5
@@ -46,9 +46,11 @@ def batch(model: LlamaForCausalLM, rows: int, drawn: random.Random) -> tuple[Joi
     images.requires_grad_()
     lengths = [drawn.randint(6, 60) for _ in range(rows)]
     lengths[0] = 60
-    contexts: list[list[Segment]] = [[[1], image] for image in images]
     answers = [[drawn.randrange(VOCABULARY) for _ in range(length)] for length in lengths]
-    return join(contexts, answers, model.get_input_embeddings(), torch.device("cpu")), images
+    joined: list[list[Segment]] = [
+        [[1], image, Learnt(answer)] for image, answer in zip(images, answers, strict=True)
+    ]
+    return join(joined, model.get_input_embeddings(), torch.device("cpu")), images
 
 
 def padded_loss(model: LlamaForCausalLM, joined: Joined) -> torch.Tensor:

@@ -68,7 +68,7 @@ def build(folder: Path, quantize: str, precision: str, device: torch.device) -> 
 
 def gradient(model: MiniGPT4, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
     model.zero_grad()
-    model(pixels, texts).backward()
+    model(pixels, model.stage_rows(texts)).backward()
     assert model.llama_proj.weight.grad is not None
     return model.llama_proj.weight.grad.float().flatten().cpu()
 

@@ -61,7 +61,9 @@ class Step:
             self.features = self.model.encode_frozen(self.batch["image"])
 
     def predict(self) -> None:
-        self.loss = self.model(self.features, self.batch["text"])
+        self.loss = self.model(
+            self.features, self.model.stage_rows([*map(str, self.batch["text"])])
+        )
 
     def learn(self) -> None:
         self.model.zero_grad()

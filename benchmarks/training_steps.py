@@ -219,7 +219,7 @@ def draw_lengths(stage: int, rows: int, drawn: random.Random) -> list[int]:
 
 def original_loss(model: MiniGPT4, inputs: Inputs) -> torch.Tensor:
     """Padded, every position's logits, all of them in fp32."""
-    spliced = model.splice_batch(inputs.pixels, inputs.answers, inputs.prompts)
+    spliced = model.splice_batch(inputs.pixels, model.stage_rows(inputs.answers, inputs.prompts))
     logits = model.logits(spliced).float()[:, :-1]
     targets = spliced.targets[:, 1:]
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
@@ -251,7 +251,9 @@ class Steps:
         """A whole step, to the end of what the device has to do for it."""
         with self._as(mode):
             if mode.sdpa:
-                loss = self.model(inputs.image(mode), inputs.answers, inputs.prompts)
+                loss = self.model(
+                    inputs.image(mode), self.model.stage_rows(inputs.answers, inputs.prompts)
+                )
             else:
                 loss = original_loss(self.model, inputs)
             loss.backward()

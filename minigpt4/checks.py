@@ -91,6 +91,17 @@ def check_positive(value: float) -> str | None:
     return None if 0 < value < math.inf else f"{value} must be greater than 0"
 
 
+def check_share(value: float) -> str | None:
+    return None if 0 <= value < 1 else f"{value} must be at least 0 and less than 1"
+
+
+def check_folder(value: str) -> str | None:
+    """Complaint about a folder that should exist."""
+    if is_placeholder(value):
+        return f"{value!r} is a placeholder; put the path of your folder there"
+    return None if os.path.isdir(value) else f"no such folder: {value}"
+
+
 def check_dimension(value: int) -> str | None:
     """Complaint about a size that no part of a model has."""
     return None if 0 < value <= MOST else f"{value} must be from 1 to {MOST:,}"

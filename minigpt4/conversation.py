@@ -8,10 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from minigpt4.errors import ConfigError
+
 Speaker = Literal["user", "assistant"]
 
+OWN = "own"  # in place of a template's name: the chat template that came with the language model
 IMAGE_TEXT = "<Img><ImageHere></Img>"
 _IMAGE_CONTROLS = ("<ImageHere>", "<Img>", "</Img>")
+# What special words look like: <|im_end|>, </s>, <<SYS>>, [INST], ###.
+_MARK = re.compile(r"<{1,2}[|/]?[^\s<>]{1,40}>{1,2}|\[/?[A-Z_]+\]|#{2,}")
 _SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
     "You will be able to see the image once I provide it to you. Please answer my questions."
@@ -23,13 +28,14 @@ class Template:
     """How a language model was taught to tell who speaks.
 
     Attributes:
-        system: Text in front of everything.
+        system: Text in front of everything; an empty one brings no separator either.
         user: Put before what the user says.
         assistant: Put before an answer that is there already.
         opening: Put where the answer is to be generated (v1 leaves out the space).
         separator: Put behind the system text and every message.
-        stop: Text at which an answer ends; it is cut there.
-        controls: What tells who speaks; nobody can say it.
+        stop: Text at which an answer ends, or several; it is cut there.
+        ending: Put behind an answer instead of the separator.
+        controls: What tells who speaks; nobody can say it. Empty: the marks in the other texts.
     """
 
     system: str
@@ -37,14 +43,42 @@ class Template:
     assistant: str
     opening: str
     separator: str
-    stop: str
-    controls: tuple[str, ...] = field(default=("###",), compare=False)
+    stop: str | tuple[str, ...]
+    ending: str | None = None
+    controls: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return stop_texts(self.stop)
+
+    @property
+    def behind_answer(self) -> str:
+        return self.separator if self.ending is None else self.ending
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """The controls; where none are named, what marks a speaker or an end in the other texts."""
+        if self.controls:
+            return self.controls
+        between = (self.user, self.assistant, self.opening, self.separator, self.behind_answer)
+        found = set(_MARK.findall(self.system))
+        for text in (*between, *self.stops):
+            # A role without a mark, "USER: ", is one as a whole.
+            found |= set(_MARK.findall(text)) or {text.strip()}
+        return tuple(sorted(mark for mark in found if len(mark) > 1))
+
+
+def stop_texts(stop: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One stop text or several, without empty ones."""
+    return tuple(text for text in ((stop,) if isinstance(stop, str) else stop) if text)
 
 
 TEMPLATES = {
-    "vicuna_v0": Template(_SYSTEM, "Human: ", "Assistant: ", "Assistant: ", "###", "###"),
+    "vicuna_v0": Template(
+        _SYSTEM, "Human: ", "Assistant: ", "Assistant: ", "###", "###", controls=("###",)
+    ),
     "vicuna_v0_first_release": Template(
-        _SYSTEM, "Human: ", "Assistant: ", "Assistant:", "###", "###"
+        _SYSTEM, "Human: ", "Assistant: ", "Assistant:", "###", "###", controls=("###",)
     ),
     "llama_2": Template(
         _SYSTEM,
@@ -53,9 +87,20 @@ TEMPLATES = {
         " [/INST] ",
         "",
         "</s>",
-        ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"),
+        controls=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"),
     ),
 }
+SHIPPED = frozenset(TEMPLATES)
+
+
+def register_template(name: str, template: Template) -> None:
+    """Add a template of one's own, from a file that a YAML names under ``plugins``.
+
+    Raises:
+        ConfigError: for a name that is taken by another template.
+    """
+    if name == OWN or TEMPLATES.setdefault(name, template) != template:
+        raise ConfigError(f"the template {name!r} is registered already; choose another name")
 
 
 def plain_text(text: str, controls: Iterable[str]) -> str:
@@ -139,6 +184,12 @@ class Conversation:
     def transcript(self) -> str:
         """Everything so far."""
         template = self.template
-        roles = {"user": template.user, "assistant": template.assistant}
-        turns = [roles[m.speaker] + m.text + template.separator for m in self.messages]
-        return template.system + template.separator + "".join(turns)
+        around = {
+            "user": (template.user, template.separator),
+            "assistant": (template.assistant, template.behind_answer),
+        }
+        text = template.system and template.system + template.separator
+        for message in self.messages:
+            before, behind = around[message.speaker]
+            text += before + message.text + behind
+        return text

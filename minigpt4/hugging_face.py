@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import build_generation_config
 from minigpt4.checkpoint import load_into
-from minigpt4.conversation import Template
+from minigpt4.conversation import Conversation, Template
 from minigpt4.deltas import WeightsFolder
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
 from minigpt4.models.lora import merge_lora
@@ -77,7 +77,7 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
         exported = Blip2ForConditionalGeneration(config)
     load_into(exported, convert_to_blip2(model.state_dict()), "export")
     exported.generation_config = build_generation_config(chat.options, model.tokenizer)
-    exported.generation_config.stop_strings = [chat.template.stop]
+    exported.generation_config.stop_strings = list(chat.template.stops)
     with _whole_folder(folder) as partial:
         transformers_logging.disable_progress_bar()  # it would stand beside an error's one line
         try:
@@ -167,6 +167,8 @@ def build_tokenizer(file: Path, ours: Tokenizer) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: for a file of another kind, for which the ids would differ.
     """
+    if ours.bos_id is None:
+        raise CheckpointError("model.bos: off cannot be exported; set auto, as LLaMA was taught")
     with tempfile.TemporaryDirectory() as alone:  # settings beside the file may be of any release
         shutil.copy(file, Path(alone) / "tokenizer.model")
         theirs = LlamaTokenizer.from_pretrained(alone)
@@ -205,7 +207,7 @@ def chat_template(template: Template, image_tokens: int) -> str:
     """
     quote = json.dumps
     return (
-        "{{ bos_token + " + quote(template.system + template.separator) + " }}"
+        "{{ bos_token + " + quote(Conversation(template).transcript()) + " }}"
         "{% for message in messages %}"
         "{% set role = "
         + quote(template.user)
@@ -222,7 +224,11 @@ def chat_template(template: Template, image_tokens: int) -> str:
         + " + role if loop.nextitem.type == 'image' else ' ' }}{% endif %}"
         "{% else %}{{ part.text }}{% endif %}"
         "{% endfor %}{% endif %}"
-        "{{ " + quote(template.separator) + " }}{% endfor %}"
+        "{{ "
+        + quote(template.separator)
+        + " if message.role == 'user' else "
+        + quote(template.behind_answer)
+        + " }}{% endfor %}"
         "{% if add_generation_prompt %}{{ " + quote(template.opening) + " }}{% endif %}"
     )
 

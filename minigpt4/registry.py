@@ -91,7 +91,7 @@ class Registry:
         return self._entries[name]
 
     def build(self, name: str, options: Mapping[str, Any], /, **injected: Any) -> Any:
-        """Call what ``name`` stands for with the YAML's options and the injected parts.
+        """Call what ``name`` stands for with the YAML's options and those injected parts it takes.
 
         Raises:
             ConfigError: for an unknown name, or options that do not fit the signature.
@@ -100,10 +100,8 @@ class Registry:
         bound, faults = bind(entry, options, name)
         if faults:
             raise ConfigError("\n".join(f"{fault.key}: {fault.text}" for fault in faults))
-        for part in injected:
-            if part not in inspect.signature(entry).parameters:
-                raise ConfigError(f"the {self.kind} {name!r} must take a parameter {part!r}")
-        return entry(**bound, **injected)
+        taken = inspect.signature(entry).parameters
+        return entry(**bound, **{part: injected[part] for part in injected if part in taken})
 
 
 def _origin(entry: Callable[..., Any]) -> tuple[str, str]:
@@ -199,6 +197,9 @@ def _fit(value: Any, hint: Any, where: str, dry: bool) -> tuple[Any, list[Fault]
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if value is not None and len(options) == 1:
             return _fit(value, options[0], where, dry)
+        sets = [option for option in options if dataclasses.is_dataclass(option)]
+        if isinstance(value, Mapping) and len(sets) == 1:
+            return _fit(value, sets[0], where, dry)
     if typing.get_origin(hint) in (list, tuple) and isinstance(value, list):
         inner, *others = typing.get_args(hint)
         if typing.get_origin(inner) is typing.Annotated and others in ([], [Ellipsis]):

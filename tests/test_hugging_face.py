@@ -59,7 +59,7 @@ def worst_difference(exported: Path, model: MiniGPT4, prompts: Sequence[str] | N
     encoder: Any = model.visual_encoder
     side = encoder.patch_embed.img_size[0]
     image = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
-    spliced = model.splice_batch(image, ANSWERS, prompts)
+    spliced = model.splice_batch(image, model.stage_rows(ANSWERS, prompts))
     tokenizer, theirs = AutoTokenizer.from_pretrained(exported), loaded(exported)
     count = theirs.config.num_query_tokens
     rows = []
@@ -119,7 +119,7 @@ assert not any(name.startswith("minigpt4") for name in sys.modules)
     subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True)
     with torch.no_grad():
         chat.model.end_sym, end_sym = "", chat.model.end_sym
-        ours = chat.model.logits(chat.model.splice_batch(image, [""], [PROMPT]))
+        ours = chat.model.logits(chat.model.splice_batch(image, chat.model.stage_rows([""], [PROMPT])))
         chat.model.end_sym = end_sym
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert theirs.shape == ours.shape

@@ -16,6 +16,7 @@ FLOORS = [
     {"tasks", "hugging_face"},
     {"runners"},
     {"frontends"},
+    {"alignment"},
     {"cli"},
     {"__main__"},
 ]

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,23 @@ from minigpt4.chat.generation import (
     Watch,
     change_options,
     cut_at,
+    cut_growing,
+    end_ids,
+    first_ids,
     generate_ids,
+    has_any,
 )
 from minigpt4.chat.kept_states import KeptStates, positions_of
 from minigpt4.chat.sessions import ChatSession, Usage
+from minigpt4.chat.templates import load_template
 from minigpt4.chat.waiting import FairQueue, Ticket
-from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template, plain_text
+from minigpt4.conversation import (
+    IMAGE_TEXT,
+    Conversation,
+    Template,
+    plain_text,
+    stop_texts,
+)
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
@@ -66,7 +78,7 @@ class Chat:
 
     @property
     def template(self) -> Template:
-        return TEMPLATES[self.options.template]
+        return load_template(self.options.template, self.model.llama_model.name_or_path)
 
     def start(self, turns: Sequence[tuple[Sequence[Part], str]] = ()) -> ChatSession:
         """A new session, empty or after turns that were held elsewhere.
@@ -185,13 +197,12 @@ class Chat:
         changes: dict[str, Any],
     ) -> None:
         """Tell a question's answer as it grows; it joins the session. None is told at its end."""
-        options, stop = change_options(self.options, changes), self.template.stop
+        options, stops = change_options(self.options, changes), self.template.stops
         self._say(question, session)
         segments = self._fit(session, options)
 
         def show(text: str) -> None:
-            # A growing answer may end in half a stop text or half a character: not shown yet.
-            tell(cut_at(text, stop).rstrip("#\ufffd").rstrip())
+            tell(cut_growing(text, stops))
 
         listen = show if options.num_beams == 1 else None
         text, usage = self._write(segments, options, listen, cancelled)
@@ -202,7 +213,7 @@ class Chat:
         self._read_answer(session, options)
 
     def _plain(self, text: str) -> str:
-        return plain_text(text, (*self.template.controls, *self.model.tokenizer.special))
+        return plain_text(text, (*self.template.forbidden, *self.model.tokenizer.special))
 
     def _say(self, question: Sequence[Part], session: ChatSession) -> None:
         """Put a question's words and images into a session, each where it stands."""
@@ -236,7 +247,7 @@ class Chat:
 
     def _fit(self, asked: ChatSession, options: GenerationOptions) -> list[Segment]:
         """The prompt's segments, without the oldest turns where they do not fit the context."""
-        room = options.max_length - options.max_new_tokens
+        room, limit = self._room(options)
         while True:
             segments = self.model.prompt_segments(asked.conversation.prompt(), asked.images)
             length = sum(map(len, segments))
@@ -246,10 +257,18 @@ class Chat:
             if shorter is None:
                 raise DataError(
                     f"the question and its images take {length} tokens, but only {room} fit "
-                    "(chat.max_length less chat.max_new_tokens); ask less, or start anew"
+                    f"({limit} less chat.max_new_tokens); ask less, or start anew"
                 )
             asked.conversation = shorter
             asked.dropped += 1
+
+    def _room(self, options: GenerationOptions) -> tuple[int, str]:
+        """Tokens that a prompt may take, and what limits them."""
+        longest, limit = options.max_length, "chat.max_length"
+        positions = self.model.most_positions
+        if positions is not None and positions < longest:
+            longest, limit = positions, f"the language model's {positions} positions"
+        return max(0, longest - options.max_new_tokens), limit
 
     @torch.no_grad()
     def _write(
@@ -261,22 +280,19 @@ class Chat:
     ) -> tuple[str, Usage]:
         """The answer to one prompt, reading only what is not kept of it."""
         positions = positions_of(segments)
-        past = None if options.static_cache else self.kept.find(positions)
+        keeps = self.kept.tokens and not options.static_cache
+        past = self.kept.find(positions) if keeps else None
         kept = past.get_seq_length() if past is not None else 0
-        (ids,) = self._generate_ids(
-            [segments], self.template.stop, options, listen, cancelled, past=past
-        )
+        stops = self.template.stops
+        (ids,) = self._generate_ids([segments], stops, options, listen, cancelled, past=past)
         if past is not None:
             # Of a search with beams the first row's answer may be any beam's.
-            written = ids[1:] if options.num_beams == 1 else []
-            self.kept.keep(positions, written, past)
-        text = self.model.tokenizer.decode(ids[1:])
-        stopped = ids[-1] == self.model.tokenizer.eos_id or self.template.stop in text
+            self.kept.keep(positions, ids if options.num_beams == 1 else [], past)
+        text = self.model.tokenizer.decode(ids)
         end: Literal["stop", "length", "cancelled"] = "stop"
-        if not stopped:
+        if not (has_any(text, stops) or ids[-1] in end_ids(self.model, stops)):
             end = "cancelled" if cancelled.is_set() else "length"
-        usage = Usage(len(positions), kept, len(ids) - 1, end)
-        return cut_at(text, self.template.stop), usage
+        return cut_at(text, *stops), Usage(len(positions), kept, len(ids), end)
 
     @torch.no_grad()
     def _read_answer(self, session: ChatSession, options: GenerationOptions) -> None:
@@ -288,8 +304,10 @@ class Chat:
             return
         segments = self.model.prompt_segments(session.conversation.transcript(), session.images)
         positions = positions_of(segments)
+        if len(positions) > (self.model.most_positions or len(positions)):
+            return
         past = self.kept.find(positions)
-        embeds = splice([segments], [[]], self.model.embed_tokens, self.model.device).embeds
+        embeds = splice([segments], self.model.embed_tokens, self.model.device).embeds
         new = embeds[:, past.get_seq_length() :]
         self.model.llama_model.base_model(inputs_embeds=new, past_key_values=past, use_cache=True)
         self.kept.keep(positions, [], past)
@@ -325,9 +343,9 @@ class Chat:
                 answers[place] = error
         if contexts:
             with self.waiting.join():
-                rows = self._generate_ids(list(contexts.values()), self.template.stop, options)
+                rows = self._generate_ids(list(contexts.values()), self.template.stops, options)
             for place, row in zip(contexts, rows, strict=True):
-                answers[place] = cut_at(self.model.tokenizer.decode(row[1:]), self.template.stop)
+                answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
 
     @torch.no_grad()
@@ -335,7 +353,7 @@ class Chat:
         self,
         prompts: Sequence[str],
         images: Sequence[Sequence[torch.Tensor]],
-        stop: str,
+        stop: str | tuple[str, ...],
         options: GenerationOptions,
     ) -> list[str]:
         """An answer for each prompt, cut at its stop text.
@@ -343,35 +361,49 @@ class Chat:
         Args:
             prompts: Texts with an ``<ImageHere>`` for each image.
             images: For each prompt its encoded images, ``[Q, H]`` each.
-            stop: Where an answer ends, beside the end-of-sequence token; may be empty.
+            stop: Where an answer ends, or several texts where it does, beside the end-of-sequence
+                token; may be empty.
             options: How to generate.
+
+        Raises:
+            DataError: for a prompt that the language model has no positions for.
         """
         pairs = zip(prompts, images, strict=True)
         contexts = [self.model.prompt_segments(prompt, shown) for prompt, shown in pairs]
+        if (positions := self.model.most_positions) is not None:
+            longest = max(sum(map(len, segments)) for segments in contexts)
+            if longest >= positions:
+                raise DataError(
+                    f"a prompt takes {longest} tokens, and the language model has {positions} "
+                    "positions for it and the answer; ask less"
+                )
+            most = min(options.max_new_tokens, positions - longest)
+            options = replace(options, max_new_tokens=most)
+        stops = stop_texts(stop)
         with self.waiting.join():
-            rows = self._generate_ids(contexts, stop, options)
-        return [cut_at(self.model.tokenizer.decode(row[1:]), stop) for row in rows]
+            rows = self._generate_ids(contexts, stops, options)
+        return [cut_at(self.model.tokenizer.decode(row), *stops) for row in rows]
 
     def _generate_ids(
         self,
         contexts: Sequence[Sequence[Segment]],
-        stop: str,
+        stops: Sequence[str],
         options: GenerationOptions,
         listen: Callable[[str], None] | None = None,
         cancelled: threading.Event | None = None,
         past: DynamicCache | None = None,
     ) -> list[list[int]]:
-        """Ids written behind each context; every row starts with bos."""
-        empty: list[list[int]] = [[] for _ in contexts]
+        """Ids written behind each context."""
         embed = self.model.embed_tokens
-        spliced = splice(contexts, empty, embed, self.model.device, pad_side="left")
-        watch = Watch(self.model.tokenizer, stop, listen, cancelled)
+        spliced = splice(contexts, embed, self.model.device, pad_side="left")
+        watch = Watch(self.model.tokenizer, stops, listen, cancelled)
         if options.seed is not None:
             torch.manual_seed(options.seed)
+        ends = end_ids(self.model, stops)
         ids = generate_ids(
-            self.model, spliced.embeds, spliced.attention_mask, options, [watch], past
+            self.model, spliced.embeds, spliced.attention_mask, options, [watch], past, ends
         )
-        return ids.tolist()
+        return ids[:, len(first_ids(self.model.tokenizer)) :].tolist()
 
 
 def _open(image: ImageInput) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -16,18 +16,29 @@ from transformers import (
 )
 
 from minigpt4.checks import NotNegative, Positive, PositiveFloat
-from minigpt4.conversation import TEMPLATES
+from minigpt4.conversation import OWN, TEMPLATES, Template
 from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.models.splice import IMAGE_MARK
+from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from minigpt4.registry import Fault, bind
 
-_TAIL = 16  # tokens decoded to see whether an answer has reached its stop text
+_TAIL = 16  # tokens decoded, at least, to see whether an answer has reached a stop text
 
 
-def _check_template(name: str) -> str | None:
+def _check_template(template: str | Template) -> str | None:
+    if isinstance(template, str):
+        known = [*TEMPLATES, OWN]
+        return (
+            None
+            if template in known
+            else f"unknown template {template!r}; known: {', '.join(known)}"
+        )
+    texts = (text for text in astuple(template) if isinstance(text, str))
     return (
-        None if name in TEMPLATES else f"unknown template {name!r}; known: {', '.join(TEMPLATES)}"
+        f"holds {IMAGE_MARK}, which only an image does"
+        if any(IMAGE_MARK in t for t in texts)
+        else None
     )
 
 
@@ -44,7 +55,8 @@ class GenerationOptions:
     """How answers are made; the ``chat:`` section of a YAML. Defaults are the original's.
 
     Attributes:
-        template: Name of the conversation template.
+        template: Name of the conversation template, ``own`` for the language model's own, or the
+            keys of one (see :class:`minigpt4.conversation.Template`).
         max_new_tokens: Longest answer.
         num_beams: Beams of the search; 1 streams.
         do_sample: Draw tokens; False takes the likeliest.
@@ -61,7 +73,7 @@ class GenerationOptions:
             quicker tokens after a slow first answer. Nothing is kept for the next turn then.
     """
 
-    template: Annotated[str, _check_template] = "vicuna_v0"
+    template: Annotated[str | Template, _check_template] = "vicuna_v0"
     max_new_tokens: Positive = 300
     num_beams: Positive = 1
     do_sample: bool = True
@@ -100,22 +112,24 @@ class FiniteLogits(LogitsProcessor):
 
 
 class Watch(StoppingCriteria):
-    """Sees every token: tells a listener the text so far and ends rows that reached their stop."""
+    """Sees every token: tells a listener the text so far and ends rows that reached a stop text."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: str,
+        stops: Sequence[str],
         listen: Callable[[str], None] | None,
         cancelled: threading.Event | None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._stop = stop
+        self._stops = stops
+        # A token is a byte at least, and the first one may belong to the text before.
+        self._tail = max(_TAIL, *(1 + len(stop.encode()) for stop in stops), 0)
         self._listen = listen
         self._cancelled = cancelled
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        rows = input_ids[:, 1:].tolist()  # the bos that every row starts with is no answer
+        rows = input_ids[:, len(first_ids(self._tokenizer)) :].tolist()
         if self._listen is not None:
             self._listen(self._tokenizer.decode(rows[0]))
         stop_now = self._cancelled is not None and self._cancelled.is_set()
@@ -123,7 +137,7 @@ class Watch(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
     def _reached(self, row: list[int]) -> bool:
-        return self._stop != "" and self._stop in self._tokenizer.decode(row[-_TAIL:])
+        return has_any(self._tokenizer.decode(row[-self._tail :]), self._stops)
 
 
 def generate_ids(
@@ -133,6 +147,7 @@ def generate_ids(
     options: GenerationOptions,
     stops: Sequence[StoppingCriteria] = (),
     past: DynamicCache | None = None,
+    ends: Sequence[int] = (),
     **outputs: Any,
 ) -> Any:
     """What the language model writes behind ``embeds``.
@@ -144,17 +159,18 @@ def generate_ids(
         options: How to generate.
         stops: Beside the end-of-sequence token.
         past: Keys and values of how the one context begins; holds all of it afterwards.
+        ends: Tokens that end an answer, beside that one.
         **outputs: What else to give back, in the words of transformers' ``GenerationConfig``.
 
     Returns:
-        Ids ``[B, n]``; each row starts with bos, as in the original.
+        Ids ``[B, n]``; each row starts with :func:`first_ids`, as in the original.
 
     Raises:
         NonFiniteLogitsError: where Inf or NaN comes out.
     """
     # The bos that stands beside the embeddings is what makes the ids start so.
-    bos = torch.full((len(embeds), 1), model.tokenizer.bos_id, device=embeds.device)
-    config = build_generation_config(options, model.tokenizer)
+    first = torch.tensor([first_ids(model.tokenizer)] * len(embeds), dtype=torch.long)
+    config = build_generation_config(options, model.tokenizer, ends)
     config.update(**outputs)
     given: dict[str, Any] = {}
     if past is not None:
@@ -162,7 +178,7 @@ def generate_ids(
             past.batch_repeat_interleave(options.num_beams)
         given["past_key_values"] = past
     return model.llama_model.generate(  # type: ignore[operator]
-        input_ids=bos,
+        input_ids=first.to(embeds.device),
         inputs_embeds=embeds,
         attention_mask=attention_mask,
         generation_config=config,
@@ -172,7 +188,28 @@ def generate_ids(
     )
 
 
-def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) -> GenerationConfig:
+def first_ids(tokenizer: Tokenizer) -> list[int]:
+    """What generated ids start with, before the answer: bos, where there is one."""
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def end_ids(model: MiniGPT4, stops: Sequence[str]) -> list[int]:
+    """Tokens that end an answer: eos, the special ones of stop texts, and what a model names."""
+    tokenizer = model.tokenizer
+    found = [tokenizer.eos_id]
+    for word in tokenizer.special:
+        if any(word in stop for stop in stops):
+            found += tokenizer.encode(word)
+    # Of LLaMA, early settings name others than tokenizer.model.
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        named = getattr(model.llama_model.generation_config, "eos_token_id", None)
+        found += named if isinstance(named, list) else [] if named is None else [named]
+    return list(dict.fromkeys(found))
+
+
+def build_generation_config(
+    options: GenerationOptions, tokenizer: Tokenizer, ends: Sequence[int] = ()
+) -> GenerationConfig:
     sampling: dict[str, Any] = {"do_sample": False}
     if options.do_sample:
         # top_k is the old default of transformers, which the original left in force.
@@ -191,7 +228,7 @@ def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) ->
         min_new_tokens=max(0, options.min_length - 1) or None,
         repetition_penalty=options.repetition_penalty,
         bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=[*ends] if len(ends) > 1 else tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
         cache_implementation="static" if options.static_cache else None,
         **sampling,
@@ -199,9 +236,23 @@ def build_generation_config(options: GenerationOptions, tokenizer: Tokenizer) ->
     )
 
 
-def cut_at(text: str, stop: str) -> str:
-    """The text before its stop text; all of it where there is none."""
-    return (text.split(stop)[0] if stop else text).strip()
+def has_any(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
+
+
+def cut_at(text: str, *stops: str) -> str:
+    """The text before the first stop text; all of it where there is none."""
+    for stop in filter(None, stops):
+        text = text.split(stop)[0]
+    return text.strip()
+
+
+def cut_growing(text: str, stops: Sequence[str]) -> str:
+    """Likewise of an answer that still grows: it may end in part of a stop text or a character."""
+    text = cut_at(text, *stops).rstrip("\ufffd")
+    ends = (stop[:length] for stop in stops for length in range(1, len(stop)))
+    longest = max((len(end) for end in ends if text.endswith(end)), default=0)
+    return text[: len(text) - longest].rstrip()
 
 
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:

@@ -31,11 +31,14 @@ class KeptStates:
     Args:
         tokens: Positions kept, of all chats together; 0 keeps nothing.
         config: Of the language model; it decides what kind of states there are.
+
+    Attributes:
+        tokens: 0 also where states are of a kind that cannot be cut at a position.
     """
 
     def __init__(self, tokens: int, config: PretrainedConfig) -> None:
-        self.tokens = tokens
         self._config = config.get_text_config(decoder=True)
+        self.tokens = tokens if _can_be_cut(DynamicCache(config=self._config)) else 0
         self._kept: list[_Kept] = []  # the least recently used first
 
     def __len__(self) -> int:
@@ -69,9 +72,7 @@ class KeptStates:
         """
         positions: Positions = [*prompt, *answer]
         length = min(len(positions), cache.get_seq_length())
-        # Sliding windows and recurrent states cannot be cut at a position: they are not kept.
-        plain = all(type(layer) is DynamicLayer for layer in cache.layers)
-        if not (plain and 0 < length <= self.tokens):
+        if not (_can_be_cut(cache) and 0 < length <= self.tokens):
             return
         layers = []
         for layer in cache.layers:
@@ -87,6 +88,11 @@ class KeptStates:
 
     def clear(self) -> None:
         self._kept.clear()
+
+
+def _can_be_cut(cache: DynamicCache) -> bool:
+    """Sliding windows and recurrent states cannot be cut at a position: they are not kept."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def positions_of(segments: Sequence[Segment]) -> list[Hashable]:

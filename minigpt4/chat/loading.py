@@ -1,7 +1,7 @@
 """Loading: an evaluation YAML → a chat."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +9,10 @@ import torch
 
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import GenerationOptions, option_faults
+from minigpt4.chat.templates import load_template
 from minigpt4.checks import check_model_folder
 from minigpt4.config import Config, check_config, load_config
-from minigpt4.conversation import TEMPLATES, Template
+from minigpt4.conversation import SHIPPED, Template
 from minigpt4.errors import ConfigError
 from minigpt4.models.language_model import vocabulary_fault
 from minigpt4.processors.image_processors import ImageProcessor
@@ -23,20 +24,30 @@ def check_chat(config: Config) -> list[Fault]:
     bound, faults = bind(GenerationOptions, config.chat, "chat", dry=True)
     if not faults:
         faults = option_faults(asdict(GenerationOptions()) | bound)
-    if any(fault.key == "chat.template" for fault in faults):
-        return faults
-    template = bound.get("template", GenerationOptions.template)
-    return faults + _vocabulary_faults(config, TEMPLATES[template])
-
-
-def _vocabulary_faults(config: Config, template: Template) -> list[Fault]:
-    """The separators of what is asked and of what is learnt, held against the vocabulary."""
     folder = config.model.get("llama_model")
-    learnt = f"{config.model.get('prompt_template')} {config.model.get('end_sym')}"
-    separators = {template.separator or template.stop} | ({"###"} if "###" in learnt else set())
-    if not isinstance(folder, str) or check_model_folder(folder):
-        return []  # told elsewhere
-    found = (vocabulary_fault(folder, separator) for separator in sorted(separators))
+    told = any(fault.key.startswith("chat.template") for fault in faults)
+    if told or not isinstance(folder, str) or check_model_folder(folder):
+        return faults
+    spec = bound.get("template", GenerationOptions.template)
+    try:
+        template = load_template(spec, folder)
+    except ConfigError as error:
+        return [*faults, Fault(*str(error).split(": ", 1))]
+    return faults + _vocabulary_faults(config, folder, template if spec in SHIPPED else None)
+
+
+def _vocabulary_faults(config: Config, folder: str, template: Template | None) -> list[Fault]:
+    """The separators of what is asked and of what is learnt, held against the vocabulary.
+
+    Of a template that the user brings, nothing is known but that the tokenizer must fit.
+    """
+    separators: list[str | None] = [None]
+    if template is not None:
+        separators.append(template.separator or template.stops[0])
+    learnt = config.model.get("prompt_template"), config.model.get("end_sym")
+    if "###Human" in str(learnt[0]) or str(learnt[1]).strip() == "###":
+        separators.append("###")
+    found = (vocabulary_fault(folder, separator) for separator in separators)
     return [Fault("model.llama_model", text) for text in found if text][:1]
 
 
@@ -89,8 +100,14 @@ def build_chat(config: Config, device: torch.device) -> Chat:
 
 
 def generation_options(config: Config) -> GenerationOptions:
-    """The ``chat:`` section."""
-    return GenerationOptions(**bind(GenerationOptions, config.chat, "chat")[0])
+    """The ``chat:`` section, its template loaded.
+
+    Raises:
+        ConfigError: for a language model whose own chat template cannot be used.
+    """
+    options = GenerationOptions(**bind(GenerationOptions, config.chat, "chat")[0])
+    template = load_template(options.template, str(config.model.get("llama_model")))
+    return replace(options, template=template)
 
 
 def _image_processor(config: Config) -> ImageProcessor:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.config.layers import Config
+from minigpt4.config.presets import unknown_data_set
 from minigpt4.errors import ConfigError, shown
 from minigpt4.registry import (
     BUILDERS,
@@ -111,12 +112,16 @@ def _dataset_faults(config: Config, used: bool) -> list[Fault]:
     if used and not config.datasets:
         faults.append(Fault("datasets", "no data set is named"))
     known = BUILDERS.names()
-    for name, options in config.datasets.items():
-        where = f"datasets.{name}"
-        if name not in known:
-            faults.append(Fault(where, f"unknown data set; {nearest(name, known)}"))
-            continue
-        faults += bind(BUILDERS.get(name), options, where, dry=used, partial=not used)[1]
+    for name, entry in config.datasets.items():
+        where, builder = f"datasets.{name}", config.builder_of(name)
+        if "type" in entry and builder not in known:
+            text = f"unknown type of data set {shown(builder)}; {nearest(builder, known)}"
+            faults.append(Fault(f"{where}.type", text))
+        elif builder not in known:
+            faults.append(Fault(where, unknown_data_set(name)))
+        else:
+            options = config.dataset_options(name)
+            faults += bind(BUILDERS.get(builder), options, where, dry=used, partial=not used)[1]
     return faults
 
 

@@ -11,9 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 from minigpt4.config.plugins import import_plugins
 from minigpt4.config.presets import (
     Layer,
+    builder_of,
     data_presets,
     model_preset,
     processor_faults,
+    unknown_data_set,
     with_processor_defaults,
 )
 from minigpt4.config.reading import read_option, read_yaml, resolve
@@ -56,6 +58,14 @@ class Config:
     @property
     def arch(self) -> str:
         return str(self.model.get("arch"))
+
+    def builder_of(self, dataset: str) -> Any:
+        """The builder that a data set names, its ``type``; without one it is its own name."""
+        return builder_of(dataset, self.datasets[dataset])
+
+    def dataset_options(self, dataset: str) -> dict[str, Any]:
+        """A data set's section without the key that chose its builder."""
+        return {key: value for key, value in self.datasets[dataset].items() if key != "type"}
 
     def model_options(self) -> dict[str, Any]:
         """The model section without the two keys that chose the model."""
@@ -124,7 +134,7 @@ def _merge(path: Path, *given: Layer) -> Config:
         if entry is not None and not isinstance(entry, dict):
             text = f"must be a set of keys, not {shown(entry)}"
             if name not in BUILDERS.names():
-                text = f"unknown data set; {nearest(name, BUILDERS.names())}"
+                text = unknown_data_set(name)
             faults.append(Fault(f"datasets.{name}", text))
         else:
             datasets[name] = with_processor_defaults(entry or {}, defaults)

@@ -1,13 +1,21 @@
 """Presets: what ``minigpt4/configs`` and a ``processors:`` section put under a user's YAML."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 from minigpt4.config.reading import parse
 from minigpt4.errors import shown
-from minigpt4.registry import IMAGE_PROCESSORS, MODELS, TEXT_PROCESSORS, Fault, bind, nearest
+from minigpt4.registry import (
+    BUILDERS,
+    IMAGE_PROCESSORS,
+    MODELS,
+    TEXT_PROCESSORS,
+    Fault,
+    bind,
+    nearest,
+)
 
 REFUSED_ARCHS = {"minigpt_v2": "MiniGPT-v2 is not supported; use arch minigpt4 or mini_gpt4"}
 
@@ -46,14 +54,28 @@ def model_preset(model: Mapping[str, Any], faults: list[Fault]) -> list[Layer]:
     return [Layer(f"preset {arch}_{model_type}", content)]
 
 
-def data_presets(names: Iterable[Any]) -> list[Layer]:
-    """``configs/datasets/<name>.yaml`` of each data set that has one."""
+def builder_of(name: Any, entry: Any) -> Any:
+    """The builder of an entry of ``datasets``: its ``type``; without one it is the entry's name."""
+    return entry.get("type", name) if isinstance(entry, Mapping) else name
+
+
+def unknown_data_set(name: Any) -> str:
+    """What is the matter with an entry that names no builder."""
+    return (
+        f"unknown data set; {nearest(name, BUILDERS.names())}; one of your own says what it is by "
+        "type: pairs"
+    )
+
+
+def data_presets(entries: Mapping[Any, Any]) -> list[Layer]:
+    """``configs/datasets/<builder>.yaml`` of each data set whose builder has one."""
     folder = resources.files("minigpt4.configs") / "datasets"
     known = {file.name.removesuffix(".yaml"): file for file in folder.iterdir()}
+    builders = {name: str(builder_of(name, entry)) for name, entry in entries.items()}
     return [
-        Layer(f"preset {name}", {"datasets": {name: parse(known[name].read_text("utf-8"))}})
-        for name in names
-        if name in known
+        Layer(f"preset {builder}", {"datasets": {name: parse(known[builder].read_text("utf-8"))}})
+        for name, builder in builders.items()
+        if builder in known
     ]
 
 

@@ -64,7 +64,7 @@ def _with_defaults(config: Config, chat: Mapping[str, Any]) -> dict[str, Any]:
     runner = config.run.get("runner", "runner_base")
     datasets = {}
     for name, entry in config.datasets.items():
-        entry = _under(entry, _defaults(BUILDERS, name))
+        entry = _under(entry, _defaults(BUILDERS, config.builder_of(name)))
         for kind, registry in (
             ("vis_processor", IMAGE_PROCESSORS),
             ("text_processor", TEXT_PROCESSORS),

@@ -3,8 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
@@ -59,22 +62,15 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
     Those without an image or a text are a ``BadSample``; each kind is counted in one line.
 
     Raises:
-        DataError: for annotations that cannot be read, or without a single image.
+        DataError: for annotations that cannot be read, an id that is a path, or without a single
+            image.
     """
     file = folder / ANNOTATION_FILE
-    try:
-        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-        entries = [(str(entry["image_id"]), entry["caption"]) for entry in annotations]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f'{file}: must hold {{"annotations": [{{"image_id": …, "caption": …}}, …]}} '
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
-    files = {
-        image.stem: image
-        for image in sorted((folder / "image").iterdir())
-        if image.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
-    }
+    entries = [
+        (_id_of(entry, f"{file}: annotations[{number}]"), entry.get("caption"))
+        for number, entry in enumerate(_annotations(file))
+    ]
+    pictures = _pictures(folder / "image")
     samples: list[RawSample | BadSample] = []
     wordless, missing = [], []
     for image_id, text in entries:
@@ -82,17 +78,103 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
         if not isinstance(text, str):
             wordless.append(name)
             samples.append(BadSample(name, "no caption", f"{shown(text)} is not a text"))
-        elif image_id not in files:
+        elif image_id not in pictures:
             missing.append(name)
             samples.append(BadSample(name, "no image", f"none in {folder / 'image'}"))
         else:
-            samples.append(RawSample(name, files[image_id], text))
+            samples.append(RawSample(name, pictures[image_id][0], text))
     if len(wordless) + len(missing) == len(samples):
-        raise DataError(f"{file}: none of its {len(entries)} images is in {folder / 'image'}")
+        raise DataError(_nothing_found(file, [name for name, _ in entries]))
     if wordless:
         text = "%s: %d captions are no text and left out (first: %s)"
         logger.warning(text, folder, len(wordless), ", ".join(wordless[:3]))
     if missing:
         text = "%s: %d of %d images are missing and left out (first: %s)"
         logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))
+    _tell_doubles(folder, [name for name, _ in entries], pictures)
     return samples
+
+
+def _annotations(file: Path) -> list[dict[str, Any]]:
+    """The file's entries; each is an object with a caption of any kind.
+
+    Raises:
+        DataError: for a file of another form; it says where.
+    """
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not json"
+        reason = "cannot be read" if isinstance(error, OSError) else reason
+        raise _form_fault(file, f"{reason}: {one_line(error)}") from error
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        found = f"{type(content).__name__} without a list of that name"
+        raise _form_fault(file, f"found a {found}")
+    for number, entry in enumerate(annotations):
+        if not isinstance(entry, dict):
+            raise _form_fault(file, f"annotations[{number}] is {shown(entry)}")
+        for key in ("image_id", "caption"):
+            if key not in entry:
+                raise _form_fault(file, f'annotations[{number}] has no "{key}"')
+    return annotations
+
+
+def _form_fault(file: Path, text: str) -> DataError:
+    form = '{"annotations": [{"image_id": …, "caption": …}, …]}'
+    return DataError(f"{file}: must hold {form}; {text}")
+
+
+def _id_of(entry: dict[str, Any], place: str) -> str:
+    """An entry's id as the name of a file; 2, "2" and 2.0 are the same one."""
+    given = entry["image_id"]
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)  # which programs for tables make of numbers beside an empty cell
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or given != given:
+        raise DataError(f"{place}: image_id must be a text or a number, not {shown(given)}")
+    image_id = str(given)
+    if not image_id.strip() or image_id in (".", "..") or re.search(r"[/\\\0]", image_id):
+        text = "is no name of a file in image/; write it without folders and without suffix"
+        raise DataError(f"{place}: image_id {shown(image_id)} {text}")
+    return image_id
+
+
+def _pictures(folder: Path) -> dict[str, list[Path]]:
+    """Pictures by their names without suffix; the one that counts comes first.
+
+    Of ``a.jpg`` and ``a.png`` that is the jpg, the only kind that the original looks for.
+    """
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found if entry.is_file())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({one_line(error)})") from error
+    pictures: dict[str, list[Path]] = {}
+    for kind in IMAGE_SUFFIXES:
+        for image in (folder / name for name in names):
+            if image.suffix.lower() == f".{kind}":
+                pictures.setdefault(image.stem, []).append(image)
+    return pictures
+
+
+def _nothing_found(file: Path, names: Sequence[str]) -> str:
+    if not names:
+        return f"{file}: its list of annotations is empty"
+    text = f"{file}: none of its {len(names)} images is in {file.parent / 'image'}"
+    ends = tuple(f".{kind}" for kind in IMAGE_SUFFIXES)
+    mend = "; write ids without the suffix" if names[0].lower().endswith(ends) else ""
+    return f"{text} (first: {printable(names[0])}){mend}"
+
+
+def _tell_doubles(
+    folder: Path, names: Sequence[str], pictures: Mapping[str, Sequence[Path]]
+) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        text = "%s: %d ids have more than one caption; each is a pair of its own (first: %s)"
+        logger.warning(text, folder, len(twice), printable(twice[0]))
+    chosen = [pictures[name] for name in dict.fromkeys(names) if len(pictures.get(name, ())) > 1]
+    if chosen:
+        text = "%s: %d ids have more than one picture; %s is taken rather than %s, and so on"
+        first, second = (printable(image.name) for image in chosen[0][:2])
+        logger.warning(text, folder, len(chosen), first, second)

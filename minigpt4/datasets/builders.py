@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from minigpt4.checks import Positive, check_not_negative
+from minigpt4.checks import Positive, check_folder, check_not_negative, check_share
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.feature_source import with_features
+from minigpt4.datasets.pairs import ListSource, RowSource, Side, check_storage, open_storage
 from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.errors import ConfigError
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 
 
@@ -30,6 +32,7 @@ _EVAL_SPLITS: tuple[Split, ...] = (
 
 _DEFAULT_IMAGES: ImageProcessors = {"train": {"name": "blip2_image_train"}}
 _DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
+_PLAIN_TEXTS: TextProcessors = {"train": {"name": "plain_text"}}
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,16 @@ def _eval_image_processor(specs: dict[Split, dict[str, Any]]) -> ToPixels | None
     """The image processor that the YAML names for an evaluation, if it does."""
     split = next((split for split in _EVAL_SPLITS if split in specs), None)
     return build_named(IMAGE_PROCESSORS, specs[split]) if split else None
+
+
+def _missing_shards(name: str, storage: str | list[str]) -> tuple[BadSample, ...]:
+    """The shards that are named and not there, told in one line."""
+    shards = list_shards(storage)
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        text = "datasets.%s: %d of %d shards are missing (first: %s)"
+        logger.warning(text, name, len(missing), len(shards), missing[0])
+    return tuple(BadSample(shard, "missing shard", shard=shard) for shard in missing)
 
 
 @BUILDERS.register("laion")
@@ -82,16 +95,8 @@ def build_caption_shards(
         features: Folder of ``cache-features``, to train from what the frozen towers made of the
             pictures; an evaluation reads the pictures themselves.
     """
-    shards = list_shards(build_info.storage)
-    existing = [shard for shard in shards if Path(shard).is_file()]
-    missing = [
-        BadSample(shard, "missing shard", shard=shard)
-        for shard in shards
-        if not Path(shard).is_file()
-    ]
-    if missing:
-        text = "datasets.%s: %d of %d shards are missing (first: %s)"
-        logger.warning(text, name, len(missing), len(shards), missing[0].key)
+    missing = _missing_shards(name, build_info.storage)
+    existing = [shard for shard in list_shards(build_info.storage) if Path(shard).is_file()]
     dataset = DataSet(
         name,
         ShardSource(existing, buffer_size),
@@ -100,9 +105,67 @@ def build_caption_shards(
         sample_ratio,
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
-        missing=tuple(missing),
+        missing=missing,
     )
     return with_features(dataset, features)
+
+
+@BUILDERS.register("pairs")
+def build_pairs(
+    name: Annotated[str, Hidden],
+    storage: Annotated[str | list[str], check_storage],
+    val_storage: Annotated[str | list[str], check_storage] | None = None,
+    val_fraction: Annotated[float, check_share] = 0.0,
+    image_root: Annotated[str, check_folder] | None = None,
+    vis_processor: ImageProcessors = _DEFAULT_IMAGES,
+    text_processor: TextProcessors = _PLAIN_TEXTS,
+    sample_ratio: SampleRatio = 1.0,
+    batch_size: Positive | None = None,
+) -> DataSet:
+    """A user's own rows: images with captions, instructions and answers, or conversations.
+
+    Args:
+        name: The data set's name in the YAML.
+        storage: jsonl, json, csv or tsv file; folder of pictures with texts beside them, with a
+            metadata.jsonl or .csv, or of the form of cc_sbu_align; shards.
+        val_storage: Rows that an evaluation reads instead, of any of these forms.
+        val_fraction: Share of the rows that an evaluation reads and a training does not, drawn by
+            their images; 0: both read all.
+        image_root: Folder that the rows' paths begin in, and which none may leave; without it that
+            of the file.
+        vis_processor: Image processor of each split; an evaluation takes "eval", "val" or "test"
+            where there is one, else "train".
+        text_processor: Of captions, by split; other words reach the model as they are.
+        sample_ratio: Relative weight with which a step draws this data set.
+        batch_size: Samples per process of a step on this data set; the run's without.
+    """
+    if val_storage is not None and val_fraction:
+        raise ConfigError(
+            f"datasets.{name}: val_storage and val_fraction both name what to leave out"
+        )
+    part: Literal["all", "train"] = "train" if val_fraction else "all"
+    source = open_storage(storage, image_root, Side(part, val_fraction))
+    held_out = None
+    if val_storage is not None:
+        held_out = open_storage(val_storage, image_root)
+    elif val_fraction:
+        held_out = open_storage(storage, image_root, Side("val", val_fraction))
+    length = source.length if isinstance(source, RowSource | ListSource) else None
+    if length is not None and length < source.units:
+        text = "datasets.%s: %d of %d rows cannot be used; check-data lists them"
+        logger.warning(text, name, source.units - length, source.units)
+    return DataSet(
+        name,
+        source,
+        build_named(IMAGE_PROCESSORS, vis_processor["train"]),
+        build_named(TEXT_PROCESSORS, text_processor["train"]),
+        sample_ratio,
+        length=length,
+        batch_size=batch_size,
+        eval_image_processor=_eval_image_processor(vis_processor),
+        eval_source=held_out,
+        missing=_missing_shards(name, storage) if isinstance(source, ShardSource) else (),
+    )
 
 
 @BUILDERS.register("cc_sbu_align")

@@ -13,6 +13,7 @@ from minigpt4.datasets.samples import (
     DataSet,
     RawSample,
     Sample,
+    pin_memory,
     read_sample,
     stack,
 )
@@ -38,8 +39,7 @@ class GroupBatch:
         """Called by the DataLoader, which cannot look into a class."""
         if self.batch is None:
             return self
-        pinned = Batch(**{**self.batch, "image": self.batch["image"].pin_memory()})  # type: ignore[typeddict-item]
-        return dataclasses.replace(self, batch=pinned)
+        return dataclasses.replace(self, batch=pin_memory(self.batch))
 
 
 class GroupBatches(IterableDataset[GroupBatch]):

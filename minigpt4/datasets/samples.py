@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy
 import torch
@@ -22,6 +22,17 @@ _NUMBERS = numpy.random.MT19937()  # numpy's while a sample draws
 
 ToPixels = Callable[[Image.Image], torch.Tensor]  # what an image processor does
 Normalise = Callable[[torch.Tensor], torch.Tensor]  # bytes [..., 3, s, s] → what a model sees
+
+
+class Turn(NamedTuple):
+    """What one says in a conversation; an ``<ImageHere>`` stands where an image is shown."""
+
+    speaker: Literal["system", "user", "assistant"]
+    text: str
+
+
+Turns = tuple[Turn, ...]  # from the system or the user to an assistant's answer, in turns
+Text = str | Turns  # a caption, or a conversation
 
 
 @runtime_checkable
@@ -46,18 +57,32 @@ class SplitProcessor(Protocol):
         """uint8 ``[3, size, size]``."""
 
 
+EncodedImage = bytes | Path | CachedFeatures  # still encoded, the file that holds it, its features
+
+
 @dataclass(frozen=True)
 class RawSample:
-    """An image still encoded, the file that holds it, or its features; with its raw caption."""
+    """Images with a raw caption, or with a conversation about them.
 
-    key: str  # with the shard before it, where it lies in one
-    image: bytes | Path | CachedFeatures
-    text: str
+    Attributes:
+        key: With the shard before it, where it lies in one.
+        image: One, or several in the order of the text's marks; a conversation may have none.
+        text: Caption, or turns with an ``<ImageHere>`` for each image.
+        shard: That it lies in.
+    """
+
+    key: str
+    image: EncodedImage | tuple[EncodedImage, ...]
+    text: Text
     shard: str = ""
 
     @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    @property
     def origin(self) -> str:
-        """Where the image lies: its file, or its key in a shard."""
+        """Where its one image lies, its file or its key in a shard; else its key."""
         return str(self.image) if isinstance(self.image, Path) else self.key
 
 
@@ -70,7 +95,7 @@ class BadSample:
         cause: One of a few kinds, by which bad samples are counted: "no image", "unreadable image",
             "huge image", "no json", "unreadable json", "no caption", "empty caption",
             "unreadable caption", "duplicate file", "broken shard", "empty shard", "missing shard",
-            "unreadable features".
+            "unreadable features", "unreadable row", "broken conversation", "image outside".
         detail: What is the matter with this one.
         shard: That it lies in, or that it is.
     """
@@ -120,6 +145,7 @@ class DataSet:
     length: int | None = None  # samples, where that is known without reading them
     batch_size: int | None = None  # of this data set; the run's without
     eval_image_processor: ToPixels | None = None  # of an evaluation; the training's without
+    eval_source: Source | None = None  # likewise
     missing: tuple[BadSample, ...] = ()  # what was named and is not there
 
     @functools.cached_property  # a protocol's isinstance takes its time
@@ -130,22 +156,26 @@ class DataSet:
 
 
 class Sample(TypedDict):
-    """One training pair: ``image`` ``[3, size, size]``, or cached features ``[Q, D]``.
+    """One training row: ``image`` ``[n, 3, size, size]``, or cached features ``[n, Q, D]``.
 
-    Pixels are bytes where they are normalised by the batch, else fp32.
+    Pixels are bytes where they are normalised by the batch, else fp32. Without images it is empty.
     """
 
     key: str
     image: torch.Tensor
-    text: str
+    text: Text
 
 
 class Batch(TypedDict):
-    """Several pairs: ``image`` ``[B, 3, size, size]`` or ``[B, Q, D]``, as in a sample."""
+    """Several rows: ``image`` ``[N, 3, size, size]`` or ``[N, Q, D]``, of all rows in order.
+
+    Without any image it is empty.
+    """
 
     keys: list[str]
     image: torch.Tensor
-    text: list[str]
+    image_counts: list[int]  # of each row
+    text: list[Text]
     normalise: Normalise | None  # of bytes, still to be done: see to_device
 
 
@@ -154,31 +184,43 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
     if isinstance(raw, BadSample):
         return raw
     with _drawing_from(seed):
-        text = dataset.text_processor(raw.text)
-        if not text.strip():
-            return BadSample(raw.key, "empty caption", f"{raw.text!r:.60}", raw.shard)
+        # Words of a conversation are somebody's own: only captions are processed.
+        text = dataset.text_processor(raw.text) if isinstance(raw.text, str) else raw.text
+        if fault := text_fault(text):
+            return BadSample(raw.key, *fault, raw.shard)
         try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half a character, as json can hold
-            return BadSample(raw.key, "unreadable caption", one_line(error), raw.shard)
-        if isinstance(raw.image, CachedFeatures):
-            try:
-                return Sample(key=raw.key, image=raw.image.load(), text=text)
-            except DataError as error:
-                return BadSample(raw.key, "unreadable features", str(error), raw.shard)
-        split = dataset.split_processor
-        load = load_fast if split and split.image_backend == "torchvision" else load_image
-        try:
-            image = load(raw.image)
+            images = [_read_image(image, dataset) for image in raw.images]
         except DataError as error:
             cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
+            if any(isinstance(image, CachedFeatures) for image in raw.images):
+                cause = "unreadable features"
             return BadSample(raw.key, cause, str(error), raw.shard)
-        if split:
-            pixels = split.pixels(image)
-        else:
-            assert isinstance(image, Image.Image)
-            pixels = dataset.image_processor(image)
-        return Sample(key=raw.key, image=pixels, text=text)
+    return Sample(key=raw.key, image=torch.stack(images) if images else torch.empty(0), text=text)
+
+
+def text_fault(text: Text) -> tuple[str, str] | None:
+    """Cause and detail where a text has no word to learn, or none that can be written."""
+    learnt = [text] if isinstance(text, str) else [t.text for t in text if t.speaker == "assistant"]
+    if not all(words.strip() for words in learnt):
+        return "empty caption", f"{learnt[0]!r:.60}"
+    try:
+        "".join([text] if isinstance(text, str) else [turn.text for turn in text]).encode()
+    except UnicodeEncodeError as error:  # half a character, as json can hold
+        return "unreadable caption", one_line(error)
+    return None
+
+
+def _read_image(image: EncodedImage, dataset: DataSet) -> torch.Tensor:
+    """Pixels ``[3, size, size]``, or cached features ``[Q, D]``."""
+    if isinstance(image, CachedFeatures):
+        return image.load()
+    split = dataset.split_processor
+    load = load_fast if split and split.image_backend == "torchvision" else load_image
+    picture = load(image)
+    if split:
+        return split.pixels(picture)
+    assert isinstance(picture, Image.Image)
+    return dataset.image_processor(picture)
 
 
 @contextmanager
@@ -209,15 +251,23 @@ def printable(name: str) -> str:
 
 def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
     """Samples of a data set as a batch; at least one."""
-    image = torch.stack([sample["image"] for sample in samples])
+    counts = [len(sample["image"]) for sample in samples]
+    images = [sample["image"] for sample in samples if len(sample["image"])]
+    image = torch.cat(images) if images else torch.empty(0)
     # Cached features are none of the processor's bytes.
     split = dataset.split_processor if image.dtype == torch.uint8 else None
     return Batch(
         keys=[sample["key"] for sample in samples],
         image=image,
+        image_counts=counts,
         text=[sample["text"] for sample in samples],
         normalise=split.normalise if split else None,
     )
+
+
+def pin_memory(batch: Batch) -> Batch:
+    """The same with its images in page-locked memory."""
+    return Batch(**{**batch, "image": batch["image"].pin_memory()})  # type: ignore[typeddict-item]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -225,4 +275,4 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     image = batch["image"].to(device, non_blocking=True)
     normalise = batch.get("normalise")  # which a batch of a plug-in's own may lack
     image = normalise(image) if normalise else image
-    return Batch(keys=batch["keys"], image=image, text=batch["text"], normalise=None)
+    return Batch(**{**batch, "image": image, "normalise": None})  # type: ignore[typeddict-item]

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import braceexpand
 from webdataset.tariterators import group_by_keys
 
 from minigpt4.checks import is_placeholder
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
+from minigpt4.datasets.row_texts import RowError
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Text, printable
 from minigpt4.errors import one_line, shown
 
+TextOf = Callable[[Mapping[str, Any], int], Text]
 LARGEST_FILE = (
     256 << 20
 )  # bytes; a longer picture or json is bad: a window holds a thousand of them
@@ -69,14 +71,22 @@ def check_shards(storage: str | list[str]) -> str | None:
 
 
 class ShardSource:
-    """Shards, each a unit; their samples are shuffled in windows while still encoded."""
+    """Shards, each a unit; their samples are shuffled in windows while still encoded.
+
+    Args:
+        shards: Tar files.
+        window: Consecutive samples that are shuffled together.
+        text_of: Makes the text of a json's fields and its number of images, or raises a
+            ``RowError``; without it that is the caption, and a sample has one image.
+    """
 
     units_per_group = 1
 
-    def __init__(self, shards: list[str], window: int) -> None:
+    def __init__(self, shards: list[str], window: int, text_of: TextOf | None = None) -> None:
         self.shards = shards
         self.units = len(shards)
         self.window = window
+        self._text_of = text_of
 
     def files(self, unit: int) -> list[Path]:
         return [Path(self.shards[unit])]
@@ -92,7 +102,7 @@ class ShardSource:
 
         empty = True
         for fields in group_by_keys(files, keys=_split_name, handler=note):
-            sample = _parse(shard, fields)
+            sample = _parse(shard, fields, self._text_of)
             empty = False
             # The sample in which a shard breaks off lost its other half with the rest.
             if not (files.fault and isinstance(sample, BadSample) and sample.cause in _LACKING):
@@ -143,7 +153,7 @@ class _Files:
 
     def _read(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
         """The content of a file that a sample needs; None where it is too long."""
-        if _split_name(entry.name)[1].lower() not in (*IMAGE_SUFFIXES, "json"):
+        if _split_name(entry.name)[1].lower().rpartition(".")[2] not in (*IMAGE_SUFFIXES, "json"):
             return b""
         if entry.size > LARGEST_FILE:
             return None
@@ -201,17 +211,22 @@ def _split_name(name: str) -> tuple[str | None, str]:
     return (folder + slash + stem, suffix) if stem and dot else (None, "")
 
 
-def _parse(shard: str, fields: dict[str, Any]) -> RawSample | BadSample:
-    """A tar's fields of one key as a sample: ``jpg|jpeg|png|webp`` and ``json["caption"]``."""
+def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSample | BadSample:
+    """A tar's fields of one key as a sample: ``jpg|jpeg|png|webp`` and ``json["caption"]``.
+
+    With ``text_of`` there may be none or several images (``0.jpg``, ``1.jpg``), in that order.
+    """
     key = f"{shard}/{printable(fields['__key__'])}"
 
     def bad(cause: str, detail: str = "") -> BadSample:
         return BadSample(key, cause, detail, shard)
 
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in fields), None)
-    if suffix is None:
+    suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
+    if text_of and not suffixes:
+        suffixes = _numbered(fields)
+    if not suffixes and not text_of:
         return bad("no image", f"none of {', '.join(IMAGE_SUFFIXES)}")
-    if fields[suffix] is None:
+    if any(fields[suffix] is None for suffix in suffixes):
         return bad("huge image", f"more than {LARGEST_FILE:,} bytes")
     if "json" not in fields:
         return bad("no json")
@@ -221,7 +236,21 @@ def _parse(shard: str, fields: dict[str, Any]) -> RawSample | BadSample:
         told = json.loads(fields["json"])
     except (ValueError, RecursionError, MemoryError) as error:
         return bad("unreadable json", one_line(error))
+    images = tuple(fields[suffix] for suffix in suffixes)
+    if text_of:
+        try:
+            text = text_of(told if isinstance(told, dict) else {}, len(images))
+        except RowError as error:
+            return bad(error.cause, error.detail)
+        return RawSample(key, images, text, shard)
     caption = told.get("caption") if isinstance(told, dict) else None
     if not isinstance(caption, str):
         return bad("no caption", f"{shown(caption)} is not a text")
-    return RawSample(key, fields[suffix], caption, shard)
+    return RawSample(key, images[0], caption, shard)
+
+
+def _numbered(fields: Mapping[str, Any]) -> list[str]:
+    """The suffixes of a sample's several images, ``0.jpg`` before ``10.jpg``."""
+    found = [re.fullmatch(r"(\d{1,9})\.(\w+)", name) for name in fields]
+    images = [match for match in found if match and match[2] in IMAGE_SUFFIXES]
+    return [match[0] for match in sorted(images, key=lambda match: int(match[1]))]

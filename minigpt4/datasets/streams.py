@@ -20,6 +20,7 @@ from minigpt4.datasets.samples import (
     DataSet,
     RawSample,
     Sample,
+    pin_memory,
     read_sample,
     stack,
 )
@@ -91,8 +92,7 @@ class Delivery:
         """Called by the DataLoader, which cannot look into a class."""
         if self.batch is None:
             return self
-        pinned = Batch(**{**self.batch, "image": self.batch["image"].pin_memory()})  # type: ignore[typeddict-item]
-        return replace(self, batch=pinned)
+        return replace(self, batch=pin_memory(self.batch))
 
 
 class SampleStream(IterableDataset[Delivery]):
@@ -261,7 +261,8 @@ class OrderedBatches(IterableDataset[OrderedBatch]):
         self, dataset: DataSet, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         processor = dataset.eval_image_processor or dataset.image_processor
-        self.dataset = replace(dataset, image_processor=processor)
+        source = dataset.eval_source or dataset.source
+        self.dataset = replace(dataset, image_processor=processor, source=source)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from minigpt4.errors import CheckpointError, one_line
 from minigpt4.models.device_map import DeviceMap, memory_for_layers
 from minigpt4.models.quantization import Quantize, check_quantized, quantization_config
-from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
+from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
 
 # Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
 LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
@@ -92,7 +92,7 @@ def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def vocabulary_fault(folder: str | Path, separator: str) -> str | None:
+def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     """Why a folder's language model cannot be talked to with this separator; None: nothing known.
 
     Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was taught
@@ -101,7 +101,8 @@ def vocabulary_fault(folder: str | Path, separator: str) -> str | None:
 
     Args:
         folder: Of the language model.
-        separator: What ends a turn: the template's separator, or its stop where it has none.
+        separator: What ends a turn: the template's separator, or its stop where it has none. None:
+            the user says himself what the model was taught.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,21 +113,23 @@ def vocabulary_fault(folder: str | Path, separator: str) -> str | None:
     except (OSError, ValueError, AttributeError):
         return f"{folder / 'config.json'} is not readable as settings; fetch it again"
     is_llama = is_llama and rows in (LLAMA_WORDS, LLAMA_WORDS + 1)
-    if is_llama and rows == LLAMA_WORDS and "###" in separator:
+    taught = separator if is_llama else None
+    if taught is not None and rows == LLAMA_WORDS and "###" in taught:
         return (
             f"{folder} has {rows} rows: it is Vicuna v1.1 or later, LLaMA or Llama-2, and none of "
             "them knows the separator ###; that is Vicuna v0's, which has 32001 rows and is made "
             "with apply-delta (dataset/PrepareVicuna.md)"
         )
-    if is_llama and rows == LLAMA_WORDS + 1 and "###" not in separator:
+    if taught is not None and rows == LLAMA_WORDS + 1 and "###" not in taught:
         return (
             f"{folder} has {rows} rows: it is Vicuna v0, whose separator is ###, not "
             f"{separator!r}; choose chat.template vicuna_v0, or another language model"
         )
-    if not (folder / "tokenizer.model").is_file():
+    model_file = sentencepiece_file(folder)
+    if model_file is None:
         return None
     try:
-        tokenizer = SentencePieceTokenizer(folder / "tokenizer.model")
+        tokenizer = SentencePieceTokenizer(model_file)
     except CheckpointError as error:
         return str(error)
     return _tokenizer_fault(tokenizer, folder, rows, is_llama)
@@ -160,10 +163,12 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, folder: str |
     )
     if fault:
         raise CheckpointError(f"model.llama_model: {fault}")
+    if not isinstance(tokenizer, SentencePieceTokenizer) or tokenizer.bos_id is None:
+        return
     named = (model.config.bos_token_id, model.config.eos_token_id)
     used = (tokenizer.bos_id, tokenizer.eos_id)
     # Early LLaMA conversions name 0 and 1, early Vicuna 13B one id for all.
-    if isinstance(tokenizer, SentencePieceTokenizer) and named != used:
+    if named != used:
         logger.info(
             "model.llama_model: %s: config.json names bos %s and eos %s; tokenizer.model's %d and "
             "%d are used",

@@ -3,8 +3,10 @@
 More than that layer is trained only where ``model.trainable`` says so.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +19,7 @@ from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.lora import lora_dropouts
 from minigpt4.models.packing import pack, packed_logits, packing_fault
 from minigpt4.models.quantization import quantized_layers
+from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments
 from minigpt4.models.splice import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.models.towers import Towers
@@ -140,14 +143,20 @@ class MiniGPT4(Towers):
         return fault
 
     @property
+    def most_positions(self) -> int | None:
+        """The longest row that the language model can read; None where its settings name none."""
+        most = getattr(self.llama_model.config, "max_position_embeddings", None)
+        return most if isinstance(most, int) else None
+
+    @property
     def device(self) -> torch.device:
         return self.llama_proj.weight.device
 
     def encode_img(self, image: torch.Tensor) -> torch.Tensor:
-        """Image tokens ``[B, Q, H]`` in the compute dtype.
+        """Image tokens ``[N, Q, H]`` in the compute dtype.
 
         Args:
-            image: Pixels ``[B, 3, s, s]``, or cached features ``[B, Q, D]`` in any dtype.
+            image: Pixels ``[N, 3, s, s]``, or cached features ``[N, Q, D]`` in any dtype.
         """
         with self.autocast(image.device):
             cached = image.ndim == 3
@@ -163,52 +172,53 @@ class MiniGPT4(Towers):
         return embedded
 
     def prompt_segments(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Segment]:
-        """A prompt as segments: bos, text, and one image (``[Q, H]``) at each ``<ImageHere>``.
+        """A prompt as segments; see :func:`minigpt4.models.rows.prompt_segments`."""
+        return prompt_segments(self.tokenizer, prompt, images)
 
-        Each stretch of text is tokenised on its own, so that a trailing space becomes a token.
-
-        Raises:
-            DataError: when marks and images are not equally many.
-        """
-        parts = prompt.split(IMAGE_MARK)
-        if len(parts) - 1 != len(images):
-            raise DataError(
-                f"the prompt has {len(parts) - 1} {IMAGE_MARK} for {len(images)} images: {prompt!r}"
-            )
-        segments: list[Segment] = [[self.tokenizer.bos_id, *self.tokenizer.encode(parts[0])]]
-        for image, part in zip(images, parts[1:], strict=True):
-            segments += [image, self.tokenizer.encode(part)]
-        return segments
-
-    def splice_batch(
-        self, image: torch.Tensor | None, text: Sequence[str], prompts: Sequence[str] | None
-    ) -> Spliced:
-        """Training rows, padded: prompt with its image, then the answer as targets.
+    def stage_rows(
+        self, text: Sequence[str], prompts: Sequence[str] | None = None
+    ) -> list[list[Exchange]]:
+        """Rows as both stages have them: one prompt, and behind it the text with its end symbol.
 
         Args:
-            image: ``[B, 3, s, s]``, or None when no prompt has an image.
-            text: B answers.
-            prompts: B prompts; None in stage 1, where bos and the image alone come first.
+            text: What is learnt.
+            prompts: One for each; None in stage 1, where bos and the image alone come first.
         """
-        return pad(self._join_batch(image, text, prompts))
+        asked = [IMAGE_MARK] * len(text) if prompts is None else prompts
+        return [
+            [Exchange(prompt, answer + self.end_sym)]
+            for prompt, answer in zip(asked, text, strict=True)
+        ]
+
+    def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:
+        """Training rows, padded: prompts with their images, and the answers as targets.
+
+        Args:
+            image: ``[N, 3, s, s]`` or ``[N, Q, D]``, the images of all rows in order; empty without
+                any.
+            rows: Of B samples.
+        """
+        return pad(self._join_batch(image, rows))
 
     def _join_batch(
-        self,
-        image: torch.Tensor | None,
-        text: Sequence[str],
-        prompts: Sequence[str] | None,
-        share_lead: bool = False,
+        self, image: torch.Tensor, rows: Sequence[Row], share_lead: bool = False
     ) -> Joined:
-        tokens = None if image is None else self.encode_img(image).unbind()
-        contexts = []
-        for index in range(len(text)):
-            images = [] if tokens is None else [tokens[index]]
-            prompt = IMAGE_MARK if prompts is None else prompts[index]
-            contexts.append(self.prompt_segments(prompt, images))
-        answers = [
-            self.tokenizer.encode(answer + self.end_sym)[: self.max_txt_len] for answer in text
-        ]
-        return join(contexts, answers, self.embed_tokens, self.device, share_lead)
+        if not len(image):
+            # The projection of nothing: it has a gradient (of zeros) in every step, which processes
+            # that average theirs wait for.
+            image = self.llama_proj.weight.new_zeros(0, 1, self.llama_proj.in_features)
+        encoded = self.encode_img(image)
+        segments, shown = [], iter(encoded.unbind())
+        for row in rows:
+            marks = sum(exchange.prompt.count(IMAGE_MARK) for exchange in row)
+            images = list(itertools.islice(shown, marks))
+            segments.append(
+                row_segments(self.tokenizer, row, images, self.max_txt_len, self.most_positions)
+            )
+        if next(shown, None) is not None:
+            raise DataError(f"{len(encoded)} images are more than the prompts have {IMAGE_MARK}")
+        joined = join(segments, self.embed_tokens, self.device, share_lead)
+        return joined if len(encoded) else replace(joined, embeds=_beside(joined.embeds, encoded))
 
     def logits(self, spliced: Spliced) -> torch.Tensor:
         """The language model's output ``[B, S, V]``; only real positions mean anything."""
@@ -218,12 +228,7 @@ class MiniGPT4(Towers):
         assert isinstance(output.logits, torch.Tensor)
         return output.logits
 
-    def forward(
-        self,
-        image: torch.Tensor | None,
-        text: Sequence[str],
-        prompts: Sequence[str] | None = None,
-    ) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         """Mean cross-entropy over the target tokens of the batch, a scalar in fp32.
 
         Arguments are those of :meth:`splice_batch`.
@@ -231,8 +236,7 @@ class MiniGPT4(Towers):
         Raises:
             DataError: when no answer has a token to learn.
         """
-        share_lead = self.packed and self.shares_prefix
-        joined = self._join_batch(image, text, prompts, share_lead)
+        joined = self._join_batch(image, rows, share_lead=self.packed and self.shares_prefix)
         if not joined.learnt:
             raise DataError("no text of the batch has a token to learn; the loss would be NaN")
         self.positions += sum(joined.lengths)
@@ -242,6 +246,11 @@ class MiniGPT4(Towers):
             return functional.cross_entropy(logits.float(), packed.targets)
         spliced = pad(joined)
         return target_loss(self.logits(spliced), spliced.targets)
+
+
+def _beside(embeds: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
+    """The same embeddings, in whose gradient an empty tensor takes part."""
+    return torch.cat([embeds, nothing.flatten(0, 1).to(embeds)])
 
 
 def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

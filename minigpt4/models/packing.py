@@ -84,10 +84,11 @@ def pack(joined: Joined) -> Packed:
     real = torch.arange(longest) < lengths[:, None]
     of_row = torch.arange(len(own)).repeat_interleave(own)
     position = torch.arange(lead, lead + len(of_row)) - (ends - lengths)[of_row]  # in its sample
-    # An answer stands at the end of its row; the position before each of its tokens predicts it.
-    answers = torch.tensor([len(answer) for answer in joined.answers])[of_row]
-    from_end = lengths[of_row] - 1 - position
-    learnt = lead + torch.nonzero((from_end >= 1) & (from_end <= answers))[:, 0]
+    # The position before a target predicts it. It is the row's own: what rows share ends before an
+    # image, and the first position of all is no target.
+    targets = torch.tensor([target for row in joined.targets for target in row[lead:]])
+    is_target = targets != IGNORED
+    learnt = lead + torch.nonzero(is_target)[:, 0] - 1
     zero = torch.zeros(1 if lead else 0, dtype=torch.long)  # where the lead's own stretch starts
     first = torch.tensor([lead])
     parts = [
@@ -98,7 +99,7 @@ def pack(joined: Joined) -> Packed:
         torch.cat([shared, of_row * longest + position]),
         torch.cat([shared, position]),
         learnt,
-        torch.tensor([token for answer in joined.answers for token in answer]),
+        targets[is_target],
     ]
     sent = on_device(torch.cat(parts), joined.embeds.device).split([len(part) for part in parts])
     starts, key_starts, keys, padded, places, position_ids, learnt, targets = sent
@@ -282,10 +283,10 @@ def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -
     noise = noise.to(device, embedding.dtype)
     rows = noise.split(lengths)
     rows = [torch.cat([rows[0][:lead], row[lead:]]) for row in rows]
-    answers = [[0] * (length - lead - 1) for length in lengths]
-    padded = pad(Joined(torch.cat(rows), lengths, answers))
+    targets = [[IGNORED] * (lead + 1) + [0] * (length - lead - 1) for length in lengths]
+    padded = pad(Joined(torch.cat(rows), lengths, targets))
     own = [rows[0][:lead], *(row[lead:] for row in rows)]
-    packed = pack(Joined(torch.cat(own), lengths, answers, lead))
+    packed = pack(Joined(torch.cat(own), lengths, targets, lead))
     try:
         ours = packed_logits(model, packed).float()
         theirs = model(

@@ -14,6 +14,11 @@ import torch
 IGNORED = -100
 IMAGE_MARK = "<ImageHere>"
 
+
+class Learnt(list[int]):
+    """Token ids that are learnt; a segment like others otherwise."""
+
+
 Segment = list[int] | torch.Tensor  # token ids, or embeddings [n, D]
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
@@ -25,20 +30,20 @@ class Joined:
     Attributes:
         embeds: ``[T, D]``.
         lengths: Positions of each row, its lead among them.
-        answers: Ids to learn, at the end of each row.
+        targets: Of each row, the id to predict *at* a position, -100 elsewhere.
         lead: Positions with which every row begins; they stand in ``embeds`` once, before all rows,
             unless there are none.
     """
 
     embeds: torch.Tensor
     lengths: list[int]
-    answers: list[list[int]]
+    targets: list[list[int]]
     lead: int = 0
 
     @property
     def learnt(self) -> int:
-        """Targets of all rows."""
-        return sum(map(len, self.answers))
+        """How many targets all rows have."""
+        return sum(target != IGNORED for row in self.targets for target in row)
 
 
 @dataclass(frozen=True)
@@ -59,29 +64,24 @@ class Spliced:
 
 
 def join(
-    contexts: Sequence[Sequence[Segment]],
-    answers: Sequence[list[int]],
-    embed: Embed,
-    device: torch.device,
-    share_lead: bool = False,
+    rows: Sequence[Sequence[Segment]], embed: Embed, device: torch.device, share_lead: bool = False
 ) -> Joined:
-    """Each row's context segments and its answer, behind each other; only the answer is a target.
+    """Each row's segments, behind each other; only what is :class:`Learnt` is a target.
 
     Args:
-        contexts: For each row its segments: token ids, or image embeddings ``[n, D]``.
-        answers: For each row the ids to learn; empty when generating.
+        rows: Of each its segments: token ids, ids to learn, or image embeddings ``[n, D]``.
         embed: The language model's input embedding, ids ``[n]`` → ``[n, D]``.
         device: Where the language model's input lives.
         share_lead: Keep what all rows begin with once.
     """
-    lead = _common_lead(contexts) if share_lead else 0
-    rows = [[*context, answer] for context, answer in zip(contexts, answers, strict=True)]
     lengths = [sum(map(len, row)) for row in rows]
+    targets = [_targets(row) for row in rows]
+    lead = _common_lead(rows) if share_lead else 0
+    parts = [part for row in rows for part in row]
     if lead:
-        first = rows[0][0][:lead]
-        rows = [[row[0][lead:], *row[1:]] for row in rows]
-        rows[0].insert(0, first)
-    parts = [part for row in rows for part in row if len(part)]
+        parts = [rows[0][0][:lead]]
+        parts += [part for row in rows for part in (row[0][lead:], *row[1:])]
+    parts = [part for part in parts if len(part)]
     ids = [i for part in parts if not isinstance(part, torch.Tensor) for i in part]
     words = embed(on_device(ids, device))
     pieces: list[torch.Tensor] = []
@@ -92,18 +92,26 @@ def join(
         else:
             pieces.append(words[used : used + len(part)])
             used += len(part)
-    return Joined(torch.cat(pieces), lengths, list(answers), lead)
+    return Joined(torch.cat(pieces), lengths, targets, lead)
 
 
-def _common_lead(contexts: Sequence[Sequence[Segment]]) -> int:
+def _targets(row: Sequence[Segment]) -> list[int]:
+    targets: list[int] = []
+    for part in row:
+        targets += part if isinstance(part, Learnt) else [IGNORED] * len(part)
+    # Nothing stands before the first position that could predict it.
+    return [IGNORED, *targets[1:]] if targets else []
+
+
+def _common_lead(rows: Sequence[Sequence[Segment]]) -> int:
     """Tokens with which all rows begin, before their first image."""
     firsts: list[list[int]] = []
-    for context in contexts:
-        if len(context) < 2 or isinstance(context[0], torch.Tensor):
+    for row in rows:
+        if len(row) < 2 or isinstance(row[0], torch.Tensor):
             return 0
-        if not isinstance(context[1], torch.Tensor):
+        if not isinstance(row[1], torch.Tensor):
             return 0
-        firsts.append(context[0])
+        firsts.append(row[0])
     columns = zip(*firsts, strict=False)  # as long as the shortest
     return sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
 
@@ -120,11 +128,10 @@ def pad(joined: Joined, pad_side: Literal["left", "right"] = "right") -> Spliced
     count, longest = len(joined.lengths), max(joined.lengths)
     real = torch.zeros(count, longest, dtype=torch.bool)
     targets = torch.full((count, longest), IGNORED, dtype=torch.long)
-    for index, (length, answer) in enumerate(zip(joined.lengths, joined.answers, strict=True)):
+    for index, (length, row) in enumerate(zip(joined.lengths, joined.targets, strict=True)):
         first = longest - length if pad_side == "left" else 0
-        end = first + length
-        real[index, first:end] = True
-        targets[index, end - len(answer) : end] = torch.tensor(answer, dtype=torch.long)
+        real[index, first : first + length] = True
+        targets[index, first : first + length] = torch.tensor(row, dtype=torch.long)
     places = on_device(real.flatten().nonzero()[:, 0], joined.embeds.device)
     width = joined.embeds.shape[1]
     padded = joined.embeds.new_zeros(count * longest, width).index_copy(0, places, joined.embeds)
@@ -137,8 +144,7 @@ def pad(joined: Joined, pad_side: Literal["left", "right"] = "right") -> Spliced
 
 
 def splice(
-    contexts: Sequence[Sequence[Segment]],
-    answers: Sequence[list[int]],
+    rows: Sequence[Sequence[Segment]],
     embed: Embed,
     device: torch.device,
     pad_side: Literal["left", "right"] = "right",
@@ -147,4 +153,4 @@ def splice(
 
     Arguments are those of :func:`join`.
     """
-    return pad(join(contexts, answers, embed, device), pad_side)
+    return pad(join(rows, embed, device), pad_side)

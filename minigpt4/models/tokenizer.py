@@ -6,21 +6,27 @@ sentencepiece itself; other language models use their own fast tokenizer.
 """
 
 import importlib.util
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-from minigpt4.errors import CheckpointError, one_line
+from minigpt4.errors import CheckpointError, ConfigError, one_line
+
+Bos = Literal["auto", "on", "off"]
 
 
 class Tokenizer(Protocol):
     """What the model needs of a tokenizer; ids are plain integers, never padded.
 
-    ``special`` are the texts that ``encode`` takes for more than text, such as ``</s>``.
+    ``bos_id`` begins every row; None: nothing does. ``special`` are the texts that ``encode`` takes
+    for more than text, such as ``</s>``.
     """
 
-    bos_id: int
+    @property
+    def bos_id(self) -> int | None: ...
+
     eos_id: int
     vocab_size: int
     special: tuple[str, ...]
@@ -38,9 +44,15 @@ class SentencePieceTokenizer:
     ``encode`` splits at special tokens and encodes each part on its own, white space kept; no bos
     is added. ``decode`` writes one space before a run of text that a special token closes.
     Source: ``tests/golden/tokenizer_cases.json``.
+
+    Args:
+        model_file: The vocabulary.
+        added: Special words and their ids; those beyond the vocabulary count.
     """
 
-    def __init__(self, model_file: Path) -> None:
+    bos_id: int | None
+
+    def __init__(self, model_file: Path, added: Mapping[str, int] | None = None) -> None:
         try:
             import sentencepiece
 
@@ -52,19 +64,22 @@ class SentencePieceTokenizer:
                 f"{model_file}: not a sentencepiece model ({error}); copy tokenizer.model again "
                 "from the LLaMA or Vicuna folder"
             ) from error
-        self.bos_id = self._processor.bos_id()
-        self.eos_id = self._processor.eos_id()
-        self.vocab_size = self._processor.vocab_size()
-        for name, token_id in (("bos", self.bos_id), ("eos", self.eos_id)):
+        named = {"bos": self._processor.bos_id(), "eos": self._processor.eos_id()}
+        for name, token_id in named.items():
             if token_id < 0:
                 raise CheckpointError(
                     f"{model_file}: has no {name} token, which the language model needs; copy "
                     "tokenizer.model again from the LLaMA or Vicuna folder"
                 )
+        self.bos_id, self.eos_id = named["bos"], named["eos"]
+        self.vocab_size = self._processor.vocab_size()
         self._special = {
             self._processor.id_to_piece(token_id): token_id
-            for token_id in (self._processor.unk_id(), self.bos_id, self.eos_id)
+            for token_id in (self._processor.unk_id(), *named.values())
         }
+        beyond = {word: i for word, i in (added or {}).items() if i >= self.vocab_size}
+        self._added = {token_id: word for word, token_id in beyond.items()}
+        self._special |= beyond
         self.special = tuple(self._special)
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
 
@@ -79,8 +94,8 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         special = set(self._special.values())
-        # Rows beyond the sentencepiece vocabulary (Vicuna v0's [PAD], 32000) have no text.
-        known = [i for i in ids if 0 <= i < self.vocab_size and not (skip_special and i in special)]
+        # Rows that no word stands for have no text.
+        known = [i for i in ids if self.piece(i) and not (skip_special and i in special)]
         text = ""
         run: list[int] = []
         previous_special = True
@@ -91,7 +106,7 @@ class SentencePieceTokenizer:
                 continue
             # The original puts the space before the run that a special token closes.
             text += ("" if previous_special else " ") + self._processor.decode(run)
-            text += self._processor.id_to_piece(token_id)
+            text += self.piece(token_id)
             run = []
             previous_special = True
         return text + (self._processor.decode(run) if run else "")
@@ -99,29 +114,32 @@ class SentencePieceTokenizer:
     def piece(self, token_id: int) -> str:
         """The vocabulary entry of an id, word start written as ``▁``."""
         if not 0 <= token_id < self.vocab_size:
-            return ""
+            return self._added.get(token_id, "")
         return str(self._processor.id_to_piece(token_id))
 
 
 class FastTokenizer:
-    """Any tokenizer that transformers can load, for language models other than LLaMA."""
+    """Any tokenizer that transformers can load, for language models other than LLaMA.
+
+    A row begins with its bos where the tokenizer itself puts one in front of a text.
+    """
+
+    bos_id: int | None
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-            # Without these packages transformers asks for others, which would not help.
-            reason = missing_packages() or one_line(error)
+        self._tokenizer = load_auto_tokenizer(folder)
+        if self._tokenizer.eos_token_id is None:
             raise CheckpointError(
-                f"{folder}: no tokenizer.model, and no other tokenizer loads ({reason})"
-            ) from error
-        self.eos_id = self._tokenizer.eos_token_id
-        bos_id = self._tokenizer.bos_token_id
-        self.bos_id = self.eos_id if bos_id is None else bos_id
+                f"{folder}: its tokenizer has no eos token, which ends an answer; name one in "
+                "tokenizer_config.json"
+            )
+        self.eos_id = int(self._tokenizer.eos_token_id)
+        self.own_bos_id = self._tokenizer.bos_token_id
+        self.bos_id = self.own_bos_id
+        if self._tokenizer.encode("a")[:1] != [self.own_bos_id]:
+            self.bos_id = None
         self.vocab_size = len(self._tokenizer)
-        self.special = tuple(map(str, self._tokenizer.get_added_vocab()))
+        self.special = special_words(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -147,7 +165,81 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def load_tokenizer(folder: str) -> Tokenizer:
-    """The tokenizer of a language-model folder or hub id."""
-    model_file = Path(folder) / "tokenizer.model"
-    return SentencePieceTokenizer(model_file) if model_file.is_file() else FastTokenizer(folder)
+def load_auto_tokenizer(folder: str) -> Any:
+    """The tokenizer that transformers makes of a language-model folder or hub id.
+
+    Raises:
+        CheckpointError: when there is none that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        # Without these packages transformers asks for others, which would not help.
+        reason = missing_packages() or one_line(error)
+        raise CheckpointError(
+            f"{folder}: no tokenizer.model, and no other tokenizer loads ({reason})"
+        ) from error
+
+
+def special_words(tokenizer: Any) -> tuple[str, ...]:
+    """Words that a tokenizer of transformers never splits; GPT-NeoX's runs of spaces are none."""
+    return tuple(word for word in map(str, tokenizer.get_added_vocab()) if word.strip())
+
+
+def load_tokenizer(folder: str, bos: Bos = "auto") -> Tokenizer:
+    """The tokenizer of a language-model folder or hub id.
+
+    Args:
+        folder: See there.
+        bos: Whether a row begins with bos. ``auto``: of LLaMA as in the original; of others where
+            their tokenizer puts one in front of a text.
+
+    Raises:
+        CheckpointError: when none can be read.
+        ConfigError: when there is no bos to begin with.
+    """
+    model_file = sentencepiece_file(Path(folder))
+    tokenizer: SentencePieceTokenizer | FastTokenizer
+    if model_file is None:
+        tokenizer = FastTokenizer(folder)
+    else:
+        tokenizer = SentencePieceTokenizer(model_file, _added_words(Path(folder)))
+    if bos == "off":
+        tokenizer.bos_id = None
+    elif bos == "on" and isinstance(tokenizer, FastTokenizer):
+        if tokenizer.own_bos_id is None:
+            raise ConfigError(f"model.bos: on, but {folder} has no bos token; set auto or off")
+        tokenizer.bos_id = tokenizer.own_bos_id
+    return tokenizer
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """The ``tokenizer.model`` that is read; other models than LLaMA may have something newer."""
+    is_llama = _read(folder / "config.json").get("model_type", "llama") == "llama"
+    model_file, newer = folder / "tokenizer.model", folder / "tokenizer.json"
+    return model_file if model_file.is_file() and (is_llama or not newer.is_file()) else None
+
+
+def _added_words(folder: Path) -> dict[str, int]:
+    """Words that somebody added to a LLaMA, such as ``<|im_end|>``, where it has rows for them."""
+    words = _read(folder / "added_tokens.json")
+    for token_id, entry in _read(folder / "tokenizer_config.json", "added_tokens_decoder").items():
+        if isinstance(entry, dict) and token_id.isdecimal():
+            words[str(entry.get("content"))] = int(token_id)
+    rows = _read(folder / "config.json").get("vocab_size")
+    if not isinstance(rows, int):
+        return {}
+    return {word: i for word, i in words.items() if word and isinstance(i, int) and i < rows}
+
+
+def _read(file: Path, *keys: str) -> dict[str, Any]:
+    """A set of keys in a json file; empty where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}

@@ -169,10 +169,11 @@ def _data_sets(plan: Plan, names: Sequence[str]) -> Iterator[DataSet]:
     """Data sets with their pictures, as far as they can be built."""
     for name in names:
         # Where a key is faulty, the fault is told already.
-        if {*plan.config.datasets[name]} <= {*plan.datasets[name]}:
-            entry = {k: v for k, v in plan.config.datasets[name].items() if k != "features"}
+        options = plan.config.dataset_options(name)
+        if {*options} <= {*plan.datasets[name]}:
+            entry = {key: value for key, value in options.items() if key != "features"}
             try:
-                yield BUILDERS.build(name, entry, name=name)
+                yield BUILDERS.build(plan.config.builder_of(name), entry, name=name)
             except MiniGPT4Error:
                 continue
 

@@ -8,7 +8,8 @@ from minigpt4.datasets.alignment import AlignmentSource
 from minigpt4.datasets.builders import FolderStorage, ShardStorage
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.images import load_image
-from minigpt4.datasets.samples import BadSample, RawSample, Source
+from minigpt4.datasets.pairs import open_storage
+from minigpt4.datasets.samples import BadSample, RawSample, Source, text_fault
 from minigpt4.datasets.shards import ShardSource, list_shards
 from minigpt4.errors import DataError
 from minigpt4.registry import Fault
@@ -31,6 +32,10 @@ def sample_faults(plan: Plan) -> list[Fault]:
                 _read_one(shard, ShardSource([shard], 1))
             elif isinstance(storage, FolderStorage):
                 _read_one(storage.storage, AlignmentSource(Path(storage.storage)))
+            elif plan.config.builder_of(name) == "pairs" and "storage" in entry:
+                _read_one(
+                    str(entry["storage"]), open_storage(entry["storage"], entry["image_root"])
+                )
         except DataError as error:
             faults.append(Fault(f"datasets.{name}", str(error)))
     return faults
@@ -56,9 +61,11 @@ def _complaint(sample: RawSample | BadSample) -> str | None:
     if isinstance(sample, BadSample):
         return sample.reason
     try:
-        sample.text.encode()
-        assert not isinstance(sample.image, CachedFeatures)
-        load_image(sample.image)
-    except (DataError, UnicodeEncodeError) as error:
+        if fault := text_fault(sample.text):
+            return ": ".join(fault)
+        for image in sample.images:
+            assert not isinstance(image, CachedFeatures)
+            load_image(image)
+    except DataError as error:
         return str(error)
-    return None if sample.text.strip() else "the caption is empty"
+    return None

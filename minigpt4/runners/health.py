@@ -14,7 +14,8 @@ from torch import nn
 from minigpt4.datasets.samples import Batch
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
-from minigpt4.models.splice import IGNORED, IMAGE_MARK
+from minigpt4.models.rows import Row, describe_row, row_segments
+from minigpt4.models.splice import IGNORED
 from minigpt4.runners.processes import Processes
 
 # Logits that hardly differ over the vocabulary say nothing, whatever the input.
@@ -26,28 +27,27 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def check_alive(model: MiniGPT4, batch: Batch, prompt: str | None) -> None:
+def check_alive(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
     """One forward before the first step, and what the first sample looks like to the model.
 
     Args:
         model: As it will be trained.
         batch: The first one, on the model's device.
-        prompt: Of the first step; None in stage 1.
+        rows: What is read and learnt of its samples.
 
     Raises:
         MiniGPT4Error: when the model is dead or its inputs are.
     """
-    prompts = None if prompt is None else [prompt] * len(batch["text"])
-    spliced = model.splice_batch(batch["image"], batch["text"], prompts)
+    spliced = model.splice_batch(batch["image"], rows)
     logits = model.logits(spliced)
     loss = target_loss(logits, spliced.targets).item()
     learnt = spliced.targets[:, 1:] != IGNORED
     # The median row: one odd position must not speak for all.
     spread = logits[:, :-1][learnt].float().std(dim=-1).median().item()
-    logger.info("%s", describe_sample(model, batch, prompt))
+    logger.info("%s", describe_sample(model, batch, rows))
     if not (math.isfinite(loss) and spread >= DEAD_SPREAD):
         module = first_nonfinite(
-            model, lambda: model.logits(model.splice_batch(batch["image"], batch["text"], prompts))
+            model, lambda: model.logits(model.splice_batch(batch["image"], rows))
         )
         found = f"; the first output that is not finite is that of {module}" if module else ""
         raise MiniGPT4Error(
@@ -63,30 +63,15 @@ def check_alive(model: MiniGPT4, batch: Batch, prompt: str | None) -> None:
         logger.info(text + "knows nothing; expected of random weights only", loss, chance)
 
 
-def describe_sample(model: MiniGPT4, batch: Batch, prompt: str | None) -> str:
-    """The first sample as the model reads it: text, the image's place, and what is learnt."""
-    image = model.encode_img(batch["image"][:1])[0]
-    segments = model.prompt_segments(IMAGE_MARK if prompt is None else prompt, [image])
-    lines, position = [], 0
-
-    def add(length: int, text: str) -> None:
-        nonlocal position
-        if length:
-            last = position + length - 1
-            where = f"{position}" if length == 1 else f"{position}-{last}"
-            lines.append(f"  {where:>9}  {text}")
-        position += length
-
-    for segment in segments:
-        if isinstance(segment, torch.Tensor):
-            add(len(segment), "the image")
-        else:
-            add(len(segment), f"{model.tokenizer.decode(segment, skip_special=False)!r}")
-    answer = model.tokenizer.encode(batch["text"][0] + model.end_sym)[: model.max_txt_len]
-    pieces = " ".join(model.tokenizer.piece(token) for token in answer)
-    add(len(answer), f"learnt: {model.tokenizer.decode(answer, skip_special=False)!r} ({pieces})")
+def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:
+    """The first sample as the model reads it: text, the images' places, and what is learnt."""
+    count = batch["image_counts"][0]
+    images = [*model.encode_img(batch["image"][:count])] if count else []
+    segments = row_segments(
+        model.tokenizer, rows[0], images, model.max_txt_len, model.most_positions
+    )
     head = f"what the model reads of the first sample ({batch['keys'][0]}), by position:"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *describe_row(model.tokenizer, segments)])
 
 
 def first_nonfinite(model: nn.Module, forward: Callable[[], Any]) -> str | None:
@@ -224,10 +209,8 @@ class NonFiniteGuard:
             logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
 
     def _examine(self, model: nn.Module, task: Any, done: Step) -> dict[str, Any]:
-        images, keys = done.batch["image"], done.batch["keys"]
-        broken = [
-            key for key, image in zip(keys, images, strict=True) if not image.isfinite().all()
-        ]
+        keys = done.batch["keys"]
+        broken = _keys_of_broken_images(done.batch)
         # Also with a broken picture: where the model is shared out, all must run as often.
         module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
         module = "the image processor" if broken else module
@@ -241,6 +224,16 @@ class NonFiniteGuard:
                 file.writelines(json.dumps(line) + "\n" for line in found)
         except OSError as error:
             raise MiniGPT4Error(f"{self._path}: cannot be written ({error})") from error
+
+
+def _keys_of_broken_images(batch: Batch) -> list[str]:
+    owners = [
+        key
+        for key, count in zip(batch["keys"], batch["image_counts"], strict=True)
+        for _ in range(count)
+    ]
+    found = zip(owners, batch["image"], strict=True)
+    return list(dict.fromkeys(key for key, image in found if not image.isfinite().all()))
 
 
 def _in_words(found: Sequence[dict[str, Any]]) -> str:

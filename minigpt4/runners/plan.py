@@ -73,9 +73,11 @@ def make_plan(
     runner = config.run.get("runner", "runner_base")
     if runner in RUNNERS.names():
         run = _sound(RUNNERS.get(runner), config.run_options(), "run", faults)
-    for name, entry in config.datasets.items():
-        if name in BUILDERS.names():
-            datasets[name] = _sound(BUILDERS.get(name), entry, f"datasets.{name}", faults)
+    for name in config.datasets:
+        builder = config.builder_of(name)
+        if builder in BUILDERS.names():
+            options = config.dataset_options(name)
+            datasets[name] = _sound(BUILDERS.get(builder), options, f"datasets.{name}", faults)
     chat = _sound(GenerationOptions, config.chat, "chat", faults)
     if device is None:
         device = "auto" if purpose == "chat" else run.get("device")

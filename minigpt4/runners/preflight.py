@@ -12,6 +12,7 @@ from typing import Any
 from minigpt4.chat import GenerationOptions, check_chat
 from minigpt4.config import Config, describe, find_faults, raise_faults
 from minigpt4.datasets.builders import ShardStorage
+from minigpt4.datasets.pairs import names_shards
 from minigpt4.errors import ConfigError
 from minigpt4.models.device_map import device_map_faults
 from minigpt4.registry import IMAGE_PROCESSORS, Fault, defaults
@@ -138,7 +139,11 @@ def _batch_faults(plan: Plan) -> list[Fault]:
 def _length_faults(plan: Plan) -> list[Fault]:
     """An epoch without a length: a folder has one, streams of shards and a mix have none."""
     told = _is_faulty(plan, "iters_per_epoch") or plan.run.get("iters_per_epoch")
-    endless = [isinstance(e.get("build_info"), ShardStorage) for e in plan.datasets.values()]
+    endless = [
+        isinstance(entry.get("build_info"), ShardStorage)
+        or (plan.config.builder_of(name) == "pairs" and names_shards(entry.get("storage") or ""))
+        for name, entry in plan.datasets.items()
+    ]
     if told or not (len(plan.config.datasets) > 1 or any(endless)):
         return []
     return [Fault("run.iters_per_epoch", "missing; streams of shards have no length")]

@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from torch import distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from minigpt4.chat import generation_options
 from minigpt4.config import Config
+from minigpt4.conversation import Template
 from minigpt4.datasets.feature_source import FeatureSource
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError
@@ -90,11 +92,12 @@ def build_datasets(config: Config, pictures: bool = False) -> list[DataSet]:
         pictures: Read them even where the YAML names cached features.
     """
     unused = {"features"} if pictures else set()
-    entries = {
-        name: {key: value for key, value in entry.items() if key not in unused}
-        for name, entry in config.datasets.items()
-    }
-    return [BUILDERS.build(name, entry, name=name) for name, entry in entries.items()]
+    datasets = []
+    for name in config.datasets:
+        options = config.dataset_options(name)
+        used = {key: value for key, value in options.items() if key not in unused}
+        datasets.append(BUILDERS.build(config.builder_of(name), used, name=name))
+    return datasets
 
 
 def all_cached(datasets: Sequence[DataSet]) -> bool:
@@ -156,6 +159,13 @@ def precision_faults(model: Mapping[str, Any], run: Mapping[str, Any]) -> list[F
         for section, settings in (("model", model), ("run", run))
         if run.get("amp") is False and settings.get("precision") in ("fp16", "bf16")
     ]
+
+
+def build_template(config: Config) -> Template:
+    """How conversations are written: the chat's template."""
+    template = generation_options(config).template
+    assert isinstance(template, Template)  # loaded
+    return template
 
 
 def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:

@@ -33,6 +33,7 @@ from minigpt4.runners.meter import Meter
 from minigpt4.runners.preparation import (
     Device,
     build_lr_schedule,
+    build_template,
     epoch_length,
     parameter_groups,
     run_settings,
@@ -163,7 +164,9 @@ class RunnerBase:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.iters_per_epoch = epoch_length(settings, datasets, world_size)
         self.lr_schedule = build_lr_schedule(settings, self.iters_per_epoch)
-        self.task = TASKS.build(task, {}, prompts=model.prompts, seed=seed, rank=rank)
+        self.task = TASKS.build(
+            task, {}, prompts=model.prompts, seed=seed, rank=rank, template=build_template(config)
+        )
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, weight_decay), lr=init_lr, betas=(0.9, 0.999), fused=True
@@ -358,7 +361,7 @@ class RunnerBase:
         first = self._next_batch()
         self.batches = itertools.chain([first], self.batches)
         with torch.random.fork_rng():
-            check_alive(self.model, first, self.task.prompt_of(self.step))
+            check_alive(self.model, first, self.task.rows(self.model, first, self.step))
 
     def _set_lr(self, epoch: int, step: int) -> float:
         lr = self.lr_schedule(epoch, step)

@@ -1,27 +1,36 @@
-"""The task of both stages: predict an image's text."""
+"""The task of both stages: predict an image's text, or the answers of a conversation about it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
 
 from minigpt4.chat import Chat
+from minigpt4.conversation import TEMPLATES, Template, plain_text
 from minigpt4.datasets.samples import Batch, to_device
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.rows import Row
 from minigpt4.models.splice import IMAGE_MARK
+from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
+from minigpt4.tasks.dialogue import exchanges, open_prompt
 
 
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrainTask:
     """Language modelling on the text of image-text pairs.
 
+    Captions are learnt as each stage has them; of a conversation the assistant's words, everything
+    around them being what the chat writes.
+
     Args:
         prompts: Stage-2 prompts; training draws one for each batch, an evaluation takes them in
             turn. None of them in stage 1.
         seed: Of the run.
         rank: This process; ranks draw on their own, as in the original.
+        template: Of conversations.
     """
 
     def __init__(
@@ -29,9 +38,11 @@ class ImageTextPretrainTask:
         prompts: Annotated[list[str], Hidden],
         seed: Annotated[int, Hidden],
         rank: Annotated[int, Hidden],
+        template: Annotated[Template, Hidden] = TEMPLATES["vicuna_v0"],
     ) -> None:
         self._prompts = prompts
         self._identity = f"{seed}/prompt/{rank}"
+        self._template = template
 
     def prompt_of(self, step: int) -> str | None:
         """The prompt of a step (counted over the whole run); a function of seed, rank and step."""
@@ -39,26 +50,65 @@ class ImageTextPretrainTask:
             return None
         return random.Random(f"{self._identity}/{step}").choice(self._prompts)
 
+    def rows(self, model: MiniGPT4, batch: Batch, step: int) -> list[Row]:
+        """What the model reads and learns of each sample of a batch."""
+        plain = _plain(model.tokenizer, self._template)
+        prompt = self.prompt_of(step)
+        rows: list[Row] = []
+        for text, count in zip(batch["text"], batch["image_counts"], strict=True):
+            if isinstance(text, str):
+                rows += model.stage_rows([text], [_for_images(prompt, count)])
+            else:
+                rows.append(exchanges(text, self._template, plain))
+        return rows
+
     def train_step(self, model: MiniGPT4, batch: Batch, step: int) -> torch.Tensor:
         """Mean loss over the target tokens of one batch, as a loader gives it or on the device."""
-        prompt = self.prompt_of(step)
-        prompts = None if prompt is None else [prompt] * len(batch["text"])
-        loss = model(to_device(batch, model.device)["image"], batch["text"], prompts)
+        loss = model(to_device(batch, model.device)["image"], self.rows(model, batch, step))
         assert isinstance(loss, torch.Tensor)
         return loss
 
     @torch.no_grad()
     def evaluation_step(self, chat: Chat, batch: Batch, numbers: Sequence[int]) -> list[str]:
-        """What the model says to each picture of a batch, asked in the form it was trained in.
+        """What the model says to each sample of a batch, asked in the form it was trained in.
 
         Args:
             chat: Of the model; its options say how to generate.
             batch: B samples, as a loader gives them or on the model's device.
-            numbers: Place of each in its data set; sample ``i`` is asked with prompt ``i`` modulo
-                their number.
+            numbers: Place of each in its data set; a caption of number ``i`` is asked for with
+                prompt ``i`` modulo their number, of a conversation the last answer.
         """
-        model = chat.model
-        images = model.encode_img(to_device(batch, model.device)["image"])
-        prompts = self._prompts or [IMAGE_MARK]  # stage 1: right after the bare image
-        asked = [prompts[number % len(prompts)] for number in numbers]
-        return chat.generate(asked, [[image] for image in images], model.end_sym, chat.options)
+        model, plain = chat.model, _plain(chat.model.tokenizer, chat.template)
+        image = to_device(batch, model.device)["image"]
+        images = iter(model.encode_img(image) if len(image) else ())
+        shown = [[next(images) for _ in range(count)] for count in batch["image_counts"]]
+        captions: list[tuple[int, str]] = []
+        dialogues: list[tuple[int, str]] = []
+        for place, (number, text) in enumerate(zip(numbers, batch["text"], strict=True)):
+            if isinstance(text, str):
+                prompt = self._prompts[number % len(self._prompts)] if self._prompts else None
+                prompt = _for_images(prompt, batch["image_counts"][place])
+                captions.append((place, prompt))
+            else:
+                dialogues.append((place, open_prompt(text, chat.template, plain)))
+        answers: dict[int, str] = {}
+        for found, stop in ((captions, model.end_sym), (dialogues, chat.template.stop)):
+            if found:
+                places = [place for place, _ in found]
+                prompts = [prompt for _, prompt in found]
+                texts = chat.generate(prompts, [shown[p] for p in places], stop, chat.options)
+                answers |= zip(places, texts, strict=True)
+        return [answers[place] for place in range(len(numbers))]
+
+
+def _for_images(prompt: str | None, count: int) -> str:
+    """A stage's prompt for a sample of several images: all stand where it has its one."""
+    prompt = IMAGE_MARK if prompt is None else prompt  # stage 1: right after the bare image
+    tagged = f"<Img>{IMAGE_MARK}</Img>"
+    mark = tagged if tagged in prompt else IMAGE_MARK
+    return prompt if count == 1 else prompt.replace(mark, mark * count, 1)
+
+
+def _plain(tokenizer: Tokenizer, template: Template) -> Callable[[str], str]:
+    """What takes controls from a text, as the chat does."""
+    return partial(plain_text, controls=(*template.forbidden, *tokenizer.special))

@@ -15,7 +15,7 @@ from tests.messages import one_line
 
 def texts(dataset: DataSet, count: int, rank: int = 0, ranks: int = 1, seed: int = 0) -> list[str]:
     stream = SampleStream(dataset, 1, seed, rank, ranks)
-    return [sample["text"] for sample in samples_of(stream, count)]
+    return [str(sample["text"]) for sample in samples_of(stream, count)]
 
 
 def folder_of(folder: Path, count: int) -> Path:

@@ -80,7 +80,7 @@ def pixels_of(dataset: DataSet) -> dict[str, torch.Tensor]:
     found = [raw for raw in dataset.source.read(0) if isinstance(raw, RawSample)]
     images = {raw.text: raw.image for raw in found}
     return {
-        text: dataset.image_processor(load_image(image))
+        str(text): dataset.image_processor(load_image(image))
         for text, image in images.items()
         if isinstance(image, bytes)
     }
@@ -98,7 +98,7 @@ def test_pixels_are_the_processors_bit_for_bit(
         assert batch["image"].dtype == torch.uint8
         ready = to_device(batch, torch.device("cpu"))
         for text, pixels in zip(ready["text"], ready["image"], strict=True):
-            assert torch.equal(pixels, expected[text])
+            assert torch.equal(pixels, expected[str(text)])
         assert torch.equal(to_device(ready, torch.device("cpu"))["image"], ready["image"])
 
 
@@ -161,7 +161,7 @@ def test_bytes_are_pinned_and_normalised_on_a_gpu_bit_for_bit(tmp_path: Path) ->
         assert batch["image"].dtype == torch.uint8
         ready = to_device(batch, torch.device("cuda"))
         for text, pixels in zip(ready["text"], ready["image"].cpu(), strict=True):
-            assert torch.equal(pixels, expected[text])
+            assert torch.equal(pixels, expected[str(text)])
 
 
 def test_a_data_set_may_have_a_batch_size_of_its_own(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def read(
 
 
 def texts(batches: list[OrderedBatch]) -> list[str]:
-    return [text for found in batches if found.batch for text in found.batch["text"]]
+    return [str(text) for found in batches if found.batch for text in found.batch["text"]]
 
 
 def test_shards_are_read_once_in_their_order_with_a_short_last_batch(shards: DataSet) -> None:

@@ -30,7 +30,7 @@ def stream(*shards: object, window: int = 100, seed: int = 0) -> SampleStream:
 
 
 def texts(reader: SampleStream, count: int) -> list[str]:
-    return [sample["text"] for sample in samples_of(reader, count)]
+    return [str(sample["text"]) for sample in samples_of(reader, count)]
 
 
 # Which shards

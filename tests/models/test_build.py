@@ -37,7 +37,7 @@ def test_only_the_projection_is_trained_and_the_rest_stays_in_eval_mode() -> Non
     assert trained == {"llama_proj.weight", "llama_proj.bias"}
     frozen = (model.visual_encoder, model.ln_vision, model.q_former, model.llama_model)
     assert not any(part.training for top in frozen if top for part in top.modules())
-    model(torch.zeros(1, 3, 112, 112), ["a red ring"]).backward()
+    model(torch.zeros(1, 3, 112, 112), model.stage_rows(["a red ring"])).backward()
     assert {name for name, value in model.named_parameters() if value.grad is not None} == trained
     assert "20,640 parameters are trained" in parameter_table(model)
 
@@ -90,7 +90,7 @@ def test_precision() -> None:
     model = build("model.precision=bf16")
     assert model.llama_proj.weight.dtype == torch.float32
     assert model.llama_model.get_input_embeddings().weight.dtype == torch.bfloat16
-    loss = model(torch.zeros(1, 3, 112, 112), ["a red ring"])
+    loss = model(torch.zeros(1, 3, 112, 112), model.stage_rows(["a red ring"]))
     loss.backward()
     assert loss.isfinite()
     assert model.llama_proj.weight.grad is not None

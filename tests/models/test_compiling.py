@@ -36,7 +36,9 @@ def model(projection: Path) -> MiniGPT4:
 def gradient(model: MiniGPT4, captions: list[str]) -> torch.Tensor:
     model.zero_grad()
     drawn = torch.Generator().manual_seed(len(captions))
-    model(torch.randn(len(captions), 3, 112, 112, generator=drawn), captions).backward()
+    model(
+        torch.randn(len(captions), 3, 112, 112, generator=drawn), model.stage_rows(captions)
+    ).backward()
     assert model.llama_proj.weight.grad is not None
     return model.llama_proj.weight.grad.clone()
 

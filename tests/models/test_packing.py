@@ -18,7 +18,7 @@ from minigpt4.errors import ConfigError
 from minigpt4.models.language_model import load_language_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.splice import Joined, Segment, join, pad
+from minigpt4.models.splice import Joined, Learnt, Segment, join, pad
 from minigpt4.registry import RUNNERS, bind
 from minigpt4.runners.preflight import check_training
 from tests.conftest import ROOT
@@ -51,7 +51,7 @@ def learn(
     """Loss and the projection's gradient."""
     model.packed = packed
     model.zero_grad()
-    loss = model(image, TEXTS, prompts)
+    loss = model(image, model.stage_rows(TEXTS, prompts))
     loss.backward()
     gradient = model.llama_proj.weight.grad
     assert gradient is not None
@@ -71,8 +71,9 @@ def test_loss_and_gradient_are_those_of_padding(
 
 
 def rows_of(model: MiniGPT4, contexts: list[list[Segment]], share_lead: bool = False) -> Joined:
-    answers = [model.tokenizer.encode(text) for text in TEXTS[: len(contexts)]]
-    return join(contexts, answers, model.embed_tokens, CPU, share_lead)
+    answers = [Learnt(model.tokenizer.encode(text)) for text in TEXTS[: len(contexts)]]
+    rows = [[*context, answer] for context, answer in zip(contexts, answers, strict=True)]
+    return join(rows, model.embed_tokens, CPU, share_lead)
 
 
 @torch.no_grad()
@@ -106,10 +107,10 @@ def test_logits_are_computed_where_something_is_learnt_and_nowhere_else(
     noting = head.register_forward_hook(lambda module, given, out: shapes.append(out.shape[:-1]))
     try:
         model.packed = True
-        model(image, TEXTS, PROMPTS)
+        model(image, model.stage_rows(TEXTS, PROMPTS))
     finally:
         noting.remove()
-    targets = int((model.splice_batch(image, TEXTS, PROMPTS).targets >= 0).sum())
+    targets = int((model.splice_batch(image, model.stage_rows(TEXTS, PROMPTS)).targets >= 0).sum())
     assert [shape.numel() for shape in shapes] == [targets]
 
 
@@ -169,15 +170,17 @@ def test_without_an_image_behind_it_no_prefix_is_shared(model: MiniGPT4) -> None
 
 def test_the_kernels_for_gpus_are_told_where_samples_and_their_keys_lie(model: MiniGPT4) -> None:
     picture = torch.zeros(4, model.llama_proj.out_features)
-    contexts: list[list[Segment]] = [[[1, 5], picture], [[1, 5, 6], picture]]
-    answers = [[7, 8], [9]]
-    shared = pack(join(contexts, answers, model.embed_tokens, CPU, share_lead=True)).samples
+    rows: list[list[Segment]] = [
+        [[1, 5], picture, Learnt([7, 8])],
+        [[1, 5, 6], picture, Learnt([9])],
+    ]
+    shared = pack(join(rows, model.embed_tokens, CPU, share_lead=True)).samples
     assert shared.starts.tolist() == [0, 2, 8, 14]
     assert shared.key_starts.tolist() == [0, 2, 10, 18]
     assert shared.keys is not None
     lead = [0, 1]
     assert shared.keys.tolist() == [*lead, *lead, *range(2, 8), *lead, *range(8, 14)]
-    alone = pack(join(contexts, answers, model.embed_tokens, CPU)).samples
+    alone = pack(join(rows, model.embed_tokens, CPU)).samples
     assert alone.starts.tolist() == [0, 8, 16]
     assert alone.key_starts is alone.starts
     assert alone.keys is None

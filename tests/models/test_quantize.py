@@ -141,7 +141,7 @@ def test_the_projection_is_trained_through_it(kind: str, precision: str, llama: 
     options.append(f"model.llama_model={llama}")
     torch.manual_seed(0)
     model = build(*options).train()
-    model(image, ["a red ring", "two"]).backward()
+    model(image, model.stage_rows(["a red ring", "two"])).backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
     assert got == {"llama_proj.weight", "llama_proj.bias"}
     gradient = model.llama_proj.weight.grad
@@ -161,7 +161,7 @@ def test_lora_is_trained_beside_it(kind: str, llama: Path) -> None:
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        losses.append(model(image, ["a red ring", "two"]))
+        losses.append(model(image, model.stage_rows(["a red ring", "two"])))
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]

@@ -1,9 +1,10 @@
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import torch
 
-from minigpt4.models.splice import IGNORED, Segment, Spliced, splice
+from minigpt4.models.splice import IGNORED, Learnt, Segment, Spliced, splice
 
 TABLE = torch.arange(40, dtype=torch.float32).reshape(20, 2)
 IMAGE = torch.tensor([[100.0, 101.0], [102.0, 103.0], [104.0, 105.0]])
@@ -17,7 +18,8 @@ def embed(ids: torch.Tensor) -> torch.Tensor:
 def rows(
     contexts: Sequence[Sequence[Segment]], answers: Sequence[list[int]], left: bool = False
 ) -> Spliced:
-    return splice(contexts, answers, embed, CPU, "left" if left else "right")
+    joined = [[*context, Learnt(answer)] for context, answer in zip(contexts, answers, strict=True)]
+    return splice(joined, embed, CPU, "left" if left else "right")
 
 
 def test_one_row_is_its_segments_in_order() -> None:
@@ -80,7 +82,7 @@ def test_several_images_keep_their_places() -> None:
 
 
 def test_an_image_takes_the_words_dtype() -> None:
-    spliced = splice([[[1], IMAGE.double()]], [[2]], lambda ids: TABLE[ids].bfloat16(), CPU)
+    spliced = splice([[[1], IMAGE.double(), Learnt([2])]], lambda ids: TABLE[ids].bfloat16(), CPU)
     assert spliced.embeds.dtype == torch.bfloat16
 
 
@@ -99,10 +101,35 @@ def test_words_are_embedded_in_one_call() -> None:
         calls.append(len(ids))
         return TABLE[ids]
 
-    splice([[[1], IMAGE, [2, 3]], [[1]]], [[4], [5, 6]], counting, CPU)
+    splice([[[1], IMAGE, [2, 3], Learnt([4])], [[1], Learnt([5, 6])]], counting, CPU)
     assert calls == [7]
 
 
-def test_contexts_and_answers_must_be_equally_many() -> None:
-    with pytest.raises(ValueError, match="argument"):
-        rows([[[1]]], [[2], [3]])
+def test_answers_anywhere_in_a_row_are_targets_where_they_stand() -> None:
+    row: list[Segment] = [
+        [1, 5],
+        IMAGE,
+        [6],
+        Learnt([7, 8]),
+        [9],
+        IMAGE,
+        Learnt([]),
+        [2],
+        Learnt([3]),
+    ]
+    short: list[Segment] = [[1], Learnt([4])]
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+    for side in sides:
+        spliced = splice([row, short], embed, CPU, side)
+        before = IGNORED, IGNORED
+        context = [*before, *[IGNORED] * len(IMAGE), IGNORED]
+        expected = [*context, 7, 8, IGNORED, *[IGNORED] * len(IMAGE), IGNORED, 3]
+        assert spliced.targets[0].tolist() == expected
+        filling = [IGNORED] * (len(expected) - 2)
+        other = [IGNORED, 4]
+        wanted = [*filling, *other] if side == "left" else [*other, *filling]
+        assert spliced.targets[1].tolist() == wanted
+
+
+def test_nothing_predicts_the_first_position() -> None:
+    assert splice([[Learnt([4, 5])]], embed, CPU).targets.tolist() == [[IGNORED, 5]]

@@ -44,7 +44,7 @@ def build(*options: str, trainable: str = "llama_proj") -> MiniGPT4:
 
 def loss_of(model: MiniGPT4) -> torch.Tensor:
     image = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
-    loss: torch.Tensor = model(image, ["a red ring", "two"])
+    loss: torch.Tensor = model(image, model.stage_rows(["a red ring", "two"]))
     return loss
 
 

@@ -157,7 +157,7 @@ def _compare_turn(
     images = [image] * (len(turn["segment_token_ids"]) - 1)
     segments = model.prompt_segments(turn["prompt"], images)
     ids = [part for part in segments if isinstance(part, list)]
-    spliced = splice([segments], [[]], model.embed_tokens, model.device)
+    spliced = splice([segments], model.embed_tokens, model.device)
     room = arguments.get("max_length", _MAX_LENGTH) - arguments["max_new_tokens"]
     embeds, mask = spliced.embeds[:, -room:], spliced.attention_mask[:, -room:]
     options = generator.options(arguments)
@@ -216,7 +216,7 @@ def _compare_scores(generator: Generator, image: torch.Tensor) -> Iterator[Compa
         if not plain or name not in expected or "max_length" in run["args"]:
             continue
         segments = model.prompt_segments(prompt, [image])
-        spliced = splice([segments], [[]], model.embed_tokens, model.device)
+        spliced = splice([segments], model.embed_tokens, model.device)
         embeds, mask = spliced.embeds, spliced.attention_mask
         yield compare("generation: context", embeds, expected["turn1_context_embeds"])
         if beams == 1:
@@ -250,8 +250,7 @@ def _compare_batch(
     contexts = [
         model.prompt_segments(text, [image]) for text, image in zip(texts, images, strict=True)
     ]
-    empty: list[list[int]] = [[] for _ in texts]
-    spliced = splice(contexts, empty, model.embed_tokens, model.device, pad_side="left")
+    spliced = splice(contexts, model.embed_tokens, model.device, pad_side="left")
     start, expected = f"batch {name}", generator.case.tensors.part(f"gen.batch{beams}.")
     yield compare(f"{start}: inputs_embeds", spliced.embeds, expected["inputs_embeds"])
     mask = spliced.attention_mask

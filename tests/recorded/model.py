@@ -53,7 +53,7 @@ class Mode:
     name: str
     facts: dict[str, Any]
     prompts: list[str] | None
-    image: torch.Tensor | None
+    image: torch.Tensor
     pad_id: int
     expected: Tensors
 
@@ -103,7 +103,7 @@ class Case:
     def modes(self) -> Iterator[Mode]:
         for name, facts in self.facts["modes"].items():
             shared = facts["prompts_given"] * len(facts["texts"]) or None
-            image = self.tensors["image"][: facts["n_images"]] if facts["uses_image"] else None
+            image = self.tensors["image"][: facts["n_images"] if facts["uses_image"] else 0]
             yield Mode(
                 name,
                 facts,
@@ -270,7 +270,7 @@ def _normed_patches(model: MiniGPT4, image: torch.Tensor) -> torch.Tensor:
 def splice_mode(model: MiniGPT4, mode: Mode) -> Spliced:
     """The rows that our model reads in a mode."""
     model.max_txt_len, model.end_sym = mode.facts["max_txt_len"], mode.facts["end_sym"]
-    return model.splice_batch(mode.image, mode.texts, mode.prompts)
+    return model.splice_batch(mode.image, model.stage_rows(mode.texts, mode.prompts))
 
 
 def compare_mode(model: MiniGPT4, mode: Mode) -> list[Comparison]:
@@ -372,7 +372,7 @@ def _compare_forward(model: MiniGPT4, mode: Mode, spliced: Spliced, departures: 
     Where an answer token looks like padding, that is our departure: its size is told.
     """
     with torch.no_grad():
-        own = model(mode.image, mode.texts, mode.prompts).item()
+        own = model(mode.image, model.stage_rows(mode.texts, mode.prompts)).item()
     # The original may pad more than the longest row needs.
     recorded = mode.expected["logits"][:, : spliced.targets.shape[1]]
     wanted = target_loss(recorded, spliced.targets).item()

@@ -134,7 +134,13 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: 
         **options,
     )
     runner.batches = (
-        Batch(keys=[""] * len(texts), image=image, text=list(texts), normalise=None)
+        Batch(
+            keys=[""] * len(texts),
+            image=image,
+            image_counts=[1] * len(texts),
+            text=list(texts),
+            normalise=None,
+        )
         for image, texts in zip(images, facts["text_batches"], strict=True)
     )
     return runner

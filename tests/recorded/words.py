@@ -37,6 +37,7 @@ def _check_tokenizer(
 
 def compare_config(tokenizer: SentencePieceTokenizer, config: dict[str, Any]) -> list[Comparison]:
     """The special tokens that the folder names are those of the vocabulary."""
+    assert tokenizer.bos_id is not None
     pieces = [tokenizer.piece(i) for i in (tokenizer.bos_id, tokenizer.eos_id, 0)]
     names = [config[f"{name}_token"] for name in ("bos", "eos", "unk")]
     return [equal("special tokens", pieces, names)]

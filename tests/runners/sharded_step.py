@@ -75,7 +75,9 @@ def gradients(model: MiniGPT4, rank: int) -> tuple[float, dict[str, torch.Tensor
     """Loss and gradients of a rank's own batch."""
     model.zero_grad()
     drawn = torch.Generator().manual_seed(rank)
-    loss = model(torch.randn(2, 3, 112, 112, generator=drawn), ["a red ring", "two"])
+    loss = model(
+        torch.randn(2, 3, 112, 112, generator=drawn), model.stage_rows(["a red ring", "two"])
+    )
     loss.backward()
     named = model.named_parameters()
     return loss.item(), {n: p.grad.clone() for n, p in named if p.grad is not None}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.rows import Exchange, Row
 from minigpt4.runners.health import Update
 from minigpt4.runners.runner_base import RunnerBase
 from tests.conftest import EntryPoint
@@ -299,9 +300,9 @@ def test_a_batch_without_a_target_is_an_error(
 ):
     forward_once = MiniGPT4.forward
 
-    def wordless(self: MiniGPT4, image: object, text: list[str], prompts: object) -> object:
-        self.end_sym = ""
-        return forward_once(self, image, [""] * len(text), prompts)  # type: ignore[arg-type]
+    def wordless(self: MiniGPT4, image: object, rows: list[Row]) -> object:
+        empty = [[Exchange(row[0].prompt, "")] for row in rows]
+        return forward_once(self, image, empty)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MiniGPT4, "forward", wordless)
     code, stderr = run(run_entry, *stage1_options(scenes, tmp_path))

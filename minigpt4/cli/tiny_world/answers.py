@@ -33,7 +33,9 @@ def encode_split(chat: Chat, heldout: Sequence[tuple[Scene, Path]]) -> Split:
     return Split([scene for scene, _ in heldout], files, torch.cat(batches))
 
 
-def _generate(chat: Chat, prompts: Sequence[str], images: torch.Tensor, stop: str) -> list[str]:
+def _generate(
+    chat: Chat, prompts: Sequence[str], images: torch.Tensor, stop: str | tuple[str, ...]
+) -> list[str]:
     options = replace(chat.options, do_sample=False, max_new_tokens=60)
     texts: list[str] = []
     for i in range(0, len(prompts), _BATCH):

@@ -1,0 +1,289 @@
+"""Pairs: a user's own rows in a file, a folder or shards → samples, without any code.
+
+A row has images (or none) and a caption, an instruction with its answer, or a conversation; which
+of its fields are which is told in ``row_texts.py``.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from minigpt4.checks import is_placeholder
+from minigpt4.datasets.alignment import ANNOTATION_FILE, read_entries
+from minigpt4.datasets.row_texts import (
+    IMAGES,
+    OUTSIDE,
+    TEXTS,
+    RowError,
+    image_file,
+    image_names,
+    row_text,
+)
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Source, printable
+from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.errors import DataError, one_line
+from minigpt4.row_files import SUFFIXES, Row, RowFile
+
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json", "metadata.tsv")
+_SIDECARS = (".txt", ".json")
+_WINDOW = 1000  # samples of shards that are shuffled together
+
+Storage = str | list[str]
+
+
+def check_storage(storage: Storage) -> str | None:
+    """Complaint about a storage that is none, or whose first row cannot be found."""
+    if names_shards(storage):
+        return check_shards(storage)
+    assert isinstance(storage, str)
+    if is_placeholder(storage):
+        return f"{storage!r} is a placeholder; put the file or folder of your rows there"
+    if not os.path.exists(storage):
+        return f"no such file or folder: {storage}"
+    if os.path.isdir(storage):
+        return None
+    try:
+        next(iter(_RowReader(Path(storage), Path(storage).parent)), None)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def names_shards(storage: Storage) -> bool:
+    """Whether a storage is of shards; a list always is."""
+    if not isinstance(storage, str):
+        return True
+    if os.path.isdir(storage):
+        return any(name.endswith(".tar") for name in os.listdir(storage))
+    return not storage.lower().endswith(SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a split, or all: which rows are on it is a function of their images alone.
+
+    Attributes:
+        part: Which one.
+        val_fraction: Share of the images on the side ``val``.
+    """
+
+    part: Literal["all", "train", "val"] = "all"
+    val_fraction: float = 0.0
+
+    def has(self, place: float) -> bool:
+        """Whether a row is on it, by what :func:`place_of` its image gives."""
+        return self.part == "all" or (place < self.val_fraction) == (self.part == "val")
+
+
+ALL = Side()
+
+
+def place_of(identity: str) -> float:
+    """A number from 0 to 1 that is always the same for an image's name, or a row's."""
+    digest = hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def open_storage(storage: Storage, image_root: str | None = None, side: Side = ALL) -> Source:
+    """The rows of a storage.
+
+    Args:
+        storage: File, folder, or shards as ``list_shards`` has them.
+        image_root: Folder that the rows' paths begin in; that of the file without.
+        side: Of a split.
+
+    Raises:
+        DataError: for a storage without a good row, or one that goes wrong as a whole, with file
+            and line; for a row whose image leaves ``image_root``.
+    """
+    if names_shards(storage):
+        shards = [shard for shard in list_shards(storage) if os.path.isfile(shard)]
+        source = ShardSource(shards, _WINDOW, row_text)
+        return source if side.part == "all" else _SideOfShards(source, side)
+    assert isinstance(storage, str)
+    path = Path(storage)
+    if not path.is_dir():
+        return RowSource(path, Path(image_root) if image_root else path.parent, side)
+    metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
+    if metadata:
+        return RowSource(metadata, Path(image_root) if image_root else path, side)
+    if (path / ANNOTATION_FILE).is_file():
+        entries = read_entries(path)
+    else:
+        entries = [_beside(image) for image in _images_in(path)]
+        if not entries:
+            names = f"{ANNOTATION_FILE}, {', '.join(_METADATA[:2])} or shards"
+            raise DataError(f"{path}: holds neither pictures with a text beside each, nor {names}")
+    return ListSource(path, entries, side)
+
+
+class ListSource:
+    """Rows that are held in memory, each a unit; their pictures are not."""
+
+    window = 1  # the order of the units is shuffled already
+
+    def __init__(self, folder: Path, entries: list[RawSample | BadSample], side: Side) -> None:
+        self.entries = [entry for entry in entries if side.has(place_of(Path(entry.key).name))]
+        self.units = len(self.entries)
+        self.length = sum(isinstance(entry, RawSample) for entry in self.entries)
+        if not self.length and side.part != "val":
+            first = next((e for e in self.entries if isinstance(e, BadSample)), None)
+            reason = f"; the first: {first.key}: {first.reason}" if first else ""
+            raise DataError(f"{folder}: none of its {self.units} rows can be used{reason}")
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        yield self.entries[unit]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (Path(at) / name for at, _, names in os.walk(folder) for name in names)
+    return sorted(f for f in files if f.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+
+
+def _beside(image: Path) -> RawSample | BadSample:
+    """A picture with the text of the same name: its caption, or the fields of a row in json."""
+    key = printable(str(image))
+    file = next(filter(os.path.isfile, map(image.with_suffix, _SIDECARS)), None)
+    if file is None:
+        return BadSample(key, "no caption", f"no {' or '.join(_SIDECARS)} beside it")
+    try:
+        words = file.read_text(encoding="utf-8-sig")
+        fields = json.loads(words) if file.suffix == ".json" else {"caption": words.strip()}
+        if not isinstance(fields, dict):
+            raise RowError("unreadable row", f"{file.name} holds no object with keys")
+        return RawSample(key, image, row_text(fields, images=1))
+    except RowError as error:
+        return BadSample(key, error.cause, error.detail)
+    except (OSError, ValueError, RecursionError) as error:
+        return BadSample(key, "unreadable row", f"{file.name}: {one_line(error)}")
+
+
+class _RowReader:
+    """The rows of a file as samples."""
+
+    def __init__(self, file: Path, root: Path) -> None:
+        self.rows = RowFile(file)
+        self.root = root
+        named = {*self.rows.columns}
+        if named and not named & {*TEXTS}:
+            raise DataError(
+                f"{file}:1: none of its columns is {', '.join(TEXTS)}; it has "
+                f"{', '.join(self.rows.columns)}"
+            )
+
+    def __iter__(self) -> Iterator[tuple[Row, RawSample | BadSample]]:
+        """Every row, and the sample it is.
+
+        Raises:
+            DataError: where the file goes wrong as a whole, or holds no row.
+        """
+        row = None
+        for row in self.rows:
+            yield row, self.sample(row, row.line)
+        if row is None:
+            raise DataError(f"{self.rows.path}:1: holds no row")
+
+    def sample(self, row: Row, line: int) -> RawSample | BadSample:
+        key = f"{self.rows.path}:{line}"
+        if row.fault:
+            return BadSample(key, "unreadable row", row.fault)
+        try:
+            names = image_names(row.fields)
+            images = tuple(image_file(name, self.root) for name in names)
+            text = row_text(row.fields, len(images))
+        except RowError as error:
+            return BadSample(key, error.cause, error.detail)
+        return RawSample(key, images[0] if len(images) == 1 else images, text)
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Where the rows of a file lie.
+
+    Attributes:
+        offsets: In bytes.
+        lines: Counted from 1.
+        places: Of each row's first image, or of the row; see :class:`Side`.
+        good: 1 for rows that can be used, their images apart.
+    """
+
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
+    places: "array[float]" = field(default_factory=lambda: array("d"))
+    good: bytearray = field(default_factory=bytearray)
+
+
+@functools.lru_cache(maxsize=4)
+def _index(file: Path, root: Path, _changed: int, _size: int) -> RowIndex:
+    index, reader = RowIndex(), _RowReader(file, root)
+    first: BadSample | None = None
+    for row, sample in reader:
+        if isinstance(sample, BadSample):
+            first = first or sample
+            if sample.cause == OUTSIDE:
+                raise DataError(
+                    f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
+                    "or name the folder above all pictures"
+                )
+        named = next((row.fields[n] for n in IMAGES if row.fields.get(n)), None)
+        index.offsets.append(row.offset)
+        index.lines.append(row.line)
+        index.places.append(place_of(str(named) if named else f"row {row.line}"))
+        index.good.append(isinstance(sample, RawSample))
+    if not any(index.good):
+        assert first is not None
+        raise DataError(
+            f"{file}: none of its {len(index.good):,} rows can be used; the first: {first.key}: "
+            f"{first.reason}"
+        )
+    return index
+
+
+class RowSource:
+    """The rows of a file, each a unit; they are read from the disk whenever they are needed.
+
+    Args:
+        file: jsonl, json, csv or tsv.
+        root: Folder that the rows' paths begin in.
+        side: Of a split.
+
+    Raises:
+        DataError: as :func:`open_storage` has it.
+    """
+
+    window = 1  # the order of the units is shuffled already
+
+    def __init__(self, file: Path, root: Path, side: Side) -> None:
+        self._reader = _RowReader(file, root)
+        found = file.stat()
+        self._index = _index(file, root, found.st_mtime_ns, found.st_size)
+        numbers = (n for n, place in enumerate(self._index.places) if side.has(place))
+        self._rows = array("q", numbers)
+        self.units = len(self._rows)
+        self.length = sum(self._index.good[number] for number in self._rows)
+        if not self.length and side.part == "train":
+            raise DataError(f"{file}: no good row is left to train on beside val_fraction")
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        number = self._rows[unit]
+        row = self._reader.rows.read(self._index.offsets[number])
+        yield self._reader.sample(row, self._index.lines[number])
+
+
+class _SideOfShards:
+    """The samples of shards that are on one side of a split."""
+
+    def __init__(self, source: ShardSource, side: Side) -> None:
+        self.units, self.window = source.units, source.window
+        self._source, self._side = source, side
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        for sample in self._source.read(unit):
+            if self._side.has(place_of(sample.key.rpartition("/")[2])):
+                yield sample

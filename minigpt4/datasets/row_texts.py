@@ -1,0 +1,184 @@
+"""Row texts: the fields of a user's row → its images and what is said about them."""
+
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.datasets.samples import Text, Turn, Turns
+from minigpt4.errors import DataError, shown
+
+IMAGE_MARK = "<ImageHere>"  # where an image stands in a user's words; LLaVA writes <image>
+IMAGES = ("image", "images", "file_name")
+CAPTIONS = ("caption", "text")
+QUESTIONS = ("instruction", "question")
+ANSWERS = ("answer", "output", "response")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+TEXTS = (*CAPTIONS, *QUESTIONS, *CONVERSATIONS)
+_SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+_MARKS = (f"<Img>{IMAGE_MARK}</Img>", "<image>")
+
+
+class RowError(DataError):
+    """What is wrong with one row; ``cause`` is the kind by which bad samples are counted."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
+OUTSIDE = "image outside"  # the cause of a path that leaves the folder of images
+
+
+def image_names(fields: Mapping[str, Any]) -> list[str]:
+    """The images that a row names: a path, a list of paths, or none.
+
+    Raises:
+        RowError: for anything else.
+    """
+    value = _first(fields, IMAGES)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _from_json(value)
+    names = [] if value in (None, "") else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise RowError("no image", f"{shown(value)} is not a path or a list of paths")
+    return names
+
+
+def image_file(name: str, root: Path) -> Path:
+    """The file that a row's image is, whether it is there or not.
+
+    Raises:
+        RowError: for a path that leaves ``root``, an address, a name that no file can have.
+    """
+    if "://" in name[:12]:
+        raise RowError(
+            "no image", f"{shown(name)} is an address; fetch it first, and name its file"
+        )
+    if "\0" in name:
+        raise RowError("no image", f"{shown(name)} is no file's name")
+    base = posixpath.normpath(root.absolute().as_posix())
+    # By its words alone: a link inside the folder may lead where its owner wants.
+    path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
+    if path != base and not path.startswith(base.rstrip("/") + "/"):
+        raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
+    return root / posixpath.relpath(path, base)
+
+
+def row_text(fields: Mapping[str, Any], images: int) -> Text:
+    """What a row says: a conversation, an instruction with its answer, or a caption.
+
+    Of several forms in one row the first of these counts.
+
+    Args:
+        fields: Of the row.
+        images: How many it has.
+
+    Raises:
+        RowError: for a row that says nothing, or whose marks are not as many as its images.
+    """
+    conversation = _first(fields, CONVERSATIONS)
+    if isinstance(conversation, str):
+        conversation = _from_json(conversation)
+    if conversation is not None:
+        return _placed(_turns(conversation), images)
+    question, answer = _first(fields, QUESTIONS), _first(fields, ANSWERS)
+    if question is not None and answer is not None:
+        more = fields.get("input")
+        if isinstance(more, str) and more.strip():
+            question = f"{question}\n{more}"
+        turns = (
+            Turn("user", _words(question, "user")),
+            Turn("assistant", _words(answer, "answer")),
+        )
+        return _placed(turns, images)
+    caption = _first(fields, CAPTIONS)
+    if isinstance(caption, str) and caption.strip():
+        if not images:
+            raise RowError("no image", "a caption needs one; words alone are asked and answered")
+        return caption
+    if question is not None:
+        raise RowError("no caption", f"a question without {' or '.join(ANSWERS)}")
+    found = ", ".join(map(str, fields)) or "nothing"
+    raise RowError("no caption", f"none of {', '.join(TEXTS)} is there, but {shown(found)}")
+
+
+def _first(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first field of these names that is there and not empty."""
+    values = (fields.get(name) for name in names)
+    return next((value for value in values if value not in (None, "")), None)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RowError("unreadable row", f"{shown(text)} is not a json list") from None
+
+
+def _words(value: Any, whose: str) -> str:
+    """A text, which the content of a message may give in parts."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        value = " ".join(_part(part) for part in value)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError("no caption", f"{whose}: {shown(value)} is not a text")
+    return value
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    if part.get("type") == "image":
+        return IMAGE_MARK
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise RowError("broken conversation", f"{shown(dict(part))} is neither text nor image")
+    return text
+
+
+def _turns(messages: Any) -> Turns:
+    """A conversation's messages, ``role`` and ``content`` or LLaVA's ``from`` and ``value``."""
+    if not isinstance(messages, list) or not messages:
+        raise RowError("broken conversation", f"{shown(messages)} is not a list of messages")
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise RowError("broken conversation", f"message {number} is {shown(message)}")
+        role = message.get("role", message.get("from"))
+        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
+        if speaker is None:
+            text = f"message {number} is of {shown(role)}; known: {', '.join(_SPEAKERS)}"
+            raise RowError("broken conversation", text)
+        words = _words(message.get("content", message.get("value")), f"message {number}")
+        turns.append(Turn(speaker, words))  # type: ignore[arg-type]
+    while turns and turns[-1].speaker != "assistant":
+        turns.pop()  # a question that nobody answered teaches nothing
+    told = [turn.speaker for turn in turns]
+    said = told[1:] if told[:1] == ["system"] else told
+    if not said or any(s != ("assistant" if i % 2 else "user") for i, s in enumerate(said)):
+        text = f"{', '.join(told) or 'no answer'}: user and assistant must take turns"
+        raise RowError("broken conversation", f"{text:.200}")
+    return tuple(turns)
+
+
+def _placed(turns: Turns, images: int) -> Turns:
+    """Turns with a mark for each image; where none has one, they stand before the first words."""
+    if images:
+        for mark in _MARKS:
+            turns = tuple(turn._replace(text=turn.text.replace(mark, IMAGE_MARK)) for turn in turns)
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    asked = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.speaker == "user")
+    if marks != asked:
+        raise RowError("broken conversation", f"only a user shows images: {IMAGE_MARK} elsewhere")
+    if marks in (0, images):
+        first = next(number for number, turn in enumerate(turns) if turn.speaker == "user")
+        lead = IMAGE_MARK * (images - marks)
+        shown_first = turns[first]._replace(text=lead + turns[first].text)
+        return (*turns[:first], shown_first, *turns[first + 1 :])
+    raise RowError("broken conversation", f"{marks} {IMAGE_MARK} for {images} images")
