@@ -1,4 +1,4 @@
-"""Oxford-HIC's two csv files and its pictures → the folders that the humour model learns from.
+r"""Oxford-HIC's two csv files and its pictures → the folders that the humour model learns from.
 
     python dataset/prepare_oxford_hic.py --info oxford_hic_image_info.csv \
         --data oxford_hic_data.csv --images images --output oxford_hic --min-score 1

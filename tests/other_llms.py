@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
@@ -51,7 +51,15 @@ def save_tokenizer(
     bos: str | None = None,
     chat_template: str | None = None,
 ) -> int:
-    """A byte-level tokenizer as GPT-2's, GPT-NeoX's and Qwen's are; the number of its words."""
+    """A byte-level tokenizer as GPT-2's, GPT-NeoX's and Qwen's are; the number of its words.
+
+    Args:
+        folder: To write it into.
+        special: Words that are never split; their ids begin at 0.
+        eos: One of them.
+        bos: One of them; it is put in front of texts unless it is eos, too.
+        chat_template: In Jinja.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -62,6 +70,10 @@ def save_tokenizer(
     core.train_from_iterator(_TEXTS, trainer)
     # GPT-NeoX keeps runs of spaces as words of their own.
     core.add_tokens([AddedToken("  ", normalized=True)])
+    if bos not in (None, eos):
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, special.index(bos))]
+        )
     fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, bos_token=bos)
     fast.chat_template = chat_template
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +102,9 @@ def save_qwen2(folder: Path, chat_template: str | None = CHATML) -> Path:
 
 def save_gpt_neox(folder: Path) -> Path:
     """GPT-NeoX: one token for bos and eos, that no row begins with; no chat template."""
-    words = save_tokenizer(folder, ("<|endoftext|>", "<|padding|>"), "<|endoftext|>", "<|endoftext|>")
+    words = save_tokenizer(
+        folder, ("<|endoftext|>", "<|padding|>"), "<|endoftext|>", "<|endoftext|>"
+    )
     config = GPTNeoXConfig(
         vocab_size=words,
         **_SIZE,

@@ -64,11 +64,11 @@ def paper_prompt(template: Template, said: str | None = None) -> str:
     """What the model reads before a description, or before the rest of one.
 
     Args:
-        template: Of the language model. Where it separates turns by ``###`` this is the paper's
-            own prompt to the letter; with any other, the same words in that template.
+        template: Of the language model. Of Vicuna v0 this is the paper's own prompt to the
+            letter; of any other, the same words in that template.
         said: The description so far, without anything that a template would take for control.
     """
-    if template.separator == "###":
+    if (template.separator, template.user) == ("###", "Human: "):
         first = f"###Human: {IMAGE_TEXT} {QUESTION} ###Assistant:"
         return first if said is None else f"{first} {said} ###Human: {CONTINUE} ###Assistant:"
     conversation = Conversation(template)
@@ -95,12 +95,12 @@ def describe_batch(
     encoded = chat.model.encode_img(torch.stack([*pixels]).to(chat.model.device))
     asked = [paper_prompt(template)] * len(pixels)
     shown = [[image] for image in encoded]
-    said = [[text] for text in chat.generate(asked, shown, template.stop, options)]
+    said = [[text] for text in chat.generate(asked, shown, template.stops, options)]
     short = [n for n, (text,) in enumerate(said) if len(tokenizer.encode(text)) <= ENOUGH]
     if short:
-        controls = (*template.controls, *tokenizer.special)
+        controls = (*template.forbidden, *tokenizer.special)
         asked = [paper_prompt(template, plain_text(said[n][0], controls)) for n in short]
-        rest = chat.generate(asked, [shown[n] for n in short], template.stop, options)
+        rest = chat.generate(asked, [shown[n] for n in short], template.stops, options)
         for n, text in zip(short, rest, strict=True):
             said[n].append(text)
     return said

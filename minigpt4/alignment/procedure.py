@@ -104,13 +104,13 @@ def make_alignment_set(plan: ChatPlan, job: Job) -> int:
 
 def _settings(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> dict[str, Any]:
     """What drafts are made of; the batch size is none of it."""
-    told = settings_of(plan.config, QUESTION, len(pictures), digest_of(pictures))
+    told = settings_of(plan.config, QUESTION, len(pictures), "")
     chat = plan.config.chat
     return {
         "prompt": [QUESTION, CONTINUE],
-        "--images": told["--input"],
         "--sample": job.sample,
         "--seed": job.seed if job.sample is not None else None,
+        "--images": f"{len(pictures)} pictures, sha256 {digest_of(pictures)}",
         "--num-beams": job.describing.num_beams,
         "--max-new-tokens": job.describing.max_new_tokens,
         "trained weights": told["trained weights"],

@@ -202,7 +202,8 @@ def end_ids(model: MiniGPT4, stops: Sequence[str]) -> list[int]:
             found += tokenizer.encode(word)
     # Of LLaMA, early settings name others than tokenizer.model.
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        named = getattr(model.llama_model.generation_config, "eos_token_id", None)
+        settings = model.llama_model.generation_config
+        named = None if settings is None else settings.eos_token_id
         found += named if isinstance(named, list) else [] if named is None else [named]
     return list(dict.fromkeys(found))
 

@@ -108,11 +108,8 @@ def open_storage(storage: Storage, image_root: str | None = None, side: Side = A
         return source if side.part == "all" else _SideOfShards(source, side)
     assert isinstance(storage, str)
     path = Path(storage)
-    if not path.is_dir():
-        return RowSource(path, Path(image_root) if image_root else path.parent, side)
-    metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
-    if metadata:
-        return RowSource(metadata, Path(image_root) if image_root else path, side)
+    if file := _row_file(path):
+        return RowSource(file, Path(image_root) if image_root else file.parent, side)
     if (path / ANNOTATION_FILE).is_file():
         entries = read_entries(path)
     else:
@@ -121,6 +118,32 @@ def open_storage(storage: Storage, image_root: str | None = None, side: Side = A
             names = f"{ANNOTATION_FILE}, {', '.join(_METADATA[:2])} or shards"
             raise DataError(f"{path}: holds neither pictures with a text beside each, nor {names}")
     return ListSource(path, entries, side)
+
+
+def stream_rows(
+    storage: Storage, image_root: str | None = None
+) -> Iterator[tuple[RawSample | BadSample, str | None]]:
+    """Every row of a storage once, in little memory, with the ``id`` that it has of its own.
+
+    Arguments and errors are those of :func:`open_storage`; here a path that leaves ``image_root``
+    makes a row bad, and nothing else.
+    """
+    file = None if names_shards(storage) else _row_file(Path(str(storage)))
+    if file is None:
+        source = open_storage(storage, image_root)
+        for unit in range(source.units):
+            yield from ((sample, None) for sample in source.read(unit))
+        return
+    for row, sample in _RowReader(file, Path(image_root) if image_root else file.parent):
+        identity = row.fields.get("id")
+        yield sample, None if identity in (None, "") else str(identity)
+
+
+def _row_file(path: Path) -> Path | None:
+    """The file of rows that a path is, or that lies in it."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in _METADATA if (path / name).is_file()), None)
 
 
 class ListSource:

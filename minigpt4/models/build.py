@@ -35,7 +35,7 @@ from minigpt4.models.minigpt4 import MiniGPT4, Trainable
 from minigpt4.models.q_former import QFormerSize, build_q_former
 from minigpt4.models.quantization import Quantize, check_quantize, choose_quantization
 from minigpt4.models.splice import IMAGE_MARK
-from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.tokenizer import Bos, load_tokenizer
 from minigpt4.models.towers import PATCHES_PER_TOKEN, Towers
 from minigpt4.models.visual_encoder import (
     VisualEncoderSize,
@@ -90,6 +90,12 @@ def _lines_with_image(path: str) -> list[str]:
     return [line for line in lines if IMAGE_MARK in line]
 
 
+def load_prompts(prompt_path: str, prompt_template: str) -> list[str]:
+    """The stage-2 prompts of a file, each in its template; none without a file."""
+    lines = _lines_with_image(prompt_path) if prompt_path else []
+    return [prompt_template.replace("{}", line) if prompt_template else line for line in lines]
+
+
 def choose_dtype(
     precision: Precision, device: torch.device, key: str = "model.precision"
 ) -> torch.dtype:
@@ -122,6 +128,7 @@ def build_minigpt4(
     prompt_template: Annotated[str, check_template] = "",
     max_txt_len: Positive = 32,
     end_sym: str = "\n",
+    bos: Bos = "auto",
     ckpt: Annotated[str | tuple[str, ...], check_files] | None = None,
     trainable: Annotated[tuple[Trainable, ...], check_trainable] = ("llama_proj",),
     lora: LoraOptions = LORA,
@@ -152,6 +159,8 @@ def build_minigpt4(
         prompt_template: Put around each prompt, e.g. ``###Human: {} ###Assistant: ``.
         max_txt_len: Longest answer in tokens.
         end_sym: Put behind every answer that is learnt.
+        bos: Whether what the language model reads begins with its bos token. ``auto``: LLaMA's
+            does, as in the original; another's where its tokenizer puts one in front of a text.
         ckpt: Trained projection to start from, and whatever else its file holds; of several files
             the later ones count.
         trainable: Parts that are trained; ``q_former`` brings ``query_tokens``. What a checkpoint
@@ -194,7 +203,7 @@ def build_minigpt4(
     )
     if not empty:
         logger.info("loading the language model: %s", llama_model)
-    tokenizer = load_tokenizer(llama_model)
+    tokenizer = load_tokenizer(llama_model, bos)
     language_model = (
         empty_language_model(llama_model, dtype)
         if empty
@@ -210,10 +219,7 @@ def build_minigpt4(
         towers.query_tokens,
         language_model,
         tokenizer,
-        prompts=[
-            prompt_template.replace("{}", line) if prompt_template else line
-            for line in (_lines_with_image(prompt_path) if prompt_path else [])
-        ],
+        prompts=load_prompts(prompt_path, prompt_template),
         max_txt_len=max_txt_len,
         end_sym=end_sym,
         compute_dtype=dtype,

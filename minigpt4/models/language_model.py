@@ -1,5 +1,6 @@
 """Language model: any causal LM of transformers that takes ``inputs_embeds``, frozen."""
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
@@ -61,6 +62,11 @@ def load_language_model(
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise CheckpointError(
+            f"model.llama_model: {folder} is a {type(model).__name__}, which takes no "
+            "inputs_embeds: images cannot stand among its words"
+        )
     check_quantized(model, quantize, device or torch.device("cpu"))
     missing = sorted(report["missing_keys"])
     if missing:
@@ -69,6 +75,12 @@ def load_language_model(
             "an unmerged delta, or a broken download"
         )
     return model
+
+
+def most_positions(config: PretrainedConfig) -> int | None:
+    """The longest row that a language model can read; None where its settings name none."""
+    most = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    return most if isinstance(most, int) else None
 
 
 def decoder_layers(language_model: PreTrainedModel) -> list[nn.Module]:

@@ -16,10 +16,11 @@ from torch.nn import functional
 from transformers import Blip2QFormerModel, PreTrainedModel
 
 from minigpt4.errors import ConfigError, DataError
+from minigpt4.models.language_model import most_positions
 from minigpt4.models.lora import lora_dropouts
 from minigpt4.models.packing import pack, packed_logits, packing_fault
 from minigpt4.models.quantization import quantized_layers
-from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments
+from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments, stage_rows
 from minigpt4.models.splice import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.models.towers import Towers
@@ -145,8 +146,7 @@ class MiniGPT4(Towers):
     @property
     def most_positions(self) -> int | None:
         """The longest row that the language model can read; None where its settings name none."""
-        most = getattr(self.llama_model.config, "max_position_embeddings", None)
-        return most if isinstance(most, int) else None
+        return most_positions(self.llama_model.config)
 
     @property
     def device(self) -> torch.device:
@@ -178,17 +178,8 @@ class MiniGPT4(Towers):
     def stage_rows(
         self, text: Sequence[str], prompts: Sequence[str] | None = None
     ) -> list[list[Exchange]]:
-        """Rows as both stages have them: one prompt, and behind it the text with its end symbol.
-
-        Args:
-            text: What is learnt.
-            prompts: One for each; None in stage 1, where bos and the image alone come first.
-        """
-        asked = [IMAGE_MARK] * len(text) if prompts is None else prompts
-        return [
-            [Exchange(prompt, answer + self.end_sym)]
-            for prompt, answer in zip(asked, text, strict=True)
-        ]
+        """Rows as both stages have them; see :func:`minigpt4.models.rows.stage_rows`."""
+        return stage_rows(text, prompts, self.end_sym)
 
     def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:
         """Training rows, padded: prompts with their images, and the answers as targets.

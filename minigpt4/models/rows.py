@@ -23,10 +23,26 @@ class Exchange(NamedTuple):
 Row = Sequence[Exchange]
 
 
+def stage_rows(
+    text: Sequence[str], prompts: Sequence[str] | None, end_sym: str
+) -> list[list[Exchange]]:
+    """Rows as both stages have them: one prompt, and behind it the text with its end symbol.
+
+    Args:
+        text: What is learnt.
+        prompts: One for each; None in stage 1, where bos and the image alone come first.
+        end_sym: Put behind every text.
+    """
+    asked = [IMAGE_MARK] * len(text) if prompts is None else prompts
+    return [
+        [Exchange(prompt, answer + end_sym)] for prompt, answer in zip(asked, text, strict=True)
+    ]
+
+
 def prompt_segments(
     tokenizer: Tokenizer, prompt: str, images: Sequence[torch.Tensor]
 ) -> list[Segment]:
-    """A prompt as segments: bos if there is one, text, and one image (``[Q, H]``) at each ``<ImageHere>``.
+    """A prompt as segments: bos if there is one, text, an image ``[Q, H]`` at each ``<ImageHere>``.
 
     Each stretch of text is tokenised on its own, so that a trailing space becomes a token. Of a
     language model without bos nothing comes first; a bos that the prompt begins with is enough.

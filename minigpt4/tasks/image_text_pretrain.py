@@ -9,9 +9,9 @@ import torch
 
 from minigpt4.chat import Chat
 from minigpt4.conversation import TEMPLATES, Template, plain_text
-from minigpt4.datasets.samples import Batch, to_device
+from minigpt4.datasets.samples import Batch, Text, to_device
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.rows import Row
+from minigpt4.models.rows import Row, stage_rows
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
@@ -52,15 +52,22 @@ class ImageTextPretrainTask:
 
     def rows(self, model: MiniGPT4, batch: Batch, step: int) -> list[Row]:
         """What the model reads and learns of each sample of a batch."""
-        plain = _plain(model.tokenizer, self._template)
-        prompt = self.prompt_of(step)
-        rows: list[Row] = []
-        for text, count in zip(batch["text"], batch["image_counts"], strict=True):
-            if isinstance(text, str):
-                rows += model.stage_rows([text], [_for_images(prompt, count)])
-            else:
-                rows.append(exchanges(text, self._template, plain))
-        return rows
+        texts = zip(batch["text"], batch["image_counts"], strict=True)
+        return [self.row(*text, step, model.tokenizer, model.end_sym) for text in texts]
+
+    def row(self, text: Text, images: int, step: int, tokenizer: Tokenizer, end_sym: str) -> Row:
+        """What is read and learnt of one sample.
+
+        Args:
+            text: Its caption or conversation.
+            images: How many it has.
+            step: Counted over the whole run.
+            tokenizer: The language model's; nobody can say its special tokens.
+            end_sym: Put behind a caption.
+        """
+        if isinstance(text, str):
+            return stage_rows([text], [_for_images(self.prompt_of(step), images)], end_sym)[0]
+        return exchanges(text, self._template, _plain(tokenizer, self._template))
 
     def train_step(self, model: MiniGPT4, batch: Batch, step: int) -> torch.Tensor:
         """Mean loss over the target tokens of one batch, as a loader gives it or on the device."""

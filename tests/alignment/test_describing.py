@@ -86,7 +86,7 @@ def test_the_rest_is_asked_for_behind_what_was_said(chat: Chat, pictures: list[P
     ((first, rest),) = describe_batch(chat, options, [pixels])
     image = chat.encode_images([pictures[0].path])
     prompt = paper_prompt(chat.template, first.replace("</Img>", "< /Img>"))
-    assert chat.generate([prompt], [image], "###", options) == [rest]
+    assert chat.generate([prompt], [[*image]], "###", options) == [rest]
 
 
 def test_no_batch_size_changes_a_draft_and_no_cut_does(

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -13,14 +14,17 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from dataset import oxford_hic_tables, prepare_oxford_hic
@@ -31,6 +35,7 @@ from minigpt4.datasets.samples import RawSample
 from minigpt4.datasets.shards import ShardSource, list_shards
 from tests.conftest import ROOT, EntryPoint
 from tests.datasets.files import noise, picture
+from tests.test_readme import commands_of
 
 SCRIPT = "dataset/prepare_oxford_hic.py"
 ALL_TRAIN = ("--val-fraction", "0", "--test-fraction", "0")
@@ -217,7 +222,7 @@ def test_neither_order_nor_other_rows_move_an_image(tmp_path: Path) -> None:
 
 def test_the_funniest_captions_are_kept_and_ties_always_fall_alike(tmp_path: Path) -> None:
     source = Source(tmp_path, {"a.jpg": picture()})
-    rows = [("a", f"equal {letter}", 5) for letter in "ABCDEFGH"]
+    rows: list[tuple[str, str, object]] = [("a", f"equal {letter}", 5) for letter in "ABCDEFGH"]
     rows += [("a", "best", "1,000"), ("a", "second", 999), ("a", "worst", 1)]
     source.write(["a"], rows)
     cap = (*ALL_TRAIN, "--max-captions-per-image", 5)
@@ -238,7 +243,7 @@ def test_less_funny_captions_are_left_out(tmp_path: Path) -> None:
 
 def test_pictures_by_any_suffix_and_whatever_they_are(tmp_path: Path) -> None:
     gif = io.BytesIO()
-    images.Image.new("RGB", (4, 4)).save(gif, "GIF")
+    Image.new("RGB", (4, 4)).save(gif, "GIF")
     files = {
         "jpg.jpg": gif.getvalue(),
         "png.png": picture("png"),
@@ -312,7 +317,7 @@ def test_shards_hold_every_pair_once_and_those_of_an_image_apart(tmp_path: Path)
             for sample in samples:
                 assert isinstance(sample, RawSample)
                 assert sample.image == picture()
-                texts.append(sample.text)
+                texts.append(str(sample.text))
             with tarfile.open(shard) as tar:
                 member = tar.extractfile(tar.getnames()[1])
                 assert member is not None
@@ -332,7 +337,7 @@ def test_the_reader_takes_several_captions_of_an_image(tmp_path: Path) -> None:
     assert all(isinstance(sample, RawSample) for sample in samples)
     counts = Counter(sample.image for sample in samples if isinstance(sample, RawSample))
     assert sorted(counts.values()) == [4, 4, 4]
-    assert os.stat(next(iter(counts))).st_nlink == 2, "linked, not copied"
+    assert os.stat(str(next(iter(counts)))).st_nlink == 2, "linked, not copied"
 
 
 def test_where_files_cannot_be_linked_they_are_copied(
@@ -428,20 +433,25 @@ def test_two_at_a_time_do_not_meet(tmp_path: Path, run_entry: EntryPoint) -> Non
 
 
 def test_killed_anywhere_it_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    source, _ = many(tmp_path, 1500, 10)
+    source, _ = many(tmp_path, 800, 10)
     whole = everything(source.prepare(output=tmp_path / "whole"))
     work = tmp_path / ".out.preparing"
     image = work / "train" / "image"
-    for reached in (work / "rows.sqlite", image, image / "1400.jpg"):
+    kills = 0
+    for reached in (work / "rows.sqlite", image, next((tmp_path / "whole/val/image").iterdir())):
+        at = work / reached.relative_to(tmp_path / "whole") if "whole" in reached.parts else reached
         job = source.started()
-        while job.poll() is None and not reached.exists():
+        while job.poll() is None and not at.exists():
             time.sleep(0.001)
-        job.send_signal(signal.SIGKILL)
+        job.kill()
         job.communicate()
         if job.returncode == 0:
-            break  # too fast to be killed
+            break  # it was done before
+        kills += 1
+        assert job.returncode == -signal.SIGKILL
         assert not source.output.exists()
         assert work.exists(), "a killed process cannot clear up"
+    assert kills, "at least the first"
     if not source.output.exists():
         source.prepare()
     assert everything(source.output) == whole
@@ -503,6 +513,50 @@ def test_from_the_csv_files_to_a_funny_answer(
     file = next((source.output / "train" / "image").iterdir())
     answer = chat.ask(question, images=[file], session=chat.start())
     assert answer.strip()
+
+
+IMG2DATASET = ROOT / ".dataset-env/bin/img2dataset"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IMG2DATASET.exists(), reason="make dataset-env has not been run")
+def test_the_pages_commands_fetch_and_prepare(tmp_path: Path) -> None:
+    """As a user would, pictures from a server on this machine."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "a.jpg").write_bytes(picture())
+    (served / "b, c.png").write_bytes(picture("png"))
+    (served / "page.jpg").write_text("<html>no picture</html>")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_port}"
+        addresses = {"0012": "a.jpg", "12": "b,%20c.png", "7": "page.jpg", "8": "gone.jpg"}
+        rows = [(image_id, f"{at}/{name}") for image_id, name in addresses.items()]
+        info = as_csv("image_id,image_url", [*rows, ("nan", ""), ("0013", "NaN")])
+        (tmp_path / "oxford_hic_image_info.csv").write_bytes(info)
+        jokes = [(image_id, f"joke of {image_id}", "1,000") for image_id in addresses]
+        data = as_csv("image_id,caption,funny_score", jokes)
+        (tmp_path / "oxford_hic_data.csv").write_bytes(data)
+        commands = commands_of("dataset/README_OXFORD_HIC.md")
+        for begin in ("NO_ALBUMENTATIONS_UPDATE=1 .dataset-env/", "python dataset/prepare"):
+            (command,) = (line for line in commands if line.startswith(begin))
+            command = command.replace(".dataset-env", str(ROOT / ".dataset-env"))
+            command = command.replace("python dataset", f"{sys.executable} {ROOT}/dataset")
+            command = command.replace("_count 16", "_count 1")
+            done = subprocess.run(
+                command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        server.shutdown()
+    kept = [pair for f in tmp_path.glob("oxford_hic/*/filter_cap.json") for pair in pairs(f.parent)]
+    assert sorted(kept) == [("0012", "joke of 0012"), ("12", "joke of 12")]
+    sizes = {}
+    for file in tmp_path.glob("oxford_hic/*/image/*"):
+        with Image.open(file) as opened:
+            sizes[file.name] = opened.size
+    assert sizes == {"0012.jpg": (12, 9), "12.jpg": (12, 9)}
+    assert left_out(tmp_path / "oxford_hic") == {"no picture in --images": 2}
 
 
 def test_the_humour_prompts_are_the_four_instructions() -> None:

@@ -1,0 +1,1 @@
+"""What ``check-data`` finds out about a data set."""
