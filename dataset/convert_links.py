@@ -44,12 +44,12 @@ class BadRows:
 
     def __init__(self, listing: BinaryIO | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self._first: dict[str, list[str]] = {}
+        self.first: dict[str, list[str]] = {}  # places of each kind
         self._listing = listing
 
     def add(self, place: str, kind: str, detail: str) -> None:
         self.counts[kind] += 1
-        first = self._first.setdefault(kind, [])
+        first = self.first.setdefault(kind, [])
         if len(first) < FIRST:
             first.append(place)
         if self._listing:
@@ -58,7 +58,7 @@ class BadRows:
 
     def lines(self) -> list[str]:
         return [
-            f"  {kind:<26}{count:>12,}  first: {', '.join(self._first[kind])}"
+            f"  {kind:<26}{count:>12,}  first: {', '.join(self.first[kind])}"
             for kind, count in self.counts.most_common()
         ]
 
@@ -87,16 +87,14 @@ class Parts:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self.rows[Path(self._file.name).name] = self._count
+        name = Path(self._file.name).name
+        self.rows[name] = self._count
         self._file, self._count = None, 0
-        logging.info("%s written, %s rows so far", self._file_name(), f"{self.total:,}")
+        logging.info("%s written, %s rows so far", name, f"{self.total:,}")
 
     @property
     def total(self) -> int:
         return sum(self.rows.values())
-
-    def _file_name(self) -> str:
-        return next(reversed(self.rows))
 
 
 def link_of(row: Row, caption_key: str) -> tuple[bytes, str, str]:
@@ -189,8 +187,8 @@ def refuse_nothing(lists: Sequence[RowFile], good: int, bad: BadRows) -> None:
     if not bad.counts:
         raise DataError(f"{names}: 0 rows")
     kind, count = bad.counts.most_common(1)[0]
-    first = bad.lines()[0].split("first: ")[1].split(", ")[0]
-    raise DataError(f"{names}: no row is of use; {count:,} times {kind}, first {first}")
+    place = bad.first[kind][0]
+    raise DataError(f"{names}: no row is of use; {count:,} times {kind}, first {place}")
 
 
 def open_lists(files: Sequence[Path], wanted: Sequence[str]) -> Iterator[RowFile]:

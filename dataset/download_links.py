@@ -113,9 +113,9 @@ def done_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*_stats.json"))
 
 
-def move_whole_shards(attempt: Path, output: Path) -> None:
-    """Move the shards of an attempt that are whole to where a training looks."""
-    for stats in done_in(attempt):
+def move_whole_shards(work: Path, output: Path) -> None:
+    """Move the shards that are whole to where a training looks."""
+    for stats in done_in(work):
         number = stats.name.split("_")[0]
         if (output / stats.name).exists():
             continue
@@ -123,7 +123,7 @@ def move_whole_shards(attempt: Path, output: Path) -> None:
             told = json.loads(stats.read_bytes())
         except (OSError, ValueError):
             continue  # not written to its end, yet or for ever
-        tar = attempt / f"{number}.tar"
+        tar = work / f"{number}.tar"
         if not tar.exists():
             tar = output / tar.name  # a kill came between the moves
         # Without a picture the network was away, as a rule. Left behind, it is tried again.
@@ -133,7 +133,7 @@ def move_whole_shards(attempt: Path, output: Path) -> None:
             os.fsync(file.fileno())
         os.replace(tar, output / tar.name)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(attempt / f"{number}.parquet", output / f"{number}.parquet")
+            os.replace(work / f"{number}.parquet", output / f"{number}.parquet")
         # Last: from now on it is done. img2dataset reads its own, which stays.
         write_json(output / stats.name, told)
 

@@ -4,6 +4,7 @@ What img2dataset does with links, for pictures that are here already: ``00000.ta
 with a ``00000_stats.json`` that says it is whole and what is missing in it.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -52,11 +53,22 @@ def pack_shards(
     number = 0
     while stretch := list(islice(rows, shard_size)):
         stats = output / f"{number:05d}_stats.json"
-        if not stats.exists():
+        if not stats.exists() or is_mended(read_json(stats), stretch, images):
             keys = (f"{number:05d}{index:0{digits}d}" for index in range(shard_size))
             write_json(stats, pack_shard(output / f"{number:05d}.tar", stretch, keys, images))
         yield read_json(stats)
         number += 1
+
+
+def is_mended(packed: dict[str, Any], rows: Sequence[Placed], images: Path) -> bool:
+    """Whether a shard's missing pictures have come since it was packed."""
+    missing = {told["place"] for told in packed["bad"]}
+    for place, row in rows:
+        if place in missing:
+            with contextlib.suppress(BadRowError):
+                pair_of(row, images)
+                return True
+    return False
 
 
 def pack_shard(

@@ -18,7 +18,7 @@ from minigpt4.errors import MiniGPT4Error
 
 _LONGEST_PAUSE = 60.0  # seconds, of our own; a server may ask for more
 _PATIENCE = 600.0  # seconds that a server may ask for
-_GIVEN_UP = 3  # pictures in a row after which the server counts as gone
+_GIVEN_UP = 3  # pictures in a row, of those new to the server, after which it counts as gone
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Asking:
         self._pace = _Pace(manners.requests_per_minute)
         self._stopped = threading.Event()
         self._faults: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._hard = frozenset(ledger.failed)
         self._counting = threading.Lock()
         self._given_up_in_a_row = 0
         self.given_up: dict[str, str] = {}
@@ -75,6 +76,8 @@ class Asking:
         """
         waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         todo = [(i, text) for i, text in drafts.items() if i not in self._ledger.replies]
+        # Last, and no sign of a server that has gone: it may be these texts that it cannot bear.
+        todo.sort(key=lambda item: item[0] in self._hard)
         for item in todo:
             waiting.put(item)
         calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
@@ -152,7 +155,7 @@ class Asking:
         logger.warning("picture %s: no reply (%s)", image_id, reason)
         with self._counting:
             self.given_up[image_id] = reason
-            self._given_up_in_a_row += 1
+            self._given_up_in_a_row += image_id not in self._hard
             gone = self._given_up_in_a_row >= _GIVEN_UP
         if gone:
             address = self._completions.endpoint.api_base

@@ -74,6 +74,7 @@ class Ledger:
 
     Attributes:
         replies: By the picture's id.
+        failed: Pictures for which a request came to nothing.
         interrupted: Requests that were under way when a process was killed.
 
     Raises:
@@ -82,6 +83,7 @@ class Ledger:
 
     def __init__(self, journal: Journal, budget: Budget) -> None:
         self.replies: dict[str, Reply] = {}
+        self.failed: set[str] = set()
         self.interrupted = 0
         self._journal = journal
         self._budget = budget
@@ -171,5 +173,7 @@ class Ledger:
         tokens = Tokens(*map(int, row["tokens"]))
         self._spending.open.pop(image_id, None)
         self._spending.end(tokens)
+        if "failed" in row:
+            self.failed.add(image_id)
         if "reply" in row:
             self.replies[image_id] = Reply(str(row["reply"]), bool(row["cut_off"]), tokens)

@@ -19,9 +19,9 @@ from minigpt4.frontends.page.gate import Gate
 _SIDE = 900  # pixels of a picture as it is shown
 _STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-#picture img { max-width: 100%; max-height: 72vh; display: block; margin: 0 auto; }
+#picture img { width: 100%; max-height: 80vh; object-fit: contain; object-position: top; }
 #progress { font-size: 1.05rem; }
-#keys { color: var(--body-text-color-subdued); }
+#keys { color: #6b7280; }
 """
 _HELP = (
     "Keys: <b>A</b> accept, <b>E</b> edit the text (then <b>Ctrl+Enter</b> accepts it, "
@@ -131,7 +131,14 @@ class Reviewing:
 
 def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
     """The page, not yet launched."""
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # Every key that is pressed is sent, and they are taken one by one.
+    private: dict[str, Any] = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "trigger_mode": "multiple",
+        "concurrency_id": "review",
+        "concurrency_limit": 1,
+    }
     # Nothing is looked up outside.
     with gr.Blocks(title="Review", analytics_enabled=False) as page:
         line = gr.HTML(elem_id="progress")
@@ -143,10 +150,14 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
                     label="Polished: what is learnt", lines=9, max_lines=16, elem_id="polished"
                 )
                 with gr.Row():
-                    accept = gr.Button("Accept (A)", variant="primary", elem_id="accept")
-                    edit = gr.Button("Edit (E)", elem_id="edit")
-                    reject = gr.Button("Reject (R)", variant="stop", elem_id="reject")
-                    back = gr.Button("Back (B)", elem_id="back")
+                    accept = gr.Button(
+                        "Accept (A)", variant="primary", size="md", min_width=90, elem_id="accept"
+                    )
+                    edit = gr.Button("Edit (E)", size="md", min_width=90, elem_id="edit")
+                    reject = gr.Button(
+                        "Reject (R)", variant="stop", size="md", min_width=90, elem_id="reject"
+                    )
+                    back = gr.Button("Back (B)", size="md", min_width=90, elem_id="back")
                 draft = gr.Textbox(
                     label="Draft: what the model said",
                     lines=6,

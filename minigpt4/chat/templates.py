@@ -6,7 +6,7 @@ from typing import Any
 
 from minigpt4.conversation import OWN, TEMPLATES, Conversation, Message, Template
 from minigpt4.errors import CheckpointError, ConfigError, one_line
-from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer
+from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer, special_words
 from minigpt4.registry import bind, nearest
 
 # Texts that no chat template holds; they show where it puts what is said.
@@ -124,7 +124,7 @@ def _cut_out(write: _Writer, llama_model: str) -> Template:
         system = system.removesuffix(separator)
     elif system:  # it ends otherwise than a question: then a question's end begins the answer
         separator, assistant, opening = "", separator + assistant, separator + opening
-    words = [word for word in map(str, write.tokenizer.get_added_vocab()) if word in ending]
+    words = [word for word in special_words(write.tokenizer) if word in ending]
     stop = min(words, key=ending.index, default=ending.strip() or user.strip())
     return Template(system, user, assistant, opening, separator, stop, ending)
 

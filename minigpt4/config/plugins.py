@@ -2,13 +2,19 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from minigpt4.errors import ConfigError, one_line
-from minigpt4.registry import ALL_REGISTRIES
+from minigpt4.errors import ConfigError, one_line, shown
+from minigpt4.registry import ALL_REGISTRIES, BUILDERS, METRICS, TASKS, Registry, visible_parameters
+
+# What the program passes, and what it asks for.
+_PASSED = {BUILDERS.kind: ("name",), TASKS.kind: ("prompts", "seed", "rank", "template")}
+_TASK_METHODS = ("rows", "train_step", "evaluation_step")
 
 
 def import_plugins(plugins: Iterable[str], base: Path) -> None:
@@ -30,6 +36,7 @@ def import_plugins(plugins: Iterable[str], base: Path) -> None:
                 _import_file(plugin, base)
             else:
                 importlib.import_module(plugin)
+            _check_entries()
         except Exception as error:  # whatever the user's own code does at import
             reason = one_line(error)
             if not isinstance(error, ConfigError | ImportError):
@@ -49,3 +56,38 @@ def _import_file(plugin: str, base: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+
+
+def _check_entries() -> None:
+    """Hold what users registered against what it will be asked.
+
+    Raises:
+        ConfigError: for an entry that the first use would fail on.
+    """
+    for registry in ALL_REGISTRIES:
+        for name in registry.names():
+            entry = registry.get(name)
+            own = getattr(entry, "__module__", "").startswith("minigpt4.")
+            fault = None if own else _fault(entry, registry)
+            if fault:
+                raise ConfigError(f"the {registry.kind} {name!r}{fault}")
+
+
+def _fault(entry: Any, registry: Registry) -> str | None:
+    """What is the matter with an entry, behind its name."""
+    if not callable(entry):
+        return f": {shown(entry)} is neither a function nor a class"
+    if registry is METRICS:
+        return None  # no option of a YAML is bound to it
+    try:
+        hints, visible = visible_parameters(entry)
+    except (NameError, AttributeError, TypeError, ValueError) as error:
+        return f": its types are not to be found ({one_line(error)})"
+    for parameter in visible:
+        if parameter not in hints:
+            return f": its parameter {parameter!r} has no type; every parameter needs one"
+        if parameter in _PASSED.get(registry.kind, ()):
+            return f": its parameter {parameter!r} is the program's: Annotated[…, Hidden]"
+    methods = _TASK_METHODS if registry is TASKS and inspect.isclass(entry) else ()
+    missing = [method for method in methods if not callable(getattr(entry, method, None))]
+    return f" lacks {' and '.join(missing)}" if missing else None

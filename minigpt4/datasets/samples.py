@@ -198,6 +198,11 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
     return Sample(key=raw.key, image=torch.stack(images) if images else torch.empty(0), text=text)
 
 
+def reference(text: Text) -> str:
+    """What an evaluation compares with: a caption, or the last answer of a conversation."""
+    return text if isinstance(text, str) else text[-1].text
+
+
 def text_fault(text: Text) -> tuple[str, str] | None:
     """Cause and detail where a text has no word to learn, or none that can be written."""
     learnt = [text] if isinstance(text, str) else [t.text for t in text if t.speaker == "assistant"]

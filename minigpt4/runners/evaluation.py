@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.chat import Chat, GenerationOptions, generation_options
 from minigpt4.config import Config
-from minigpt4.datasets.samples import DataSet, to_device
+from minigpt4.datasets.samples import DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.files import write_atomically
@@ -128,7 +128,7 @@ def _evaluate_data_set(
         logging_redirect_tqdm(),
         tqdm(
             desc=dataset.name,
-            total=dataset.source.units if dataset.length else None,
+            total=batches.dataset.source.units if dataset.length else None,
             disable=not accelerator.is_main_process,
             mininterval=calm,
         ) as bar,
@@ -153,7 +153,7 @@ def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
     if batch.batch is not None:
         ready = to_device(batch.batch, chat.model.device)
         outputs = task.evaluation_step(chat, ready, batch.numbers)
-        keys, texts = ready["keys"], ready["text"]
+        keys, texts = ready["keys"], map(reference, ready["text"])
         for number, *told in zip(batch.numbers, keys, texts, outputs, strict=True):
             rows[number] = dict(zip(("image", "reference", "output"), told, strict=True))
     return [rows[number] for number in sorted(rows)]

@@ -15,7 +15,7 @@ from minigpt4.config import Config
 from minigpt4.conversation import Template
 from minigpt4.datasets.feature_source import FeatureSource
 from minigpt4.datasets.samples import DataSet
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, shown
 from minigpt4.models.build import Precision, choose_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import BUILDERS, LR_SCHEDULES, MODELS, RUNNERS, Fault, defaults
@@ -96,7 +96,10 @@ def build_datasets(config: Config, pictures: bool = False) -> list[DataSet]:
     for name in config.datasets:
         options = config.dataset_options(name)
         used = {key: value for key, value in options.items() if key not in unused}
-        datasets.append(BUILDERS.build(config.builder_of(name), used, name=name))
+        made = BUILDERS.build(config.builder_of(name), used, name=name)
+        if not isinstance(made, DataSet):  # a plug-in's
+            raise ConfigError(f"datasets.{name}: its builder gives {shown(made)}, no DataSet")
+        datasets.append(made)
     return datasets
 
 

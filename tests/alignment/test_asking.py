@@ -268,6 +268,18 @@ def test_a_server_that_goes_away_ends_the_run_and_the_next_goes_on(
     assert server.asked[DRAFTS["0"]] == 1
 
 
+def test_texts_that_a_server_cannot_bear_hold_up_nothing_for_ever(
+    polishing: Round, server: ChatServer
+):
+    hard = [DRAFTS[n] for n in "0123"]
+    server.answer = lambda text, _: failure(500) if text in hard else polished(text)
+    with one_line(ServerGoneError, "no reply to 3 texts in a row"):
+        polishing.ask()
+    ledger, asking = polishing.ask()
+    assert set(ledger.replies) == {"4", "5"}
+    assert set(asking.given_up) == set("0123")
+
+
 def test_where_nobody_listens_it_is_one_line(polishing: Round):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

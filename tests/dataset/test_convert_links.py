@@ -335,6 +335,23 @@ def test_pictures_that_are_missing_or_lie_elsewhere_are_counted(tmp_path: Path, 
     assert names == {"00000.tar", "00004.tar"}
 
 
+def test_pictures_that_come_later_are_packed_by_the_same_command(
+    tmp_path: Path, llava_images: Path
+):
+    rows = [llava(n, f"{n:05d}.jpg", f"caption {n}") for n in range(4)]
+    file = write(tmp_path / "list.json", rows)
+    arguments = [file, "--from", "llava-pretrain", "--images", llava_images, "--shard-size", 2]
+    arguments += ["--output", tmp_path / "shards"]
+    result = convert(*arguments)
+    assert result.returncode == 2
+    assert "no row is of use; 4 times missing picture" in result.stderr
+    for come, there in ((0, 1), (3, 2), (1, 3)):
+        (llava_images / f"{come:05d}.jpg").write_bytes(picture())
+        result = convert(*arguments)
+        assert f"4 rows, {there} of them" in result.stdout
+        assert len(samples_in(tmp_path / "shards")) == there
+
+
 def test_packing_goes_on_after_a_kill_with_the_same_shards(tmp_path: Path, llava_images: Path):
     rows = [llava(n, f"{n % 12 % 3:05d}/{n % 12:09d}.jpg", f"caption {n}") for n in range(600)]
     file = write(tmp_path / "list.json", rows)

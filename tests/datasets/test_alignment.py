@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder, read_entries
-from minigpt4.datasets.samples import DataSet, RawSample
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
@@ -23,7 +23,7 @@ def folder_of(folder: Path, count: int) -> Path:
     return write_pairs(folder, entries, {f"{i}.jpg": picture() for i in range(count)})
 
 
-@pytest.mark.parametrize("image_id", ["2", 2])
+@pytest.mark.parametrize("image_id", ["2", 2, 2.0])
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "JPG"])
 def test_ids_may_be_numbers_and_pictures_of_any_kind(
     tmp_path: Path, image_id: object, suffix: str
@@ -96,6 +96,7 @@ def test_without_an_annotation_it_is_an_error(tmp_path: Path) -> None:
         '{"annotations": {"a": "b"}}',
         '{"annotations": [{"image_id": "a"}]}',
         '{"annotations": [{"caption": "a"}]}',
+        '{"annotations": [' * 100_000,
     ],
 )
 def test_annotations_of_another_form_are_one_line(tmp_path: Path, content: str) -> None:
@@ -105,11 +106,96 @@ def test_annotations_of_another_form_are_one_line(tmp_path: Path, content: str) 
         read_entries(folder)
 
 
-def test_annotations_that_are_no_text_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        (b"\xff\xfe\xff", ["not UTF-8"]),
+        ('{"annotations": []}'.encode("utf-16"), ["not UTF-8"]),
+        (b'{"annotations": [\n{"image_id": "a",\n"caption" "x"}]}', ["not json", "line 3"]),
+        (b'[{"image_id": "a", "caption": "x"}]', ["found a list"]),
+        (b'{"annotation": []}', ["found a dict without a list of that name"]),
+        (b'{"annotations": [{"image_id": "a", "caption": "x"}, 5]}', ["annotations[1] is 5"]),
+        (b'{"annotations": [{"image_id": "a"}]}', ['annotations[0] has no "caption"']),
+        (b'{"annotations": [{"id": 1, "caption": ""}]}', ['annotations[0] has no "image_id"']),
+        (b'{"annotations": []}', ["list of annotations is empty"]),
+    ],
+)
+def test_what_is_wrong_with_annotations_is_said(
+    tmp_path: Path, content: bytes, mentions: list[str]
+) -> None:
     folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
-    (folder / "filter_cap.json").write_bytes(b"\xff\xfe\xff")
-    with one_line(DataError, folder / "filter_cap.json"):
+    (folder / "filter_cap.json").write_bytes(content)
+    with one_line(DataError, folder / "filter_cap.json", *mentions):
         read_entries(folder)
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    file = folder / "filter_cap.json"
+    text = json.dumps(json.loads(file.read_text()), indent=1).replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(read_entries(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    ["../x", "/x", "b/x", "b\\x", "..", ".", "", " ", "x\0", None, True, [1], float("nan")],
+)
+def test_an_id_that_is_no_files_name_is_refused(tmp_path: Path, image_id: object) -> None:
+    """Whatever lies there: nothing outside of ``image/`` is ever looked at."""
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), (image_id, "y")], {"a.jpg": picture()})
+    (folder / "image" / "b").mkdir()
+    for file in (folder / "x.jpg", folder / "image" / "b" / "x.jpg"):
+        file.write_bytes(picture())
+    with one_line(DataError, folder / "filter_cap.json", "annotations[1]: image_id"):
+        read_entries(folder)
+
+
+def test_ids_with_the_suffix_are_told_apart(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a.jpg", "x")], {"a.jpg": picture()})
+    with one_line(DataError, "none of its 1 images", "first: a.jpg", "without the suffix"):
+        read_entries(folder)
+
+
+def test_of_several_pictures_the_jpg_counts_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The original looks for no other."""
+    kinds = ("png", "webp", "jpeg", "jpg")
+    images = {f"a.{kind}": picture(kind) for kind in kinds} | {"b.png": picture("png")}
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], images)
+    with caplog.at_level(logging.WARNING):
+        first, second = read_entries(folder)
+    assert first == RawSample("a", folder / "image" / "a.jpg", "x")
+    assert second == RawSample("b", folder / "image" / "b.png", "y")
+    (line,) = caplog.messages
+    assert "1 ids have more than one picture; a.jpg is taken rather than a.jpeg" in line
+
+
+def test_an_id_may_come_twice_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [(2, "one text"), ("2", "another"), ("3", "a third")]
+    images = {"2.jpg": picture(), "3.jpg": picture()}
+    folder = write_pairs(tmp_path / "pairs", entries, images)
+    with caplog.at_level(logging.WARNING):
+        found = read_entries(folder)
+    assert [entry.text for entry in found if isinstance(entry, RawSample)] == [
+        "one text",
+        "another",
+        "a third",
+    ]
+    (line,) = caplog.messages
+    assert "1 ids have more than one caption" in line
+    assert "first: 2" in line
+
+
+def test_a_folder_by_a_pictures_name_is_none(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], {"b.jpg": picture()})
+    (folder / "image" / "a.jpg").mkdir()
+    bad, _ = read_entries(folder)
+    assert isinstance(bad, BadSample)
+    assert bad.cause == "no image"
 
 
 @pytest.mark.parametrize("caption", [None, 3, ["a"]])

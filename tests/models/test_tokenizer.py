@@ -1,11 +1,20 @@
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minigpt4.errors import CheckpointError
-from minigpt4.models.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
+from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.tokenizer import (
+    Bos,
+    FastTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+)
+from tests.messages import one_line
+from tests.other_llms import save_tokenizer
 from tests.recorded import GOLDEN
 
 FOLDER = GOLDEN / "tokenizer"
@@ -48,24 +57,40 @@ def test_a_damaged_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None
     assert "\n" not in str(error.value)
 
 
-def _save_fast_tokenizer(folder: Path, bos: str | None) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def _save_fast_tokenizer(
+    folder: Path, bos: str | None, begins: bool = False, eos: str | None = "<end>"
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = {"<end>": 0, "<start>": 1, "a": 2, "dog": 3, "?": 4}
     core = Tokenizer(models.WordLevel(words, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if begins:
+        core.post_processor = processors.TemplateProcessing(
+            single="<start> $A", special_tokens=[("<start>", 1)]
+        )
     PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<end>", bos_token=bos, unk_token="?"
+        tokenizer_object=core, eos_token=eos, bos_token=bos, unk_token="?"
     ).save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("bos", "bos_id"), [("<start>", 1), (None, 0)])
+@pytest.mark.parametrize(
+    ("bos", "begins", "rule", "bos_id"),
+    [
+        ("<start>", True, "auto", 1),
+        ("<start>", False, "auto", None),  # it never puts it in front of a text itself
+        ("<end>", False, "auto", None),
+        (None, False, "auto", None),
+        ("<start>", True, "off", None),
+        ("<start>", False, "on", 1),
+    ],
+)
 def test_another_language_model_brings_its_own_tokenizer(
-    tmp_path: Path, bos: str | None, bos_id: int
+    tmp_path: Path, bos: str | None, begins: bool, rule: Bos, bos_id: int | None
 ) -> None:
-    _save_fast_tokenizer(tmp_path, bos)
-    tokenizer = load_tokenizer(str(tmp_path))
+    _save_fast_tokenizer(tmp_path, bos, begins)
+    tokenizer = load_tokenizer(str(tmp_path), rule)
     assert isinstance(tokenizer, FastTokenizer)
     assert (tokenizer.eos_id, tokenizer.bos_id) == (0, bos_id)
     assert tokenizer.encode("a dog") == [2, 3]
@@ -108,3 +133,55 @@ def test_a_folder_with_both_forms_is_read_with_sentencepiece(tmp_path: Path) -> 
     _save_fast_tokenizer(tmp_path, "<start>")  # tokenizer.json, of another vocabulary
     shutil.copy(FOLDER / "tokenizer.model", tmp_path)
     assert load_tokenizer(str(tmp_path)).vocab_size == 512
+
+
+def test_a_bos_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+    _save_fast_tokenizer(tmp_path, None)
+    with one_line(ConfigError, "model.bos: on, but", tmp_path, "has no bos token"):
+        load_tokenizer(str(tmp_path), "on")
+
+
+def test_a_tokenizer_without_eos_is_one_line(tmp_path: Path) -> None:
+    _save_fast_tokenizer(tmp_path, None, eos=None)
+    with one_line(CheckpointError, tmp_path, "has no eos token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_model_of_another_kind_takes_its_newer_tokenizer(tmp_path: Path) -> None:
+    """Mistral's folders hold both; what is added to theirs stands in tokenizer.json alone."""
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    assert isinstance(load_tokenizer(str(tmp_path)), SentencePieceTokenizer)
+    _save_fast_tokenizer(tmp_path, None)
+    assert isinstance(load_tokenizer(str(tmp_path)), FastTokenizer)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_words_that_were_added_to_a_llama(tmp_path: Path, newer: bool) -> None:
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    words: dict[str, Any] = {"<|im_start|>": 512, "<|im_end|>": 513, "<pad>": 514, "<s>": 1}
+    file = tmp_path / "added_tokens.json"
+    if newer:
+        file = tmp_path / "tokenizer_config.json"
+        words = {"added_tokens_decoder": {str(i): {"content": w} for w, i in words.items()}}
+    file.write_text(json.dumps(words))
+    plain = SentencePieceTokenizer(FOLDER / "tokenizer.model")
+    assert load_tokenizer(str(tmp_path)).special == plain.special, "no rows are known for them"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 514}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert set(tokenizer.special) == {*plain.special, "<|im_start|>", "<|im_end|>"}
+    ids = tokenizer.encode("<|im_start|>a dog<|im_end|>")
+    assert ids == [512, *plain.encode("a dog"), 513]
+    assert tokenizer.decode(ids) == "a dog"
+    assert tokenizer.decode(ids, skip_special=False).split() == [
+        *("<|im_start|>a", "dog<|im_end|>"),
+    ]
+    assert tokenizer.piece(513) == "<|im_end|>"
+    assert tokenizer.vocab_size == 512
+
+
+def test_runs_of_spaces_are_no_special_words(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, ("<end>",), "<end>")
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.special == ("<end>",)
+    assert tokenizer.decode(tokenizer.encode("a  b")) == "a  b"
