@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shards for stage 1 of the pictures that the links of CC3M, CC12M and SBU name, by download_links.py.
-# LINKS, SHARDS, PROCESSES and THREADS, or --input, --output, --processes and --threads, choose.
+# Shards for stage 1 from the links of CC3M, CC12M and SBU. How, and all options: download_links.py
+# LINKS, SHARDS, PROCESSES and THREADS choose, or --input, --output, --processes and --threads.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${DATASET_ENV:-$here/../.dataset-env}/bin/python"

@@ -69,10 +69,12 @@ def download(arguments: argparse.Namespace, extra: Sequence[str], parts: dict[st
             code = attempt(arguments, extra, lock)
         lacking = shards - len(done_in(output))
         if lacking:
-            ended = f"img2dataset ended with exit code {code}, its reasons stand above; "
+            why = (
+                "were not written whole (its reasons stand above), or none of their links answered"
+            )
             raise MiniGPT4Error(
                 f"{output}: {lacking:,} of {shards:,} shards are not there; "
-                f"{ended if code else 'they broke, or not one of their links gave a picture; '}"
+                f"img2dataset ended with exit code {code}, and they {why}; "
                 "the same command tries again"
             )
         summarize(output)

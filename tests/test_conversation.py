@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation
+from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template
 from minigpt4.models.splice import IMAGE_MARK
 from tests.recorded import GOLDEN
 from tests.recorded.comparison import files_of, read_json
@@ -38,6 +40,15 @@ def test_a_question_after_an_answer_is_a_message_of_its_own() -> None:
     conversation.ask("second?")
     assert [message.speaker for message in conversation.messages] == ["user", "assistant", "user"]
     assert conversation.messages[0].text == f"{IMAGE_TEXT} first?"
+
+
+def test_an_answer_can_end_otherwise_than_a_question() -> None:
+    template = Template("", "Q: ", "A: ", "A:", "\n", "</s>", ending="</s>\n\n")
+    conversation = Conversation(template)
+    conversation.ask("first?")
+    conversation.answer("yes.")
+    assert conversation.transcript() == "Q: first?\nA: yes.</s>\n\n", "no separator at the start"
+    assert Conversation(replace(template, system="Hi.")).transcript() == "Hi.\n"
 
 
 def test_conversations_share_nothing() -> None:

@@ -60,6 +60,7 @@ def entry(
     steps: NotNegative | None = None,
     norm: PositiveFloat | None = None,
     storage: str | list[str] = "",
+    cut: str | Size = "none",
 ) -> dict[str, Any]:
     return {**locals()}
 
@@ -384,3 +385,15 @@ def test_a_set_with_a_fixed_list_of_keys_takes_no_others() -> None:
 )
 def test_the_nearest_name_is_found_in_any_case(word: str, meant: str | None) -> None:
     assert near(word, ("seed", "max_epoch")) == meant
+
+
+def test_a_name_or_a_set_of_keys() -> None:
+    bound, faults = bind(entry, {"number": 1, "cut": {"width": 3}}, "part")
+    assert (bound["cut"], faults) == (Size(3), [])
+    assert bind(entry, {"number": 1, "cut": "some"}, "part")[0]["cut"] == "some"
+    (fault,) = faults_of({"cut": {"width": 3, "heigth": 1}})
+    assert fault == Fault("part.cut.heigth", "unknown key; did you mean 'height'?")
+    (fault,) = faults_of({"cut": {"width": 0}})
+    assert fault.key == "part.cut.width"
+    (fault,) = faults_of({"cut": 3})
+    assert fault.key == "part.cut"

@@ -43,10 +43,12 @@ def folder_of(folder: Path, rows: int, words: int = 32000, **settings: object) -
         (LATER, "###", "Vicuna v1.1 or later"),
         (LATER, "</s>", None),
         (VICUNA_0, "</s>", "Vicuna v0, whose separator is ###"),
+        (LATER, None, None),  # the user says what it was taught
+        (VICUNA_0, None, None),
     ],
 )
 def test_rows_tell_which_separator_a_vicuna_knows(
-    tmp_path: Path, rows: int, separator: str, expected: str | None
+    tmp_path: Path, rows: int, separator: str | None, expected: str | None
 ) -> None:
     fault = vocabulary_fault(folder_of(tmp_path, rows), separator)
     assert (expected in fault) if expected and fault else fault is expected
