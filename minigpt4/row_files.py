@@ -166,46 +166,70 @@ class RowFile:
         self, file: BinaryIO, offset: int | None = None, named: bool = True
     ) -> Iterator[Row]:
         """Records from where the file stands, the header too if it stands there."""
-        place = _Place(file, file.tell() if offset is None else offset)
+        place = _Place(self.path, file, file.tell() if offset is None else offset)
         # Strict: a quote that is never closed would otherwise swallow the rest in silence.
-        reader = csv.reader(place.lines(self.path), delimiter=_SEPARATORS[self.form], strict=True)
+        form: dict[str, Any] = {"delimiter": _SEPARATORS[self.form], "strict": True}
+        reader = csv.reader(place.lines(), **form)
         while True:
-            line, at = place.line + 1, place.offset
+            line, at = place.begin_record()
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(line, at, {}, f"is no row of a csv ({one_line(error)}); a stray quote?")
+                yield Row(line, at, {}, _csv_fault(error))
+                # The lines that a stray quote swallowed are rows of their own.
+                place.go_back()
+                reader = csv.reader(place.lines(), **form)
                 continue
             if not any(value.strip() for value in values):
+                continue
+            if named and len(values) != len(self.columns):
+                text = f"has {len(values)} columns, the header {len(self.columns)}"
+                yield Row(line, at, {}, text)
+                place.go_back()
+                reader = csv.reader(place.lines(), **form)
                 continue
             if any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
                 yield Row(line, at, {}, "is not UTF-8")
                 continue
-            if not named:
-                yield Row(line, at, dict(enumerate(values)))  # type: ignore[arg-type]
-            elif len(values) != len(self.columns):
-                text = f"has {len(values)} columns, the header {len(self.columns)}"
-                yield Row(line, at, {}, text)
-            else:
-                yield Row(line, at, dict(zip(self.columns, values, strict=True)))
+            names = self.columns if named else map(str, range(len(values)))
+            yield Row(line, at, dict(zip(names, values, strict=True)))
+
+
+def _csv_fault(error: csv.Error) -> str:
+    if "new-line" in str(error):
+        return "has line ends that are neither \\n nor \\r\\n; save the file with other ones"
+    return f"is no row of a csv ({one_line(error)}); a stray quote?"
 
 
 class _Place:
     """Lines of a file as texts, and how far they have been read."""
 
-    def __init__(self, file: BinaryIO, offset: int) -> None:
-        self.file = file
-        self.offset = offset
-        self.line = 0
+    def __init__(self, path: Path, file: BinaryIO, offset: int) -> None:
+        self.path, self.file = path, file
+        self.line, self.offset = 0, offset
+        self._second: tuple[int, int] | None = None  # line and offset behind a record's first line
 
-    def lines(self, path: Path) -> Iterator[str]:
+    def begin_record(self) -> tuple[int, int]:
+        """Line and offset at which the next record begins."""
+        self._second = None
+        return self.line + 1, self.offset
+
+    def go_back(self) -> None:
+        """To the second line of the record that was read last."""
+        if self._second is not None:
+            self.line, self.offset = self._second
+            self.file.seek(self.offset)
+
+    def lines(self) -> Iterator[str]:
         while content := self.file.readline(LARGEST_ROW + 1):
             if len(content) > LARGEST_ROW:
-                raise DataError(f"{path}:{self.line + 1}: a line longer than {LARGEST_ROW:,} bytes")
+                place = f"{self.path}:{self.line + 1}"
+                raise DataError(f"{place}: a line longer than {LARGEST_ROW:,} bytes")
             self.line += 1
             self.offset += len(content)
+            self._second = self._second or (self.line, self.offset)
             # What is no UTF-8 is found in its record.
             yield content.decode("utf-8", errors="surrogateescape")
 

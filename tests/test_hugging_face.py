@@ -119,7 +119,9 @@ assert not any(name.startswith("minigpt4") for name in sys.modules)
     subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True)
     with torch.no_grad():
         chat.model.end_sym, end_sym = "", chat.model.end_sym
-        ours = chat.model.logits(chat.model.splice_batch(image, chat.model.stage_rows([""], [PROMPT])))
+        ours = chat.model.logits(
+            chat.model.splice_batch(image, chat.model.stage_rows([""], [PROMPT]))
+        )
         chat.model.end_sym = end_sym
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert theirs.shape == ours.shape

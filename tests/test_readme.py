@@ -13,7 +13,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from minigpt4.cli import apply_delta, caption, chat, check, serve
+from minigpt4.cli import (
+    apply_delta,
+    caption,
+    chat,
+    check,
+    check_data,
+    make_alignment_set,
+    serve,
+)
 from tests.conftest import ROOT, EntryPoint
 from tests.datasets.files import pair, picture, write_pairs, write_tar
 
@@ -45,17 +53,33 @@ TRIED_ELSEWHERE = {
     "python benchmarks/caption_throughput.py": "tests/benchmarks, reduced",
     "python benchmarks/server_fuzz.py --requests 1000": "tests/benchmarks, reduced",
     CHECK_SHARDS: "tests/cli/test_check_shards.py",
+    "make dataset-env": "slow tests of tests/dataset/test_download.py",
+    "bash dataset/download_cc_sbu.sh": "tests/dataset/test_download.py",
+    "bash dataset/download_laion.sh": "tests/dataset/test_download.py",
+    "python -m minigpt4 check-shards data/cc_sbu data/laion --output bad_samples.jsonl": (
+        "tests/cli/test_check_shards.py"
+    ),
+    "python benchmarks/data_growth.py": "tests/benchmarks, reduced",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 
 
-# Run with these and other arguments in test_chat_terminal.py, test_caption.py and test_server.py.
-CHATTING: dict[str, ModuleType] = {"chat": chat, "caption": caption, "serve": serve}
+# Run with these and other arguments in a test of their own, most of them in tests/cli.
+CHATTING: dict[str, ModuleType] = {
+    "chat": chat,
+    "caption": caption,
+    "serve": serve,
+    "check-data": check_data,
+    "make-alignment-set": make_alignment_set,
+}
 
 
 def commands_of(page: str) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
-    joined = "\n".join(blocks).replace("\\\n", " ")
+    text = re.sub(
+        r"<<'(\w+)'\n.*?\n\1\n", "\n", "\n".join(blocks), flags=re.S
+    )  # what is fed to cat
+    joined = text.replace("\\\n", " ")
     lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
     return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
 
@@ -73,6 +97,16 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
     words = shlex.split(command)
     if command in commands_of("docs/export.md"):
         return  # tests/cli/test_export.py runs the whole page on the embedded default
+    if command in commands_of("docs/your_data.md"):
+        return  # tests/test_own_data.py runs the whole page likewise
+    if command in commands_of("docs/extending.md"):
+        return  # tests/test_extending.py runs its examples
+    if words[:2] == ["python", "dataset/convert_links.py"]:
+        return  # tests/dataset/test_convert_links.py runs each of them on lists of its own
+    if command in commands_of("dataset/README_OXFORD_HIC.md") and not {"train.py", "demo.py"} & {
+        *words
+    }:
+        return  # tests/dataset/test_prepare_oxford_hic.py takes them from the page
     if command in TRIED_ELSEWHERE:
         if words[0] == "make":
             dry = subprocess.run(
@@ -145,6 +179,8 @@ def stand_in_paths(folder: Path) -> dict[str, str]:
     torch.save({"model": trained}, weights)
     pairs = write_pairs(folder / "pairs", [("a", "a scene")], {"a.jpg": picture()})
     write_tar(folder / "00000.tar", pair("a"))
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"image": "a.jpg", "caption": "a scene"}\n')
     return {
         "run.device": "auto",
         "model.llama_model": str(llama),
@@ -153,6 +189,8 @@ def stand_in_paths(folder: Path) -> dict[str, str]:
         "datasets.laion.build_info.storage": str(folder / "00000.tar"),
         "datasets.cc_sbu.build_info.storage": str(folder / "00000.tar"),
         "datasets.cc_sbu_align.build_info.storage": str(pairs),
+        "datasets.my_pairs.storage": str(rows),
+        "datasets.my_pairs.image_root": str(pairs / "image"),
     }
 
 

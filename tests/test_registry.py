@@ -60,7 +60,7 @@ def entry(
     steps: NotNegative | None = None,
     norm: PositiveFloat | None = None,
     storage: str | list[str] = "",
-    cut: str | Size = "none",
+    trim: str | Size = "none",
 ) -> dict[str, Any]:
     return {**locals()}
 
@@ -351,9 +351,8 @@ def test_a_plugins_parameter_without_a_type_is_one_line(
     tmp_path: Path, own_builders: Registry
 ) -> None:
     (tmp_path / "untyped.py").write_text(PLUGIN.replace("size: int = 1", "size=1"))
-    import_plugins(["./untyped.py"], tmp_path)
-    with one_line(ConfigError, "mine.size", "type"):
-        own_builders.build("mine", {"size": 3}, name="mine")
+    with one_line(ConfigError, "plugins: ./untyped.py", "'mine'", "'size' has no type"):
+        import_plugins(["./untyped.py"], tmp_path)
 
 
 def test_a_plugin_cannot_take_a_name_of_ours_before_ours_is_there(tmp_path: Path) -> None:
@@ -388,12 +387,12 @@ def test_the_nearest_name_is_found_in_any_case(word: str, meant: str | None) -> 
 
 
 def test_a_name_or_a_set_of_keys() -> None:
-    bound, faults = bind(entry, {"number": 1, "cut": {"width": 3}}, "part")
-    assert (bound["cut"], faults) == (Size(3), [])
-    assert bind(entry, {"number": 1, "cut": "some"}, "part")[0]["cut"] == "some"
-    (fault,) = faults_of({"cut": {"width": 3, "heigth": 1}})
-    assert fault == Fault("part.cut.heigth", "unknown key; did you mean 'height'?")
-    (fault,) = faults_of({"cut": {"width": 0}})
-    assert fault.key == "part.cut.width"
-    (fault,) = faults_of({"cut": 3})
-    assert fault.key == "part.cut"
+    bound, faults = bind(entry, {"number": 1, "trim": {"width": 3}}, "part")
+    assert (bound["trim"], faults) == (Size(3), [])
+    assert bind(entry, {"number": 1, "trim": "some"}, "part")[0]["trim"] == "some"
+    (fault,) = faults_of({"trim": {"width": 3, "heigth": 1}})
+    assert fault == Fault("part.trim.heigth", "unknown key; did you mean 'height'?")
+    (fault,) = faults_of({"trim": {"width": 0}})
+    assert fault.key == "part.trim.width"
+    (fault,) = faults_of({"trim": 3})
+    assert fault.key == "part.trim"

@@ -41,6 +41,7 @@ from minigpt4.conversation import (
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
+from minigpt4.models.language_model import learned_positions
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import Segment, splice
 
@@ -74,6 +75,7 @@ class Chat:
         self.kept = KeptStates(
             0 if options.static_cache else options.kept_tokens, model.llama_model.config
         )
+        self._positions = learned_positions(model.llama_model)
         self._encoded: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @property
@@ -265,7 +267,7 @@ class Chat:
     def _room(self, options: GenerationOptions) -> tuple[int, str]:
         """Tokens that a prompt may take, and what limits them."""
         longest, limit = options.max_length, "chat.max_length"
-        positions = self.model.most_positions
+        positions = self._positions
         if positions is not None and positions < longest:
             longest, limit = positions, f"the language model's {positions} positions"
         return max(0, longest - options.max_new_tokens), limit
@@ -304,7 +306,7 @@ class Chat:
             return
         segments = self.model.prompt_segments(session.conversation.transcript(), session.images)
         positions = positions_of(segments)
-        if len(positions) > (self.model.most_positions or len(positions)):
+        if len(positions) > (self._positions or len(positions)):
             return
         past = self.kept.find(positions)
         embeds = splice([segments], self.model.embed_tokens, self.model.device).embeds
@@ -370,7 +372,7 @@ class Chat:
         """
         pairs = zip(prompts, images, strict=True)
         contexts = [self.model.prompt_segments(prompt, shown) for prompt, shown in pairs]
-        if (positions := self.model.most_positions) is not None:
+        if (positions := self._positions) is not None:
             longest = max(sum(map(len, segments)) for segments in contexts)
             if longest >= positions:
                 raise DataError(

@@ -90,6 +90,22 @@ def decoder_layers(language_model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in decoder.modules() if type(module).__name__ in kinds]
 
 
+def learned_positions(language_model: PreTrainedModel) -> int | None:
+    """The longest row where positions are rows of a table; None where they are computed.
+
+    A row that is longer than other models were taught is read all the same, only worse.
+    """
+    config, words = language_model.config, language_model.get_input_embeddings()
+    if (slopes := getattr(config, "max_seq_len", None)) is not None:
+        return int(slopes)  # MPT's biases are made for so many
+    most = getattr(config, "max_position_embeddings", None)
+    tables = (m for m in language_model.modules() if isinstance(m, nn.Embedding) and m is not words)
+    # OPT's table has two rows more.
+    if isinstance(most, int) and any(most <= t.num_embeddings <= most + 8 for t in tables):
+        return most
+    return None
+
+
 def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """The language model of a folder's ``config.json`` on the meta device, without its weights.
 
