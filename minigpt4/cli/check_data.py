@@ -232,7 +232,7 @@ def _reader(config: Config, faults: list[Fault]) -> "Reader | None":
     patches = visual_encoder_tokens(model["image_size"], model["visual_encoder"])
     prompts = load_prompts(model["prompt_path"], model["prompt_template"])
     return Reader(
-        load_tokenizer(model["llama_model"]),
+        load_tokenizer(model["llama_model"], model.get("bos", "auto")),
         ImageTextPretrainTask(prompts, seed=0, rank=0, template=build_template(config)),
         model["num_query_token"] if model["has_qformer"] else patches // PATCHES_PER_TOKEN,
         model["max_txt_len"],
