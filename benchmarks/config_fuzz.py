@@ -66,6 +66,7 @@ def stand_ins(folder: Path) -> dict[str, Any]:
             "laion": {"build_info": {"storage": f"{scenes}/laion/"}},
             "cc_sbu": {"build_info": {"storage": f"{scenes}/cc_sbu/"}},
             "cc_sbu_align": {"build_info": {"storage": f"{scenes}/cc_sbu_align/"}},
+            "my_pairs": {"storage": f"{scenes}/cc_sbu_align/"},
         },
         "run": {"output_dir": str(folder / "output"), "device": "cpu"},
     }

@@ -18,49 +18,23 @@ import logging
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from folders import SUMMARY, kept_folder, new_folder, write_json
-from pack_shards import pack_shards, place_of
-
+from dataset.bad_rows import BadRows, lines_of
+from dataset.folders import SUMMARY, kept_folder, new_folder, write_json
+from dataset.pack_shards import pack_shards, place_of
 from minigpt4.errors import DataError, MiniGPT4Error, run_guarded, shown
 from minigpt4.files import write_atomically
 from minigpt4.row_files import Row, RowFile
 
 CAPTIONS = {"blip": "caption", "llava-pretrain": "blip_caption"}  # where each --from has them
-FIRST = 3  # bad rows of a kind that are named
 LONGEST = 100_000  # bytes of a row; img2dataset's reader gives up near a million
 _URL = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
-
-
-class BadRows:
-    """Bad rows: counted by kind, the first of each named, all listed on request."""
-
-    def __init__(self, listing: BinaryIO | None = None) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[str]] = {}  # places of each kind
-        self._listing = listing
-
-    def add(self, place: str, kind: str, detail: str) -> None:
-        self.counts[kind] += 1
-        first = self.first.setdefault(kind, [])
-        if len(first) < FIRST:
-            first.append(place)
-        if self._listing:
-            told = {"place": place, "kind": kind, "detail": detail}
-            self._listing.write(json.dumps(told).encode() + b"\n")
-
-    def lines(self) -> list[str]:
-        return [
-            f"  {kind:<26}{count:>12,}  first: {', '.join(self.first[kind])}"
-            for kind, count in self.counts.most_common()
-        ]
 
 
 class Parts:
@@ -129,14 +103,14 @@ def write_links(
                 if line:
                     parts.write(line)
                 else:
-                    bad.add(place_of(rows, row, number), kind, detail)
+                    bad.add(kind, place_of(rows, row, number), detail)
         parts.close()
         refuse_nothing(lists, parts.total, bad)
         summary = {
             "lists": facts_of(lists),
             "rows": parts.total + bad.counts.total(),
             "links": parts.total,
-            "bad": dict(bad.counts),
+            "bad": bad.as_json(),
             "parts": parts.rows,
         }
         write_json(folder / SUMMARY, summary)
@@ -159,9 +133,9 @@ def write_shards(
             shards += bool(packed["successes"])
             pairs += packed["successes"]
             for told in packed["bad"]:
-                bad.add(told["place"], told["kind"], told["detail"])
+                bad.add(told["kind"], told["place"], told["detail"])
         refuse_nothing(lists, pairs, bad)
-        summary = {"pairs": pairs, "shards": shards, "bad": dict(bad.counts)}
+        summary = {"pairs": pairs, "shards": shards, "bad": bad.as_json()}
         write_json(output / SUMMARY, summary)
     rows = pairs + bad.counts.total()
     return [
@@ -187,8 +161,8 @@ def refuse_nothing(lists: Sequence[RowFile], good: int, bad: BadRows) -> None:
     if not bad.counts:
         raise DataError(f"{names}: 0 rows")
     kind, count = bad.counts.most_common(1)[0]
-    place = bad.first[kind][0]
-    raise DataError(f"{names}: no row is of use; {count:,} times {kind}, first {place}")
+    told = bad.first[kind][0]
+    raise DataError(f"{names}: no row is of use; {count:,} times {kind}, first {told}")
 
 
 def open_lists(files: Sequence[Path], wanted: Sequence[str]) -> Iterator[RowFile]:
@@ -217,7 +191,7 @@ def convert(arguments: argparse.Namespace, listing: BinaryIO | None) -> None:
     else:
         lists = list(open_lists(arguments.files, ["url", caption_key]))
         lines = write_links(lists, arguments.output, caption_key, arguments.rows_per_part, bad)
-    print("\n".join(lines + bad.lines()))
+    print("\n".join([*lines, *lines_of(bad.as_json())]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

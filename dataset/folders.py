@@ -36,8 +36,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         with _lock(temporary):
             try:
                 for left in temporary.iterdir():
-                    left.unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
                 yield temporary
+                os.sync()  # before it has the name that says it is whole
                 os.rename(temporary, path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -14,16 +14,15 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from minigpt4.errors import DataError, one_line, shown
+from dataset.bad_rows import BadRows
+from dataset.pack_shards import SUFFIXES
+from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
 from minigpt4.row_files import Row, RowFile
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of several pictures of an image the first counts
 NOTHING = ("", "nan", "<na>")  # what pandas and others write for no value
 _LONGEST_ID = 200  # bytes; a file's name has at most 255
 _NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)?(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_SHOWN = 3  # places that are told of each reason
 _CACHE_KB = 8_000  # more saves no time
 _TABLES = """
 CREATE TABLE images (image_id TEXT PRIMARY KEY, url TEXT, preference INT, file TEXT) WITHOUT ROWID;
@@ -34,7 +33,11 @@ CREATE TABLE kept (split TEXT, image_id TEXT, file TEXT, draw INT, caption TEXT)
 
 @contextlib.contextmanager
 def temporary_database(file: Path) -> Iterator[sqlite3.Connection]:
-    """The tables, still empty, in a file that is gone afterwards."""
+    """The tables, still empty, in a file that is gone afterwards.
+
+    Raises:
+        MiniGPT4Error: when the disk is full.
+    """
     db = sqlite3.connect(file)
     try:
         # Sorting writes files of its own: beside the output is room, in /tmp perhaps not.
@@ -44,30 +47,13 @@ def temporary_database(file: Path) -> Iterator[sqlite3.Connection]:
             db.execute(f"PRAGMA {setting}")
         db.executescript(_TABLES)
         yield db
+    except sqlite3.Error as error:
+        raise MiniGPT4Error(
+            f"{file}: cannot be written ({one_line(error)}); free space, or choose another --output"
+        ) from error
     finally:
         db.close()
         file.unlink(missing_ok=True)
-
-
-class LeftOut:
-    """Rows of a file that are not used, counted by reason, and where the first of them are."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = {}
-
-    def add(self, reason: str, line: int, detail: str = "") -> None:
-        self.counts[reason] += 1
-        if self.counts[reason] <= _SHOWN:
-            place = f"{self.file}:{line}" + (f": {detail}" if detail else "")
-            self.examples.setdefault(reason, []).append(place)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            reason: {"rows": count, "for example": self.examples[reason]}
-            for reason, count in self.counts.most_common()
-        }
 
 
 def open_table(path: Path, columns: Sequence[str]) -> RowFile:
@@ -104,11 +90,12 @@ def drawn(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
-def read_info(db: sqlite3.Connection, table: RowFile, left_out: LeftOut) -> int:
+def read_info(db: sqlite3.Connection, table: RowFile, left_out: BadRows) -> int:
     """Fill ``images``; the number of rows."""
     listed = 0
     for row in table:
-        image_id = _image_id(row, left_out)
+        place = f"{table.path}:{row.line}"
+        image_id = _image_id(row, place, left_out)
         if image_id is None:
             continue
         url = row.fields["image_url"].strip()
@@ -116,28 +103,29 @@ def read_info(db: sqlite3.Connection, table: RowFile, left_out: LeftOut) -> int:
         if db.execute(insert, (image_id, None if is_missing(url) else url)).rowcount:
             listed += 1
         else:
-            left_out.add("image_id twice", row.line, shown(image_id))
+            left_out.add("image_id twice", place, shown(image_id))
     return _rows(table, listed, left_out)
 
 
 def read_captions(
-    db: sqlite3.Connection, table: RowFile, seed: int, left_out: LeftOut
+    db: sqlite3.Connection, table: RowFile, seed: int, left_out: BadRows
 ) -> tuple[int, dict[str, int]]:
     """Fill ``captions``; the number of rows, and how many of them have which score."""
     scores: Counter[int] = Counter()
 
     def captions() -> Iterator[tuple[str, int, float, int, str]]:
         for row in table:
-            image_id = _image_id(row, left_out)
+            place = f"{table.path}:{row.line}"
+            image_id = _image_id(row, place, left_out)
             if image_id is None:
                 continue
             caption, told = row.fields["caption"].strip(), row.fields["funny_score"]
             if is_missing(caption):
-                left_out.add("no caption", row.line)
+                left_out.add("no caption", place)
             elif is_missing(told):
-                left_out.add("no funny_score", row.line)
+                left_out.add("no funny_score", place)
             elif (score := number_of(told)) is None:
-                left_out.add("funny_score is no number", row.line, shown(told))
+                left_out.add("funny_score is no number", place, shown(told))
             else:
                 scores[_magnitude(score)] += 1
                 yield image_id, row.line, score, drawn(seed, image_id, caption), caption
@@ -151,21 +139,21 @@ def read_captions(
     return _rows(table, scores.total(), left_out), histogram
 
 
-def _rows(table: RowFile, good: int, left_out: LeftOut) -> int:
+def _rows(table: RowFile, good: int, left_out: BadRows) -> int:
     rows = good + left_out.counts.total()
     if not rows:
         raise DataError(f"{table.path}:1: no rows follow the line with the columns")
     return rows
 
 
-def _image_id(row: Row, left_out: LeftOut) -> str | None:
+def _image_id(row: Row, place: str, left_out: BadRows) -> str | None:
     """The image's id, always a text ("0012" is not 12); None where the row is left out."""
     if row.fault:
-        left_out.add("unreadable row", row.line, row.fault)
+        left_out.add("unreadable row", place, row.fault)
         return None
     image_id = str(row.fields["image_id"]).strip()
     if is_missing(image_id):
-        left_out.add("no image_id", row.line)
+        left_out.add("no image_id", place)
     elif (
         "/" in image_id
         or "\\" in image_id
@@ -173,7 +161,7 @@ def _image_id(row: Row, left_out: LeftOut) -> str | None:
         or not image_id.isprintable()
         or len(image_id.encode()) > _LONGEST_ID
     ):
-        left_out.add("image_id is no file name, refused", row.line, shown(image_id))
+        left_out.add("image_id is no file name, refused", place, shown(image_id))
     else:
         return image_id
     return None

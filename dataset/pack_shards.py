@@ -14,8 +14,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from folders import read_json, write_json
-
+from dataset.folders import read_json, write_json
 from minigpt4.errors import one_line, shown
 from minigpt4.files import write_atomically
 from minigpt4.row_files import Row, RowFile
@@ -23,6 +22,7 @@ from minigpt4.row_files import Row, RowFile
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # what the loaders read
 LARGEST = 256 << 20  # bytes of a picture; the loaders take no longer one
 Placed = tuple[str, Row]  # a row and where it stands
+Sample = tuple[str, str, bytes, dict[str, str]]  # key, picture with its suffix, what is told of it
 
 
 def place_of(rows: RowFile, row: Row, number: int) -> str:
@@ -77,25 +77,33 @@ def pack_shard(
     """What a shard holds that is written here; without any pair there is no file."""
     bad: list[dict[str, str]] = []
 
-    def write(file: BinaryIO) -> None:
-        with tarfile.open(fileobj=file, mode="w") as opened:
-            for key, (place, row) in zip(keys, rows, strict=False):
-                try:
-                    suffix, content, told = pair_of(row, images)
-                except BadRowError as error:
-                    kind, detail = error.args
-                    bad.append({"place": place, "kind": kind, "detail": detail})
-                    continue
-                add(opened, f"{key}{suffix}", content)
-                add(opened, f"{key}.json", json.dumps({**told, "key": key}).encode())
+    def samples() -> Iterator[Sample]:
+        for key, (place, row) in zip(keys, rows, strict=False):
+            try:
+                yield key, *pair_of(row, images)
+            except BadRowError as error:
+                kind, detail = error.args
+                bad.append({"place": place, "kind": kind, "detail": detail})
 
-    write_atomically(tar, write)
+    write_shard(tar, samples())
     if len(bad) == len(rows):
         tar.unlink()  # a shard without samples is a fault to a training
     return {"count": len(rows), "successes": len(rows) - len(bad), "bad": bad}
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a shard, whole or not at all."""
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for key, suffix, picture, told in samples:
+                _add(tar, f"{key}{suffix}", picture)
+                _add(tar, f"{key}.json", json.dumps({**told, "key": key}).encode())
+
+    write_atomically(path, write)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     tar.addfile(entry, io.BytesIO(content))

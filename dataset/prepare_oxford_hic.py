@@ -8,8 +8,6 @@ in the form of ``cc_sbu_align``, or as shards, and ``summary.json``; all of it o
 """
 
 import argparse
-import contextlib
-import io
 import itertools
 import json
 import logging
@@ -18,7 +16,6 @@ import os
 import shutil
 import sqlite3
 import sys
-import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +27,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from dataset.bad_rows import BadRows, lines_of
+from dataset.folders import SUMMARY, new_folder, write_json
 from dataset.oxford_hic_tables import (
-    LeftOut,
     drawn,
     find_pictures,
     open_table,
@@ -39,13 +37,8 @@ from dataset.oxford_hic_tables import (
     read_info,
     temporary_database,
 )
-from minigpt4.errors import (
-    ConfigError,
-    DataError,
-    MiniGPT4Error,
-    one_line,
-    run_guarded,
-)
+from dataset.pack_shards import write_shard
+from minigpt4.errors import ConfigError, DataError, one_line, run_guarded
 from minigpt4.files import write_atomically
 from minigpt4.row_files import RowFile
 
@@ -89,11 +82,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError("--min-score: nan is no score")
     if not arguments.images.is_dir():
         raise DataError(f"--images {arguments.images}: no such folder")
-    if os.path.lexists(arguments.output):
-        raise MiniGPT4Error(
-            f"--output {arguments.output} exists already and is not overwritten; "
-            "remove it or choose another"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,55 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     info = open_table(arguments.info, ("image_id", "image_url"))
     data = open_table(arguments.data, ("image_id", "caption", "funny_score"))
-    output = arguments.output.absolute()
-    try:
-        with work_folder(output) as work:
-            summary = prepare(arguments, info, data, work)
-            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(work / "summary.json", lambda file: file.write(text.encode()))
-            os.sync()  # before it has the name that says it is whole
-            os.rename(work, output)
-    except (OSError, sqlite3.Error) as error:
-        raise MiniGPT4Error(
-            f"--output {arguments.output}: cannot be written ({one_line(error)}); "
-            "free space or choose another folder"
-        ) from error
+    with new_folder(arguments.output) as work:
+        summary = prepare(arguments, info, data, work)
+        write_json(work / SUMMARY, summary)
     print("\n".join(summary_lines(summary)), arguments.output, sep="\n")
     return 0
-
-
-@contextlib.contextmanager
-def work_folder(output: Path) -> Iterator[Path]:
-    """An empty folder beside the output, for this process alone; removed when something fails.
-
-    What a killed run left there is cleared.
-    """
-    import fcntl  # not everywhere
-
-    work = output.with_name(f".{output.name}.preparing")
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, always
-        except OSError as error:
-            raise MiniGPT4Error(f"{work}: another run is writing there; wait for it") from error
-        try:
-            for leftover in work.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield work
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    finally:
-        os.close(handle)
 
 
 def prepare(
     arguments: argparse.Namespace, info: RowFile, data: RowFile, work: Path
 ) -> dict[str, Any]:
     """Write every split into the work folder; the summary."""
-    not_listed, left_out = LeftOut(info.path), LeftOut(data.path)
+    not_listed, left_out = BadRows(), BadRows()
     with temporary_database(work / "rows.sqlite") as db:
         listed = read_info(db, info, not_listed)
         logger.info("%s: %d rows", info.path, listed)
@@ -190,8 +141,7 @@ def prepare(
 def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
     for part in ("info", "data"):
         yield f"{summary[part]['file']}: {summary[part]['rows']:,} rows, left out of them:"
-        for reason, found in summary[part]["left_out"].items():
-            yield f"  {reason:<36}{found['rows']:>11,}  e.g. {found['for example'][0]}"
+        yield from lines_of(summary[part]["left_out"])
     yield "rows by funny_score:"
     for name, count in summary["rows_by_score"].items():
         yield f"  {name:<36}{count:>11,}"
@@ -203,7 +153,7 @@ def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
 class Chosen:
     """What is kept of the captions, image by image, and how much that is in each split."""
 
-    def __init__(self, arguments: argparse.Namespace, left_out: LeftOut) -> None:
+    def __init__(self, arguments: argparse.Namespace, left_out: BadRows) -> None:
         self.arguments, self.left_out = arguments, left_out
         self.images: Counter[str] = Counter()
         self.captions: Counter[str] = Counter()
@@ -233,19 +183,20 @@ class Chosen:
         worthless = True
         fault: tuple[str, str] | None = None  # not looked at yet
         for _, listed, file, line, score, draw, caption in rows:
+            place = f"{self.arguments.data}:{line}"
             worthless &= score == 0
             if self.arguments.min_score is not None and score < self.arguments.min_score:
-                self.left_out.add("funny_score below --min-score", line)
+                self.left_out.add("funny_score below --min-score", place)
                 continue
             if fault is None:
                 fault = self._fault(listed, file)
             reason, detail = fault
             if reason:
-                self.left_out.add(reason, line, detail)
+                self.left_out.add(reason, place, detail)
             elif draw in before:
-                self.left_out.add("same caption of the same image", line)
+                self.left_out.add("same caption of the same image", place)
             elif len(before) == most:
-                self.left_out.add("over --max-captions-per-image", line)
+                self.left_out.add("over --max-captions-per-image", place)
             else:
                 before.add(draw)
                 yield split, image_id, file, draw, caption
@@ -285,7 +236,7 @@ def picture_fault(file: Path, decode: bool) -> str:
 
 def check_enough(chosen: Chosen, pictures: int) -> None:
     """Refuse to write nothing, or nothing to train on; a small split that is empty is told."""
-    data, arguments = chosen.left_out.file, chosen.arguments
+    arguments, data = chosen.arguments, chosen.arguments.data
     if not chosen.captions.total():
         reasons = chosen.left_out.counts.most_common(3)
         worst = ", ".join(f"{reason}: {count:,}" for reason, count in reasons)
@@ -339,23 +290,16 @@ def write_shards(
         pairs = list(itertools.islice(rows, samples_per_shard))
         if not pairs:
             return
-
-        def write(file: BinaryIO, shard: int = shard, pairs: list[tuple[str, ...]] = pairs) -> None:
-            with tarfile.open(fileobj=file, mode="w") as tar:
-                for number, (image_id, picture, caption) in enumerate(pairs):
-                    key = f"{shard:05d}{number:04d}"
-                    suffix = Path(picture).suffix.lower()
-                    told = {"caption": caption, "image_id": image_id, "key": key}
-                    _add(tar, key + suffix, (images / picture).read_bytes())
-                    _add(tar, f"{key}.json", json.dumps(told).encode())
-
-        write_atomically(folder / f"{shard:05d}.tar", write)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
+        samples = (
+            (
+                f"{shard:05d}{number:04d}",
+                Path(picture).suffix.lower(),
+                (images / picture).read_bytes(),
+                {"caption": caption, "image_id": image_id},
+            )
+            for number, (image_id, picture, caption) in enumerate(pairs)
+        )
+        write_shard(folder / f"{shard:05d}.tar", samples)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigpt4.errors import DataError, one_line, shown
+from minigpt4.json_lists import JsonList
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 LARGEST_ROW = 16 << 20  # bytes; a file of one endless line must not fill the memory
-_CHUNK = 1 << 20  # bytes
-_WHITE = " \t\r\n"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
-_NEAR_THE_END = 16  # characters; a word that a chunk cuts may be no json before the rest is there
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class RowFile:
             if self.form == ".jsonl":
                 yield from self._lines(file)
             elif self.form == ".json":
-                yield from _JsonList(self.path, file)
+                yield from (_row(value, *place) for value, *place in JsonList(self.path, file))
             else:
                 rows = self._csv_rows(file)
                 next(rows, None)  # the header
@@ -92,8 +90,8 @@ class RowFile:
                 for row in self._csv_rows(file, offset):
                     return Row(0, offset, row.fields, row.fault)
             else:
-                for row in _JsonList(self.path, file, offset):
-                    return Row(0, offset, row.fields, row.fault)
+                for value, _, _ in JsonList(self.path, file, offset):
+                    return _row(value, 0, offset)
         raise self._fault(0, f"ends before byte {offset:,}; it has changed meanwhile")
 
     def _open(self) -> BinaryIO:
@@ -232,113 +230,6 @@ class _Place:
             self._second = self._second or (self.line, self.offset)
             # What is no UTF-8 is found in its record.
             yield content.decode("utf-8", errors="surrogateescape")
-
-
-class _JsonList:
-    """The objects of a json list, whatever its length.
-
-    Args:
-        path: For messages.
-        file: Stands at the list's beginning, or at that of an element.
-        element: Where that is; None at the list's beginning.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, element: int | None = None) -> None:
-        self._path, self._file = path, file
-        self._decoder = json.JSONDecoder()
-        self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._text, self._at = "", 0  # what is read, and how much of it is done
-        self._ended = False
-        self._line = 1
-        self._offset = file.tell() if element is None else element  # of what is done, in bytes
-        self._inside = element is not None
-
-    def __iter__(self) -> Iterator[Row]:
-        if not self._inside:
-            found = self._next_character()
-            if found != "[":
-                raise self._fault(
-                    "is empty; it must be a json list of rows"
-                    if not found
-                    else "must be a json list of rows ([{…}, …]); name a file with a row in each "
-                    "line .jsonl"
-                )
-            self._advance(self._at + 1)
-            if self._next_character() == "]":
-                self._advance(self._at + 1)
-                return self._check_end()
-        while True:
-            self._next_character()
-            line, offset = self._line, self._offset
-            value = self._value()
-            yield _row(value, line, offset)
-            mark = self._next_character()
-            if mark not in (",", "]"):
-                raise self._fault(
-                    "breaks off: its list is not closed" if not mark else "a comma is missing"
-                )
-            self._advance(self._at + 1)
-            if mark == "]":
-                return self._check_end()
-
-    def _check_end(self) -> None:
-        if self._next_character():
-            raise self._fault("more follows behind the end of the list")
-
-    def _fault(self, text: str, line: int | None = None) -> DataError:
-        return DataError(f"{self._path}:{line or self._line}: {text}")
-
-    def _read(self, size: int = _CHUNK) -> None:
-        content = self._file.read(size)
-        self._ended = not content
-        try:
-            more = self._utf8.decode(content, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise self._fault(f"is not UTF-8 hereafter ({one_line(error)})") from error
-        self._text, self._at = self._text[self._at :] + more, 0
-
-    def _advance(self, to: int) -> None:
-        done = self._text[self._at : to]
-        self._line += done.count("\n")
-        self._offset += len(done) if done.isascii() else len(done.encode())
-        self._at = to
-
-    def _next_character(self) -> str:
-        """The next one that is not white; empty at the end."""
-        while True:
-            to = self._at
-            while to < len(self._text) and self._text[to] in _WHITE:
-                to += 1
-            self._advance(to)
-            if to < len(self._text):
-                return self._text[to]
-            if self._ended:
-                return ""
-            self._read()
-
-    def _value(self) -> Any:
-        size = _CHUNK
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-                # A number at the very end may go on in what is not read yet.
-                if end < len(self._text) or self._ended:
-                    self._advance(end)
-                    return value
-            except json.JSONDecodeError as error:
-                read = len(self._text.rstrip()) if self._ended else len(self._text) - _NEAR_THE_END
-                cut = error.pos >= read or error.msg.startswith("Unterminated string")
-                if self._ended or not cut:
-                    line = self._line + self._text.count("\n", self._at, error.pos)
-                    if self._ended and cut:
-                        raise self._fault("breaks off in this row", self._line) from error
-                    raise self._fault(f"is not json ({error.msg})", line) from error
-            except (ValueError, RecursionError) as error:
-                raise self._fault(f"is not json ({one_line(error)})") from error
-            if len(self._text) - self._at > LARGEST_ROW:
-                raise self._fault(f"a row longer than {LARGEST_ROW:,} characters")
-            self._read(size)
-            size *= 2
 
 
 def _row(value: Any, line: int, offset: int) -> Row:

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigpt4"
 FLOORS = [
     {"errors", "weight_names"},
-    {"registry", "checks", "download", "files", "row_files"},
+    {"registry", "checks", "download", "files", "json_lists"},
+    {"row_files"},
     {"checkpoint"},
     {"config", "processors", "datasets", "models", "conversation", "configs", "deltas"},
     {"chat"},

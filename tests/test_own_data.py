@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import train
+from minigpt4.__main__ import main
 from tests.conftest import ROOT, EntryPoint
 from tests.datasets.test_pairs import with_pictures, write_rows
 
@@ -129,6 +130,26 @@ def test_rows_of_every_kind_are_trained_beside_words_alone(
     before = torch.load(projection, weights_only=True)["model"]
     after = torch.load(checkpoint, weights_only=True)["model"]
     assert not torch.equal(before["llama_proj.weight"], after["llama_proj.weight"])
+
+
+def test_cached_features_of_rows_give_the_pictures_numbers(
+    run_entry: EntryPoint, tmp_path: Path, projection: Path
+) -> None:
+    storage = rows_of_every_kind(tmp_path)
+    config = write_config(
+        tmp_path, projection, mine={"storage": str(storage), "val_fraction": 0.01}
+    )
+    cached = tmp_path / "features"
+    code, stderr = run_entry(main, "cache-features", "--cfg-path", config, "--output", cached)
+    assert code == 0, stderr
+    losses = []
+    for name, more in (("pictures", []), ("features", [f"datasets.mine.features={cached}"])):
+        output = f"run.output_dir={tmp_path / name / 'runs'}"
+        code, stderr = run_entry(train.main, "--cfg-path", config, "--options", output, *more)
+        assert code == 0, stderr
+        losses.append(losses_of(tmp_path / name))
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
 
 
 @pytest.mark.slow

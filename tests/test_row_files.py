@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4 import row_files
+from minigpt4 import json_lists, row_files
 from minigpt4.errors import DataError
 from minigpt4.row_files import Row, RowFile
 
@@ -115,9 +115,9 @@ def test_columns_are_named_by_the_first_line(tmp_path: Path) -> None:
         ("a.json", b"", "1: is empty"),
         ("a.json", b" \n\n", "3: is empty"),
         ("a.json", b'[{"a": 1},\n{"a": 2}', "2: breaks off: its list is not closed"),
-        ("a.json", b'[{"a": 1},\n{"a": 2},\n', "3: breaks off in this row"),
-        ("a.json", b'[{"a": 1},\n{"a": "tw', "2: breaks off in this row"),
-        ("a.json", b'[{"a": 1},\n{"a":', "2: breaks off in this row"),
+        ("a.json", b'[{"a": 1},\n{"a": 2},\n', "3: breaks off in row"),
+        ("a.json", b'[{"a": 1},\n{"a": "tw', "2: breaks off in row"),
+        ("a.json", b'[{"a": 1},\n{"a":', "2: breaks off in row"),
         ("a.json", b'[{"a": 1}\n {"a": 2}]', "2: a comma is missing"),
         ("a.json", b'[{"a": 1},\n{"a": two},{"b": 3}]' + b" " * 40, "2: is not json"),
         ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "2: more follows behind the end of the list"),
@@ -188,7 +188,8 @@ def test_an_unclosed_quote_is_told_where_it_begins(tmp_path: Path) -> None:
 
 def test_endless_lines_fill_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "LARGEST_ROW", 1000)
-    monkeypatch.setattr(row_files, "_CHUNK", 64)
+    monkeypatch.setattr(json_lists, "LARGEST", 1000)
+    monkeypatch.setattr(json_lists, "_CHUNK", 64)
     long = "x" * 5000
     file = write(tmp_path, "a.jsonl", as_jsonl([{"a": 1}, {"a": long}, {"a": 3}]))
     first, bad, last = list(file)
@@ -233,7 +234,7 @@ def drawn_text(rng: random.Random) -> str:
 def test_chunks_may_end_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(row_files, "_CHUNK", chunk)
+    monkeypatch.setattr(json_lists, "_CHUNK", chunk)
     rng = random.Random(chunk)
     for number in range(60):
         values = [
@@ -262,7 +263,7 @@ def test_a_list_that_is_cut_anywhere_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """Never is a part of it taken for the whole."""
-    monkeypatch.setattr(row_files, "_CHUNK", chunk)
+    monkeypatch.setattr(json_lists, "_CHUNK", chunk)
     content = json.dumps([{"a": "é\\ \n", "b": [1.5, None]}, {"c": -12}], ensure_ascii=False)
     raw = content.encode()
     for length in range(len(raw)):

@@ -118,7 +118,10 @@ def _dataset_faults(config: Config, used: bool) -> list[Fault]:
             text = f"unknown type of data set {shown(builder)}; {nearest(builder, known)}"
             faults.append(Fault(f"{where}.type", text))
         elif builder not in known:
-            faults.append(Fault(where, unknown_data_set(name)))
+            mistyped = [
+                f for f in _unknown_keys(BUILDERS, entry, ("type",), where) if "'type'" in f.text
+            ]
+            faults += mistyped or [Fault(where, unknown_data_set(name))]
         else:
             options = config.dataset_options(name)
             faults += bind(BUILDERS.get(builder), options, where, dry=used, partial=not used)[1]

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 from minigpt4.checks import Positive, check_folder, check_not_negative, check_share
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.feature_source import with_features
-from minigpt4.datasets.pairs import ListSource, RowSource, Side, check_storage, open_storage
+from minigpt4.datasets.pairs import (
+    ListSource,
+    RowSource,
+    Side,
+    check_storage,
+    names_shards,
+    open_storage,
+)
 from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.errors import ConfigError
@@ -121,6 +128,7 @@ def build_pairs(
     text_processor: TextProcessors = _PLAIN_TEXTS,
     sample_ratio: SampleRatio = 1.0,
     batch_size: Positive | None = None,
+    features: str | None = None,
 ) -> DataSet:
     """A user's own rows: images with captions, instructions and answers, or conversations.
 
@@ -138,6 +146,8 @@ def build_pairs(
         text_processor: Of captions, by split; other words reach the model as they are.
         sample_ratio: Relative weight with which a step draws this data set.
         batch_size: Samples per process of a step on this data set; the run's without.
+        features: Folder of ``cache-features``, to train from what the frozen towers made of the
+            pictures; an evaluation reads the pictures themselves.
     """
     if val_storage is not None and val_fraction:
         raise ConfigError(
@@ -154,7 +164,7 @@ def build_pairs(
     if length is not None and length < source.units:
         text = "datasets.%s: %d of %d rows cannot be used; check-data lists them"
         logger.warning(text, name, source.units - length, source.units)
-    return DataSet(
+    dataset = DataSet(
         name,
         source,
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
@@ -164,8 +174,9 @@ def build_pairs(
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
         eval_source=held_out,
-        missing=_missing_shards(name, storage) if isinstance(source, ShardSource) else (),
+        missing=_missing_shards(name, storage) if names_shards(storage) else (),
     )
+    return with_features(dataset, features)
 
 
 @BUILDERS.register("cc_sbu_align")

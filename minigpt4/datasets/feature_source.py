@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from minigpt4.datasets.features import CachedFeatures
-from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source, Turn
 from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 
@@ -35,7 +35,7 @@ class CacheableSource(Source, Protocol):
         """What a unit is read from; first the shard, where it is one."""
 
 
-Row = dict[str, Any]  # a sample of a group: key, and text, file, row; or cause, detail
+Row = dict[str, Any]  # a sample of a group: key, and text, features; or cause, detail
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,16 @@ def row_of(sample: RawSample | BadSample) -> Row:
 
 
 def _sample_of(row: Row, shard: str, folder: Path) -> RawSample | BadSample:
-    """The inverse of :func:`row_of`, with features instead of the picture."""
+    """The inverse of :func:`row_of`, with features instead of the pictures."""
     shard = shard if row["in_shard"] else ""
     key = "/".join(part for part in (shard, row["key"]) if part)
     if "cause" in row:
         return BadSample(key, row["cause"], row["detail"], shard)
-    return RawSample(key, CachedFeatures(folder / row["file"], row["row"]), row["text"], shard)
+    images = tuple(CachedFeatures(folder / file, place) for file, place in row["features"])
+    text = row["text"]
+    if not isinstance(text, str):
+        text = tuple(Turn(*turn) for turn in text)
+    return RawSample(key, images[0] if len(images) == 1 else images, text, shard)
 
 
 class FeatureSource:

@@ -150,8 +150,10 @@ class ListSource:
     """Rows that are held in memory, each a unit; their pictures are not."""
 
     window = 1  # the order of the units is shuffled already
+    units_per_group = 512
 
     def __init__(self, folder: Path, entries: list[RawSample | BadSample], side: Side) -> None:
+        self._folder = folder
         self.entries = [entry for entry in entries if side.has(place_of(Path(entry.key).name))]
         self.units = len(self.entries)
         self.length = sum(isinstance(entry, RawSample) for entry in self.entries)
@@ -160,8 +162,20 @@ class ListSource:
             reason = f"; the first: {first.key}: {first.reason}" if first else ""
             raise DataError(f"{folder}: none of its {self.units} rows can be used{reason}")
 
+    def files(self, unit: int) -> list[Path]:
+        images = _image_files(self.entries[unit])
+        texts = [image.with_suffix(suffix) for image in images for suffix in _SIDECARS]
+        return [
+            file for file in (self._folder / ANNOTATION_FILE, *texts, *images) if file.is_file()
+        ]
+
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         yield self.entries[unit]
+
+
+def _image_files(sample: RawSample | BadSample) -> list[Path]:
+    images = sample.images if isinstance(sample, RawSample) else ()
+    return [image for image in images if isinstance(image, Path)]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -281,6 +295,7 @@ class RowSource:
     """
 
     window = 1  # the order of the units is shuffled already
+    units_per_group = 512
 
     def __init__(self, file: Path, root: Path, side: Side) -> None:
         self._reader = _RowReader(file, root)
@@ -293,6 +308,10 @@ class RowSource:
         if not self.length and side.part == "train":
             raise DataError(f"{file}: no good row is left to train on beside val_fraction")
 
+    def files(self, unit: int) -> list[Path]:
+        (sample,) = self.read(unit)
+        return [self._reader.rows.path, *_image_files(sample)]
+
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         number = self._rows[unit]
         row = self._reader.rows.read(self._index.offsets[number])
@@ -302,9 +321,14 @@ class RowSource:
 class _SideOfShards:
     """The samples of shards that are on one side of a split."""
 
+    units_per_group = 1
+
     def __init__(self, source: ShardSource, side: Side) -> None:
         self.units, self.window = source.units, source.window
         self._source, self._side = source, side
+
+    def files(self, unit: int) -> list[Path]:
+        return self._source.files(unit)
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         for sample in self._source.read(unit):

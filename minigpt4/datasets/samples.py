@@ -270,6 +270,12 @@ def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
     )
 
 
+def keys_of_images(batch: Batch) -> list[str]:
+    """Whose each image of a batch is."""
+    owners = zip(batch["keys"], batch["image_counts"], strict=True)
+    return [key for key, count in owners for _ in range(count)]
+
+
 def pin_memory(batch: Batch) -> Batch:
     """The same with its images in page-locked memory."""
     return Batch(**{**batch, "image": batch["image"].pin_memory()})  # type: ignore[typeddict-item]

@@ -38,11 +38,7 @@ from minigpt4.datasets.feature_source import (
 )
 from minigpt4.datasets.features import save_features
 from minigpt4.datasets.group_batches import GroupBatches
-from minigpt4.datasets.samples import (
-    Batch,
-    DataSet,
-    to_device,
-)
+from minigpt4.datasets.samples import Batch, DataSet, keys_of_images, to_device
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.models.build import build_towers, choose_dtype
 from minigpt4.models.minigpt4 import freeze
@@ -300,9 +296,9 @@ class _Work:
             for batch in batches:
                 good = [row for row in batch.rows if "cause" not in row]
                 if batch.batch is not None:
-                    places = writer.add(self._features(batch.batch))
-                    for row, place in zip(good, places, strict=True):
-                        row |= place
+                    places = iter(self._keep(batch.batch, writer))
+                    for row, count in zip(good, batch.batch["image_counts"], strict=True):
+                        row["features"] = list(itertools.islice(places, count))
                 rows += batch.rows
                 for unit in batch.units:
                     counts[unit] += 1
@@ -310,6 +306,10 @@ class _Work:
             self.entries[number] = self.cache.save(
                 number, list(counts.values()), rows, writer.close()
             )
+
+    def _keep(self, batch: Batch, writer: "_FeatureWriter") -> list[tuple[str, int]]:
+        """Have the features of a batch's images kept; where each of them will lie."""
+        return writer.add(self._features(batch)) if sum(batch["image_counts"]) else []
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> torch.Tensor:
@@ -320,7 +320,7 @@ class _Work:
         kept = features.to(self.cache.dtype)
         if not kept.isfinite().all():
             bad = int(kept.flatten(1).isfinite().all(dim=1).logical_not().nonzero()[0, 0])
-            fault = DataError(_overflow(batch["keys"][bad], features[bad]))
+            fault = DataError(_overflow(keys_of_images(batch)[bad], features[bad]))
             fault.rank_local = True
             raise fault
         return kept.cpu()
@@ -342,7 +342,7 @@ class _FeatureWriter:
         self._rows = 0  # of those held
         self._written: dict[str, int] = {}
 
-    def add(self, features: torch.Tensor) -> list[dict[str, Any]]:
+    def add(self, features: torch.Tensor) -> list[tuple[str, int]]:
         """Take features ``[n, Q, D]``; where each of them will lie."""
         each = features[0].numel() * features.element_size()
         if self._rows and (self._rows + len(features)) * each > _FILE_BYTES:
@@ -350,7 +350,7 @@ class _FeatureWriter:
         first = self._rows
         self._held.append(features)
         self._rows += len(features)
-        return [{"file": self._name, "row": first + i} for i in range(len(features))]
+        return [(self._name, first + i) for i in range(len(features))]
 
     def close(self) -> dict[str, int]:
         """Write the rest; every file with its bytes."""

@@ -35,7 +35,7 @@ from minigpt4.runners.file_facts import DIGEST, FileFact, describe, files_differ
 from minigpt4.runners.plan import Plan
 from minigpt4.runners.preparation import chosen_precision
 
-_FORMAT = 1
+_FORMAT = 2
 _WEIGHTS = ("vit_model", "q_former_model")
 _OF_Q_FORMER = ("q_former_model", "num_query_token", "q_former")
 _SEEDS = 16  # with which a picture is processed: a transform that draws shows by one of them

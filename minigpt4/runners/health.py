@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from minigpt4.datasets.samples import Batch
+from minigpt4.datasets.samples import Batch, keys_of_images
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.rows import Row, describe_row, row_segments
@@ -227,12 +227,7 @@ class NonFiniteGuard:
 
 
 def _keys_of_broken_images(batch: Batch) -> list[str]:
-    owners = [
-        key
-        for key, count in zip(batch["keys"], batch["image_counts"], strict=True)
-        for _ in range(count)
-    ]
-    found = zip(owners, batch["image"], strict=True)
+    found = zip(keys_of_images(batch), batch["image"], strict=True)
     return list(dict.fromkeys(key for key, image in found if not image.isfinite().all()))
 
 

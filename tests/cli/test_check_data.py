@@ -205,7 +205,7 @@ def test_a_list_that_breaks_off_is_one_line_of_the_real_program(tmp_path: Path):
     command = [sys.executable, "-m", "minigpt4", "check-data", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert one_line(done.stderr) == f"error: {file}:2: breaks off in this row"
+    assert one_line(done.stderr) == f"error: {file}:2: breaks off in row 2"
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: Path):

@@ -69,7 +69,7 @@ def test_keys_follow_the_shards_when_these_move(file: Path, tmp_path: Path) -> N
     ]
     rows = [row_of(sample) for sample in before]
     assert "/old" not in str(rows)
-    rows[0] |= {"file": file.name, "row": 2}
+    rows[0]["features"] = [(file.name, 2)]
     save_group(Group({}, [], [3], rows, {}), tmp_path / "00000.json")
     (tmp_path / "features.json").write_text('{"identity": {}, "groups": [{}]}')
     found = list(FeatureSource(ShardSource([shard], 7), tmp_path).read(0))

@@ -303,6 +303,8 @@ def test_type_names_the_builder_of_a_data_set_of_any_name(tmp_path: Path) -> Non
     (text,) = faults_of(tmp_path, {"mine": {"type": "pair", "storage": str(file)}})
     assert text.startswith("datasets.mine.type: unknown type")
     assert "did you mean 'pairs'?" in text
+    (text,) = faults_of(tmp_path, {"mine": {"typ": "pairs", "storage": str(file)}})
+    assert text == "datasets.mine.typ: unknown key; did you mean 'type'?"
     wrong = {"type": "pairs", "storage": str(file), "image_root": "nowhere", "val_fraction": 1.5}
     assert len(faults_of(tmp_path, {"mine": wrong})) == 2
 

@@ -19,6 +19,7 @@ from minigpt4.errors import DataError
 
 Looks = Literal["decode", "exist", "skip"]
 _AT_ONCE = 256  # samples whose images are looked at together
+_IN_TURN = 4  # of them by the same thread: handing one over takes longer than to see that it exists
 
 Found = tuple[RawSample | BadSample, str | None]  # a sample, and its own id
 
@@ -47,7 +48,9 @@ def looked_at(rows: Rows, looks: Looks) -> Iterator[RawSample | BadSample]:
     samples = _with_words(rows, numbers)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while share := list(itertools.islice(samples, _AT_ONCE)):
-            yield from pool.map(lambda sample: _looked_at(sample, looks), share)
+            parts = (share[at : at + _IN_TURN] for at in range(0, len(share), _IN_TURN))
+            for part in pool.map(lambda part: [_looked_at(s, looks) for s in part], parts):
+                yield from part
     yield from _repeated(rows, numbers)
 
 
@@ -90,8 +93,9 @@ def _is_missing(image: EncodedImage) -> bool:
 
 def _repeated(rows: Rows, numbers: "array[float]") -> Iterator[BadSample]:
     """Rows with the id of an earlier one; read once more only where there are any."""
-    values, counts = numpy.unique(numpy.frombuffer(numbers) if numbers else [], return_counts=True)
-    twice = {float(value) for value in values[counts > 1]}
+    ordered = numpy.frombuffer(numbers) if numbers else numpy.empty(0)
+    ordered.sort()  # in place: there may be millions
+    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not twice:
         return
     first: dict[str, str] = {}
