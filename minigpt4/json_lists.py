@@ -116,7 +116,9 @@ class JsonList:
                 if self._ended or not cut:
                     line = self._line + self._text.count("\n", self._at, error.pos)
                     if self._ended and cut:
-                        raise self._fault(f"breaks off in row {self._number:,}", self._line) from error
+                        raise self._fault(
+                            f"breaks off in row {self._number:,}", self._line
+                        ) from error
                     raise self._fault(f"is not json ({error.msg})", line) from error
             except (ValueError, RecursionError) as error:
                 raise self._fault(f"is not json ({one_line(error)})") from error

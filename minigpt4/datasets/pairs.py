@@ -40,6 +40,11 @@ Storage = str | list[str]
 def check_storage(storage: Storage) -> str | None:
     """Complaint about a storage that is none, or whose first row cannot be found."""
     if names_shards(storage):
+        names = [storage] if isinstance(storage, str) else storage
+        other = next((n for n in names if os.path.isfile(n) and ".tar" not in n.lower()), None)
+        if other is not None:
+            forms = ", ".join(SUFFIXES)
+            return f"{other} is no shard (.tar); rows come from a folder or one file ({forms})"
         return check_shards(storage)
     assert isinstance(storage, str)
     if is_placeholder(storage):
@@ -221,13 +226,16 @@ class _RowReader:
             DataError: where the file goes wrong as a whole, or holds no row.
         """
         row = None
-        for row in self.rows:
-            yield row, self.sample(row, row.line)
+        for number, row in enumerate(self.rows, 1):
+            yield row, self.sample(row, row.line, number)
         if row is None:
             raise DataError(f"{self.rows.path}:1: holds no row")
 
-    def sample(self, row: Row, line: int) -> RawSample | BadSample:
+    def sample(self, row: Row, line: int, number: int) -> RawSample | BadSample:
+        """A row as a sample, whose key says where it stands: of a list, one line may hold all."""
         key = f"{self.rows.path}:{line}"
+        if self.rows.form == ".json":
+            key += f" (row {number:,})"
         if row.fault:
             return BadSample(key, "unreadable row", row.fault)
         try:
@@ -315,7 +323,7 @@ class RowSource:
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         number = self._rows[unit]
         row = self._reader.rows.read(self._index.offsets[number])
-        yield self._reader.sample(row, self._index.lines[number])
+        yield self._reader.sample(row, self._index.lines[number], number + 1)
 
 
 class _SideOfShards:

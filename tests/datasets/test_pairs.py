@@ -154,6 +154,9 @@ def test_a_json_list_and_a_tsv_do_as_well(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([row], indent=1))
     (tmp_path / "rows.tsv").write_text("image\tcaption\na.jpg\té\n", encoding="utf-8")
     assert texts(tmp_path / "rows.json") == texts(tmp_path / "rows.tsv") == ["é"]
+    (tmp_path / "rows.json").write_text(json.dumps([row, 5]))  # all in one line
+    names = [sample.key.rpartition("/")[2] for sample in read_all(tmp_path / "rows.json")]
+    assert names == ["rows.json:1 (row 1)", "rows.json:1 (row 2)"]
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "b/../../a.jpg", "..\\a.jpg"])
@@ -269,6 +272,10 @@ def test_a_storage_that_is_none_is_told_before_anything_is_loaded(tmp_path: Path
     assert "placeholder" in str(check_storage("/path/to/rows.jsonl"))
     assert "no such file" in str(check_storage(str(tmp_path / "rows.jsonl")))
     assert "names no shard" in str(check_storage(str(tmp_path / "*.tar")))
+    (tmp_path / "rows.txt").write_text("x")
+    assert "rows.txt is no shard (.tar)" in str(check_storage(str(tmp_path / "rows.txt")))
+    rows = write_rows(tmp_path / "rows.jsonl", [{"image": "a.jpg", "caption": "b"}])
+    assert "rows come from a folder or one file" in str(check_storage([str(rows), str(rows)]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds neither pictures with a text"):
         open_storage(str(tmp_path / "empty"))
