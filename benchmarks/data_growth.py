@@ -44,11 +44,9 @@ SCORES = ["0", "1", "7", "42", "314", "1,234", "12,345"]
 BAD_LINKS = ['{"caption": "no url"}', "7", '{"url": "ftp://a/b.jpg", "caption": "x"}']
 BAD_JOKES = [
     ("", "a caption", "3"),
-    ("nan", "a caption", "3"),
     ("../escape", "a caption", "3"),
     ("not-listed", "a caption", "3"),
     ("{}", "NaN", "3"),
-    ("{}", "a caption", "nan"),
     ("{}", "a caption", "many"),
 ]
 BAD_PAIRS = [
@@ -255,9 +253,10 @@ def missed(found: dict[int, Any]) -> list[str]:
         for rows, point in found.items()
         if point["good"] != point["really_good"]
     ]
-    slower = large["cpu_seconds_of_a_row"] / small["cpu_seconds_of_a_row"]
-    if not 0 < slower <= SLOWER:
-        lines.append(f"time grows more than linearly: a row takes {slower:.2f} times as long")
+    before, after = (point["cpu_seconds_of_a_row"] for point in (small, large))
+    if after > SLOWER * before:
+        told = f"a row takes {after * 1e6:.1f} µs, not {before * 1e6:.1f}"
+        lines.append(f"time grows more than linearly: {told}")
     larger = large["megabytes"] - small["megabytes"]
     if larger > LARGER:
         lines.append(f"memory is not flat: {larger:,.0f} MB more")

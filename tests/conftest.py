@@ -1,5 +1,6 @@
 """What several tests share: the repo as working folder, a few scenes, entry points in process."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure() -> None:
+    # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
 
 

@@ -148,6 +148,7 @@ def test_more_readers_than_shards_works_and_says_so(scenes: Path, tmp_path: Path
     assert "datasets.cc_sbu: 1 parts for 3 readers" in result.stderr
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_the_next_epoch(scenes: Path, tmp_path: Path):
     assert train(*stage1_options(scenes, tmp_path / "a", max_epoch=1)).returncode == 0
     checkpoint = only_run(tmp_path / "a") / "checkpoint_0.pth"
@@ -185,6 +186,7 @@ def test_under_torchrun_the_line_appears_once(scenes: Path, tmp_path: Path):
     assert "did you mean 'max_epoch'?" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_fault_that_a_rank_meets_alone_is_told(scenes: Path, tmp_path: Path):
     """A rank that dies takes the others with it: it cannot leave the telling to rank 0."""
     plugin = tmp_path / "broken_for_one.py"

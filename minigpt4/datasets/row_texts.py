@@ -1,5 +1,6 @@
 """Row texts: the fields of a user's row → its images and what is said about them."""
 
+import functools
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -65,12 +66,18 @@ def image_file(name: str, root: Path) -> Path:
         )
     if "\0" in name:
         raise RowError("no image", f"{shown(name)} is no file's name")
-    base = posixpath.normpath(root.absolute().as_posix())
+    base = _absolute(root)
     # By its words alone: a link inside the folder may lead where its owner wants.
     path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
-    if path != base and not path.startswith(base.rstrip("/") + "/"):
+    if not f"{path}/".startswith(base):
         raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
-    return root / posixpath.relpath(path, base)
+    return root / path[len(base) :]
+
+
+@functools.cache
+def _absolute(root: Path) -> str:
+    """With a slash at its end."""
+    return posixpath.normpath(root.absolute().as_posix()).rstrip("/") + "/"
 
 
 def row_text(fields: Mapping[str, Any], images: int) -> Text:
@@ -169,8 +176,8 @@ def _turns(messages: Any) -> Turns:
 
 def _placed(turns: Turns, images: int) -> Turns:
     """Turns with a mark for each image; where none has one, they stand before the first words."""
-    if images:
-        for mark in _MARKS:
+    for mark in _MARKS if images else ():
+        if any(mark in turn.text for turn in turns):
             turns = tuple(turn._replace(text=turn.text.replace(mark, IMAGE_MARK)) for turn in turns)
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
     asked = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.speaker == "user")

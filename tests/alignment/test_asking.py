@@ -29,7 +29,7 @@ from tests.messages import one_line
 
 KEY = "sk-secret-0123456789"
 DRAFTS = {str(n): f"a thing called {n}" for n in range(6)}
-QUICK = Manners(concurrency=1, attempts=4, first_pause=0.01)
+QUICK = Manners(concurrency=1, attempts=4, first_pause=0.001)
 
 
 @pytest.fixture

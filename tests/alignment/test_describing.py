@@ -1,6 +1,7 @@
 """Drafts: the paper's words and rules, the same whatever the batch and wherever it was cut."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from minigpt4.chat import Chat, GenerationOptions, load_chat
 from minigpt4.conversation import TEMPLATES
 from minigpt4.datasets.images import load_image
 
-SMALL = Describing(num_beams=2, max_new_tokens=30, batch_size=4)
+SMALL = Describing(num_beams=2, max_new_tokens=16, batch_size=4)
 QUESTION = (
     "Describe this image in detail. Give as many details as possible. Say everything you see."
 )
@@ -98,7 +99,7 @@ def test_no_batch_size_changes_a_draft_and_no_cut_does(
     for batch_size in (1, 4, 16):
         path = tmp_path / f"{batch_size}.jsonl"
         with Journal(path) as journal:
-            write_drafts(chat, Describing(2, 30, batch_size), given, journal)
+            write_drafts(chat, replace(SMALL, batch_size=batch_size), given, journal)
         drafts[batch_size] = path.read_bytes()
     assert len(set(drafts.values())) == 1
     whole = drafts[4]

@@ -252,6 +252,7 @@ print(memory("VmHWM") - start)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+@pytest.mark.slow
 def test_peak_memory_is_about_a_shard(whole: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """The process's own peak, for a base in one ``.bin`` and a delta in six safetensors.
 

@@ -345,6 +345,7 @@ def many(pictures: list[Path], file: Path, count: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_nobody_else_writes_meanwhile(
     caption: Caption, pictures: list[Path], tmp_path: Path, options: list[str]
 ):

@@ -131,6 +131,7 @@ def start_on_an_endless_shard(folder: Path) -> tuple[subprocess.Popen[str], int]
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
     process, end = start_on_an_endless_shard(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
@@ -152,6 +153,7 @@ def reader_of(file: Path) -> int:
     return process
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path) -> None:
     process, end = start_on_an_endless_shard(tmp_path)
     worker = reader_of(tmp_path / "1.tar")

@@ -113,6 +113,7 @@ def test_towers_survive_a_kill_and_load_like_full_size_weights(tmp_path: Path):
     assert isinstance(chat.ask("What is this?", max_new_tokens=3), str)
 
 
+@pytest.mark.slow
 def test_committed_language_model_answers_about_text():
     """Measured again on the committed weights; the bars are those of the pretraining."""
     from transformers import AutoModelForCausalLM

@@ -47,6 +47,7 @@ def test_reduced_quickstart_writes_what_it_promises(tmp_path: Path):
         assert (tmp_path / f"{stage}.pth").is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_stage_is_told_in_one_line(tmp_path: Path):
     command = [sys.executable, "-m", "minigpt4", "quickstart", "--pairs", "60", "--heldout", "3"]
     command += ["--output", str(tmp_path), "--stage1-options", "run.max_epcoh=1"]

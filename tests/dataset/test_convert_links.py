@@ -3,6 +3,7 @@
 And LLaVA's pictures become shards that are read as a training reads them.
 """
 
+import io
 import json
 import os
 import resource
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dataset import convert_links
 from minigpt4.datasets.samples import RawSample
 from minigpt4.datasets.shards import ShardSource, list_shards
+from minigpt4.errors import run_guarded
 from tests.conftest import ROOT
 from tests.datasets.files import picture
 
@@ -25,9 +29,20 @@ PROGRAM = [sys.executable, str(ROOT / "dataset" / "convert_links.py")]
 ODD = 'a "dog",\n\ta cat\r\nand é \u2028 \U0001f600 \\ '
 
 
-def convert(
-    *arguments: object, limit: Callable[[], None] | None = None
+def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it in this process, as an entry point."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    given = [*map(str, arguments)]
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as exit_:
+        run_guarded(lambda: convert_links.main(given))
+    code = int(exit_.value.code or 0)
+    return subprocess.CompletedProcess(given, code, stdout.getvalue(), stderr.getvalue())
+
+
+def convert_within(
+    limit: Callable[[], None], *arguments: object
 ) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own, which has less than others."""
     return subprocess.run(
         [*PROGRAM, *map(str, arguments)],
         capture_output=True,
@@ -65,13 +80,12 @@ def links_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for name in sorted(parts) for line in parts[name]]
 
 
-def long_list(file: Path, rows: int) -> Path:
+def long_list(file: Path, rows: int, words: int = 30) -> Path:
     """A list in one line, as the published ones are."""
-    caption = "a large brown dog that sits in front of a house " * 3
+    caption = "dog, " * words
     with open(file, "w") as opened:
-        opened.write("[" + json.dumps(link(0, caption)))
-        for number in range(1, rows):
-            opened.write(", " + json.dumps(link(number, caption)))
+        opened.write("[")
+        opened.write(", ".join(json.dumps(link(number, caption)) for number in range(rows)))
         opened.write("]")
     return file
 
@@ -106,7 +120,8 @@ def test_bad_rows_are_counted_told_and_left_out(tmp_path: Path):
     result = convert(file, "--output", tmp_path / "links", "--bad", listing)
     assert result.returncode == 0, result.stderr
     assert "11 rows, 2 of them written" in result.stdout
-    assert f"no url                               2  first: {file}:2 (row 2)" in result.stdout
+    line = next(line for line in result.stdout.splitlines() if line.startswith("  no url "))
+    assert line.split(maxsplit=2)[2].split() == ["2", *f"e.g. {file}:2 (row 2): None".split()]
     told = [json.loads(line) for line in listing.read_text().splitlines()]
     assert [row["kind"] for row in told] == [
         *("no url", "no url", "unreadable row", "url that is not http", "url that is not http"),
@@ -115,7 +130,10 @@ def test_bad_rows_are_counted_told_and_left_out(tmp_path: Path):
     assert told[2]["place"] == f"{file}:4 (row 4)"
     assert [row["caption"] for row in links_in(tmp_path / "links")] == [ODD, "also good"]
     summary = json.loads((tmp_path / "links" / "summary.json").read_text())
-    assert summary["bad"]["no caption"] == 2
+    assert summary["bad"]["no caption"] == {
+        "rows": 2,
+        "for example": [f"{file}:7 (row 7): ' \\n'", f"{file}:8 (row 8): ['x']"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -182,15 +200,15 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    result = convert(file, "--output", tmp_path / "links", limit=small_disk)
+    result = convert_within(small_disk, file, "--output", tmp_path / "links")
     assert f"{tmp_path}/links: cannot be written" in refused(tmp_path, result)
     assert os.listdir(tmp_path) == ["list.json"]
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path: Path):
     """Under a limit on its address space under which the list itself cannot be loaded."""
-    file = long_list(tmp_path / "list.json", 150_000)
-    assert file.stat().st_size > 30_000_000
+    file = long_list(tmp_path / "list.json", 60_000, words=200)
+    assert file.stat().st_size > 60_000_000
 
     def little_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (110_000_000, 110_000_000))
@@ -198,9 +216,9 @@ def test_memory_does_not_grow_with_the_list(tmp_path: Path):
     loading = [sys.executable, "-c", f"import json; json.load(open({str(file)!r}))"]
     loaded = subprocess.run(loading, preexec_fn=little_memory, capture_output=True, check=False)
     assert b"MemoryError" in loaded.stderr
-    result = convert(file, "--output", tmp_path / "links", limit=little_memory)
+    result = convert_within(little_memory, file, "--output", tmp_path / "links")
     assert result.returncode == 0, result.stderr
-    assert "150,000 rows, 150,000 of them written" in result.stdout
+    assert "60,000 rows, 60,000 of them written" in result.stdout
 
 
 def killed_when(file: Path, arguments: Sequence[object]) -> None:
@@ -240,7 +258,10 @@ def test_two_at_once_do_not_mix(tmp_path: Path):
     first = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL)
     while not (tmp_path / ".links.writing" / "00000.jsonl").exists():
         assert first.poll() is None
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)
     second = convert(*arguments)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert "another process is writing there" in second.stderr
     assert first.wait() == 0

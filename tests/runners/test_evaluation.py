@@ -130,6 +130,7 @@ def test_a_folder_is_described_with_the_prompts_in_turn(
     assert "cc_sbu_align        7           0       0.0000" in table
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
