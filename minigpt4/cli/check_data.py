@@ -18,7 +18,8 @@ from minigpt4.files import write_atomically
 from minigpt4.registry import Fault
 
 if TYPE_CHECKING:
-    from minigpt4.cli.data_check.figures import Figures, Reader
+    from minigpt4.cli.data_check.figures import Figures
+    from minigpt4.cli.data_check.reader import Reader
     from minigpt4.cli.data_check.reading import Found, Rows
     from minigpt4.datasets.samples import DataSet
 
@@ -214,7 +215,7 @@ def _reader(config: Config, faults: list[Fault]) -> "Reader | None":
     """The language model's reading of a row; None where too little is known of it."""
     from transformers import AutoConfig
 
-    from minigpt4.cli.data_check.figures import Reader
+    from minigpt4.cli.data_check.reader import Reader
     from minigpt4.models.build import load_prompts, visual_encoder_tokens
     from minigpt4.models.language_model import most_positions
     from minigpt4.models.tokenizer import load_tokenizer

@@ -17,7 +17,6 @@ from typing import Literal
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.alignment import ANNOTATION_FILE, read_entries
 from minigpt4.datasets.row_texts import (
-    IMAGES,
     OUTSIDE,
     TEXTS,
     RowError,
@@ -71,7 +70,7 @@ def names_shards(storage: Storage) -> bool:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a split, or all: which rows are on it is a function of their images alone.
+    """One side of a split, or all: which rows are on it is a function of their first images.
 
     Attributes:
         part: Which one.
@@ -254,7 +253,7 @@ class RowIndex:
     Attributes:
         offsets: In bytes.
         lines: Counted from 1.
-        places: Of each row's first image, or of the row; see :class:`Side`.
+        places: Of what :func:`_identity` gives; see :class:`Side`.
         good: 1 for rows that can be used, their images apart.
     """
 
@@ -276,10 +275,9 @@ def _index(file: Path, root: Path, _changed: int, _size: int) -> RowIndex:
                     f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
                     "or name the folder above all pictures"
                 )
-        named = next((row.fields[n] for n in IMAGES if row.fields.get(n)), None)
         index.offsets.append(row.offset)
         index.lines.append(row.line)
-        index.places.append(place_of(str(named) if named else f"row {row.line}"))
+        index.places.append(place_of(_identity(row, sample, root, len(index.places))))
         index.good.append(isinstance(sample, RawSample))
     if not any(index.good):
         assert first is not None
@@ -288,6 +286,15 @@ def _index(file: Path, root: Path, _changed: int, _size: int) -> RowIndex:
             f"{first.reason}"
         )
     return index
+
+
+def _identity(row: Row, sample: RawSample | BadSample, root: Path, number: int) -> str:
+    """By what a row is put on a side: its first image, its own id, or its number."""
+    images = _image_files(sample)
+    if images:
+        return images[0].relative_to(root).as_posix()
+    identity = row.fields.get("id")
+    return f"row {number}" if identity in (None, "") else f"id {identity}"
 
 
 class RowSource:

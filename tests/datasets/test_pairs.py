@@ -220,7 +220,8 @@ def test_shards_hold_rows_with_none_one_or_several_images(tmp_path: Path) -> Non
 
 
 def test_a_split_keeps_an_image_on_one_side_whatever_the_order(tmp_path: Path) -> None:
-    rows = [{"image": f"{n % 40}.jpg", "caption": f"{n % 40} {n}"} for n in range(200)]
+    names = [f"{n % 40}.jpg" if n % 2 else f"./{n % 40}.jpg" for n in range(200)]
+    rows = [{"image": name, "caption": f"{n % 40} {n}"} for n, name in enumerate(names)]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     other = write_rows(tmp_path / "other.jsonl", rows[::-1])
 
@@ -232,6 +233,11 @@ def test_a_split_keeps_an_image_on_one_side_whatever_the_order(tmp_path: Path) -
     assert not train & val
     assert 2 <= len(val) <= 20
     assert images(other, "val") == val
+    talk = [{"question": "Why?", "answer": f"{n}."} for n in range(60)]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))  # all in one line
+    sides = [texts(tmp_path / "talk.json", None, Side(part, 0.3)) for part in ("train", "val")]  # type: ignore[arg-type]
+    assert all(sides)
+    assert sum(map(len, sides)) == 60
     shard = {f"{n}.jpg": picture() for n in range(30)}
     shard |= {f"{n}.json": json.dumps({"caption": str(n)}).encode() for n in range(30)}
     write_tar(tmp_path / "s.tar", dict(sorted(shard.items())))

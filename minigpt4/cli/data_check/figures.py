@@ -3,53 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.datasets.samples import BadSample, RawSample, Text
-from minigpt4.models.rows import Row, describe_row, row_segments
-from minigpt4.models.splice import Learnt
-from minigpt4.models.tokenizer import Tokenizer
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+if TYPE_CHECKING:  # a file is looked at without the packages of a language model
+    from minigpt4.cli.data_check.reader import Reader
 
 _SHOWN = 5  # bad rows that are printed
 _BARS, _WIDEST = 10, 40  # of a histogram: lines, and characters of the longest
 _LONGEST = 100_000  # tokens or words; longer ones count as that, so that no file fills the memory
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What a language model reads of a sample, without its weights.
-
-    Attributes:
-        tokenizer: Its own.
-        task: Says how samples are asked.
-        image_tokens: Of one image.
-        max_txt_len: Longest answer in tokens.
-        end_sym: Behind a caption.
-        longest: Positions that it can read.
-    """
-
-    tokenizer: Tokenizer
-    task: ImageTextPretrainTask
-    image_tokens: int
-    max_txt_len: int
-    end_sym: str
-    longest: int | None
-
-    def row(self, text: Text, images: int, number: int) -> Row:
-        return self.task.row(text, images, number, self.tokenizer, self.end_sym)
-
-    def describe(self, sample: RawSample, number: int) -> str:
-        """The sample by positions, and what of it is learnt."""
-        images = [torch.empty(self.image_tokens, 0)] * len(sample.images)
-        row = self.row(sample.text, len(images), number)
-        segments = row_segments(self.tokenizer, row, images, self.max_txt_len, self.longest)
-        learnt = sum(len(s) for s in segments if isinstance(s, Learnt))
-        total = sum(map(len, segments))
-        head = f"what the model reads of {sample.key}: {total} positions, {learnt} of them learnt"
-        return "\n".join([head, *describe_row(self.tokenizer, segments)])
 
 
 @dataclass
@@ -57,7 +20,7 @@ class Figures:
     """What is found in one data set."""
 
     name: str
-    reader: Reader | None
+    reader: "Reader | None"
     good: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
