@@ -60,8 +60,13 @@ def mistype(name: str, rng: random.Random, known: set[str]) -> str:
     return next(slip for slip in slips if slip and slip not in known)
 
 
+def _is_free_name(content: dict[str, Any], key: Key) -> bool:
+    """Whether a key may be any word: a data set that says by its type what it is."""
+    return key[:1] == ("datasets",) and len(key) == 2 and "type" in _get(content, key)
+
+
 def damaged_key(content: dict[str, Any], rng: random.Random) -> Case:
-    keys = list(keys_of(content))
+    keys = [key for key in keys_of(content) if not _is_free_name(content, key)]
     known = {str(part) for key in keys for part in key} | _OTHER_WORDS
     key = rng.choice(keys)
     wrong = mistype(key[-1], rng, known)

@@ -222,3 +222,16 @@ def test_rows_that_cannot_be_trained_are_refused_before_anything_loads(
     (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert complaint in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_images_that_is_not_there_is_one_line(
+    run_entry: EntryPoint, tmp_path: Path, projection: Path
+) -> None:
+    rows = rows_of_every_kind(tmp_path)
+    config = write_config(
+        tmp_path, projection, mine={"storage": str(rows), "image_root": str(tmp_path / "gone")}
+    )
+    code, stderr = run_entry(train.main, "--cfg-path", config)
+    assert code == 2
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert "datasets.mine.image_root: no such folder" in line

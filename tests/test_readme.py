@@ -59,7 +59,6 @@ TRIED_ELSEWHERE = {
     "python -m minigpt4 check-shards data/cc_sbu data/laion --output bad_samples.jsonl": (
         "tests/cli/test_check_shards.py"
     ),
-    "python benchmarks/data_growth.py": "tests/benchmarks, reduced",
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
 

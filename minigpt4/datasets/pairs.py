@@ -4,6 +4,7 @@ A row has images (or none) and a caption, an instruction with its answer, or a c
 of its fields are which is told in ``row_texts.py``.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -64,7 +65,9 @@ def names_shards(storage: Storage) -> bool:
     if not isinstance(storage, str):
         return True
     if os.path.isdir(storage):
-        return any(name.endswith(".tar") for name in os.listdir(storage))
+        with contextlib.suppress(OSError):  # one that may not be read is told where it is read
+            return any(name.endswith(".tar") for name in os.listdir(storage))
+        return False
     return not storage.lower().endswith(SUFFIXES)
 
 

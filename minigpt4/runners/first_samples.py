@@ -17,6 +17,7 @@ from minigpt4.runners.plan import Plan
 
 # A few broken samples are skipped in a training too; so many at the start are a wrong data set.
 _TRIED = 100
+_OF_PAIRS = ("storage", "image_root")  # what says where rows and their images lie
 
 
 def sample_faults(plan: Plan) -> list[Fault]:
@@ -32,7 +33,10 @@ def sample_faults(plan: Plan) -> list[Fault]:
                 _read_one(shard, ShardSource([shard], 1))
             elif isinstance(storage, FolderStorage):
                 _read_one(storage.storage, AlignmentSource(Path(storage.storage)))
-            elif plan.config.builder_of(name) == "pairs" and "storage" in entry:
+            elif (
+                plan.config.builder_of(name) == "pairs"
+                and {"storage", "image_root"} <= entry.keys()
+            ):
                 _read_one(
                     str(entry["storage"]), open_storage(entry["storage"], entry["image_root"])
                 )

@@ -248,15 +248,6 @@ def test_an_environment_that_cannot_be_made_is_one_line(
 # With img2dataset itself
 
 
-@pytest.fixture(scope="session")
-def dataset_env() -> Path:
-    done = subprocess.run(
-        ["make", "dataset-env"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT / ".dataset-env"
-
-
 def encoded(form: str, number: int = 0) -> bytes:
     """A picture larger than the shards', in colours of its own."""
     file = io.BytesIO()

@@ -518,12 +518,8 @@ def test_from_the_csv_files_to_a_funny_answer(
     assert answer.strip()
 
 
-IMG2DATASET = ROOT / ".dataset-env/bin/img2dataset"
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not IMG2DATASET.exists(), reason="make dataset-env has not been run")
-def test_the_pages_commands_fetch_and_prepare(tmp_path: Path) -> None:
+def test_the_pages_commands_fetch_and_prepare(dataset_env: Path, tmp_path: Path) -> None:
     """As a user would, pictures from a server on this machine."""
     served = tmp_path / "served"
     served.mkdir()
@@ -544,7 +540,7 @@ def test_the_pages_commands_fetch_and_prepare(tmp_path: Path) -> None:
         commands = commands_of("dataset/README_OXFORD_HIC.md")
         for begin in ("NO_ALBUMENTATIONS_UPDATE=1 .dataset-env/", "python dataset/prepare"):
             (command,) = (line for line in commands if line.startswith(begin))
-            command = command.replace(".dataset-env", str(ROOT / ".dataset-env"))
+            command = command.replace(".dataset-env", str(dataset_env))
             command = command.replace("python dataset", f"{sys.executable} {ROOT}/dataset")
             command = command.replace("_count 16", "_count 1")
             done = subprocess.run(
