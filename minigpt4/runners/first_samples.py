@@ -33,13 +33,9 @@ def sample_faults(plan: Plan) -> list[Fault]:
                 _read_one(shard, ShardSource([shard], 1))
             elif isinstance(storage, FolderStorage):
                 _read_one(storage.storage, AlignmentSource(Path(storage.storage)))
-            elif (
-                plan.config.builder_of(name) == "pairs"
-                and {"storage", "image_root"} <= entry.keys()
-            ):
-                _read_one(
-                    str(entry["storage"]), open_storage(entry["storage"], entry["image_root"])
-                )
+            elif plan.config.builder_of(name) == "pairs" and {*_OF_PAIRS} <= {*entry}:
+                rows, root = (entry[key] for key in _OF_PAIRS)
+                _read_one(str(rows), open_storage(rows, root))
         except DataError as error:
             faults.append(Fault(f"datasets.{name}", str(error)))
     return faults
