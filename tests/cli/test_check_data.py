@@ -81,6 +81,9 @@ def test_a_yaml_shows_tokens_mask_and_what_is_cut(
     assert (told["unit"], told["cut"], told["cut_share"]) == ("tokens", 1, 0.25)
     assert "1 answers (25.0%) are longer than model.max_txt_len 9" in out
     assert "learnt: 'a red square###' (▁a ▁red ▁square ###)" in out
+    # The longest row, all of which is shown, has as many positions as the histogram says.
+    shown = [int(line.split()[-6]) for line in out.splitlines() if " positions, " in line]
+    assert f"positions of a row: {min(shown)} to {max(shown)}," in out
     # Only the assistant's words: everything else is read and not learnt.
     learnt = [line for line in out.splitlines() if "learnt: " in line]
     assert len(learnt) == 4

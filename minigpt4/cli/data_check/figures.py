@@ -43,17 +43,12 @@ class Figures:
         if self.reader is None:
             self._note(self.answers, [len(words.split()) for words in _answers(sample.text)])
             return
-        reader = self.reader
-        encode = reader.tokenizer.encode
-        row = reader.row(sample.text, len(sample.images), number)
-        answers = [len(encode(exchange.answer)) for exchange in row]
+        answers, positions = self.reader.lengths(sample, number)
         self._note(self.answers, answers)
-        self.cut += sum(length > reader.max_txt_len for length in answers)
-        around = sum(len(encode(part)) for e in row for part in e.prompt.split("<ImageHere>"))
-        shown = len(sample.images) * reader.image_tokens
-        total = 1 + around + shown + sum(min(length, reader.max_txt_len) for length in answers)
-        self._note(self.rows, [total])
-        self.overlong += reader.longest is not None and total > reader.longest
+        self._note(self.rows, [positions])
+        self.cut += sum(length > self.reader.max_txt_len for length in answers)
+        longest = self.reader.longest
+        self.overlong += longest is not None and positions > longest
 
     @staticmethod
     def _note(lengths: Counter[int], found: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """Reader: what a language model reads of a sample, by its tokenizer alone."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,15 @@ class Reader:
 
     def row(self, text: Text, images: int, number: int) -> Row:
         return self.task.row(text, images, number, self.tokenizer, self.end_sym)
+
+    def lengths(self, sample: RawSample, number: int) -> tuple[list[int], int]:
+        """Tokens of each answer before any is cut, and the row's positions afterwards."""
+        images = [torch.empty(self.image_tokens, 0)] * len(sample.images)
+        row = self.row(sample.text, len(images), number)
+        segments = row_segments(self.tokenizer, row, images, max_txt_len=sys.maxsize)
+        answers = [len(segment) for segment in segments if isinstance(segment, Learnt)]
+        cut_off = sum(max(0, length - self.max_txt_len) for length in answers)
+        return answers, sum(map(len, segments)) - cut_off
 
     def describe(self, sample: RawSample, number: int) -> str:
         """The sample by positions, and what of it is learnt."""
