@@ -4,7 +4,6 @@ Last stop before the disk: one process writes at a time, and nothing half-writte
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import MiniGPT4Error, one_line
-from minigpt4.files import write_atomically
+from minigpt4.files import take_lock, write_atomically
 
 SUMMARY = "summary.json"  # of a folder that is finished
 SETTINGS = "settings.json"  # of a folder that one goes on with
@@ -112,14 +111,10 @@ def _lock(folder: Path) -> Iterator[int]:
     """What one process at a time can hold; the system takes it back when that dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(descriptor):
             raise MiniGPT4Error(
                 f"{folder}: another process is writing there; wait for it, or end it"
-            ) from error
-        except OSError:
-            pass  # a network disk that knows no locks
+            )
         yield descriptor
     finally:
         os.close(descriptor)

@@ -104,9 +104,9 @@ def register_template(name: str, template: Template) -> None:
 
 
 def plain_text(text: str, controls: Iterable[str]) -> str:
-    """A text in which nothing is control any more: ``# # #`` for ``###``, ``< s>`` for ``<s>``.
+    """A text in which nothing is control any more: ``# ##`` for ``###``, ``< s>`` for ``<s>``.
 
-    A space behind the first character is all it takes, and a model still reads what was meant.
+    A space behind its first character is all it takes, and a model still reads what was meant.
     Control characters but for tab and newline become spaces, and half characters a question mark.
     """
     text = text.encode("utf-8", "replace").decode()

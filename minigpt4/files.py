@@ -1,6 +1,7 @@
-"""Files: written whole or not at all."""
+"""Files: written whole or not at all, and by one process at a time."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,3 +32,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             f"{path}: cannot be written ({one_line(error)}); "
             "free space or choose another folder (run.output_dir, --output, --target)"
         ) from error
+
+
+def take_lock(descriptor: int) -> bool:
+    """Whether nobody else holds an open file or folder; this process does until it ends.
+
+    On a disk that knows no locks nobody is held up.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True

@@ -1,6 +1,5 @@
 """Work folder: the output, of one process at a time, and what was decided about it for good."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import ConfigError, one_line
-from minigpt4.files import write_atomically
+from minigpt4.files import take_lock, write_atomically
 
 SETTINGS = "settings.json"
 _LOCK = ".lock"
@@ -76,13 +75,9 @@ class WorkFolder:
             )
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._lock):
             text = f"--output {self.folder}: another process is working on it; wait for its end"
-            raise ConfigError(text) from error
-        except OSError:  # a file system without locks
-            pass
+            raise ConfigError(text)
 
     def _read(self) -> dict[str, Any]:
         path = self.folder / SETTINGS

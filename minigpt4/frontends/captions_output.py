@@ -4,7 +4,6 @@ Whatever is in it is done; a run that was cut short goes on behind its last whol
 made of lies beside it, so that nothing else is mixed into it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 from minigpt4.config import Config
 from minigpt4.errors import ConfigError, MiniGPT4Error, one_line
-from minigpt4.files import write_atomically
+from minigpt4.files import take_lock, write_atomically
 from minigpt4.frontends.captions_input import encode
 
 _RECORD = ".settings.json"  # behind the output's name
@@ -108,13 +107,9 @@ class CaptionOutput:
         self._go_on()
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._file):
             text = f"--output {self.path}: another process is writing it; wait, or choose another"
-            raise ConfigError(text) from error
-        except OSError:  # a file system without locks
-            pass
+            raise ConfigError(text)
 
     def _go_on(self) -> None:
         """Count what is there, and take away half a line at the end."""
