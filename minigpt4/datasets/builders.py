@@ -8,16 +8,11 @@ from typing import Annotated, Any, Literal
 from minigpt4.checks import Positive, check_folder, check_not_negative, check_share
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.feature_source import with_features
-from minigpt4.datasets.pairs import (
-    ListSource,
-    RowSource,
-    Side,
-    check_storage,
-    names_shards,
-    open_storage,
-)
+from minigpt4.datasets.pairs import ListSource, check_storage, names_shards, open_storage
+from minigpt4.datasets.row_source import RowSource
 from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.datasets.splits import Side
 from minigpt4.errors import ConfigError
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 

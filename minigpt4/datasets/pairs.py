@@ -5,30 +5,20 @@ of its fields are which is told in ``row_texts.py``.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.alignment import ANNOTATION_FILE, read_entries
-from minigpt4.datasets.row_texts import (
-    OUTSIDE,
-    TEXTS,
-    RowError,
-    image_file,
-    image_names,
-    row_text,
-)
+from minigpt4.datasets.row_source import RowReader, RowSource, image_files
+from minigpt4.datasets.row_texts import RowError, row_text
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Source, printable
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
+from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import DataError, one_line
-from minigpt4.row_files import SUFFIXES, Row, RowFile
+from minigpt4.row_files import SUFFIXES
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json", "metadata.tsv")
 _SIDECARS = (".txt", ".json")
@@ -54,7 +44,7 @@ def check_storage(storage: Storage) -> str | None:
     if os.path.isdir(storage):
         return None
     try:
-        next(iter(_RowReader(Path(storage), Path(storage).parent)), None)
+        next(iter(RowReader(Path(storage), Path(storage).parent)), None)
     except DataError as error:
         return str(error)
     return None
@@ -69,32 +59,6 @@ def names_shards(storage: Storage) -> bool:
             return any(name.endswith(".tar") for name in os.listdir(storage))
         return False
     return not storage.lower().endswith(SUFFIXES)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a split, or all: which rows are on it is a function of their first images.
-
-    Attributes:
-        part: Which one.
-        val_fraction: Share of the images on the side ``val``.
-    """
-
-    part: Literal["all", "train", "val"] = "all"
-    val_fraction: float = 0.0
-
-    def has(self, place: float) -> bool:
-        """Whether a row is on it, by what :func:`place_of` its image gives."""
-        return self.part == "all" or (place < self.val_fraction) == (self.part == "val")
-
-
-ALL = Side()
-
-
-def place_of(identity: str) -> float:
-    """A number from 0 to 1 that is always the same for an image's name, or a row's."""
-    digest = hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 def open_storage(storage: Storage, image_root: str | None = None, side: Side = ALL) -> Source:
@@ -141,7 +105,7 @@ def stream_rows(
         for unit in range(source.units):
             yield from ((sample, None) for sample in source.read(unit))
         return
-    for row, sample in _RowReader(file, Path(image_root) if image_root else file.parent):
+    for row, sample in RowReader(file, Path(image_root) if image_root else file.parent):
         identity = row.fields.get("id")
         yield sample, None if identity in (None, "") else str(identity)
 
@@ -170,7 +134,7 @@ class ListSource:
             raise DataError(f"{folder}: none of its {self.units} rows can be used{reason}")
 
     def files(self, unit: int) -> list[Path]:
-        images = _image_files(self.entries[unit])
+        images = image_files(self.entries[unit])
         texts = [image.with_suffix(suffix) for image in images for suffix in _SIDECARS]
         return [
             file for file in (self._folder / ANNOTATION_FILE, *texts, *images) if file.is_file()
@@ -178,11 +142,6 @@ class ListSource:
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         yield self.entries[unit]
-
-
-def _image_files(sample: RawSample | BadSample) -> list[Path]:
-    images = sample.images if isinstance(sample, RawSample) else ()
-    return [image for image in images if isinstance(image, Path)]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -206,134 +165,6 @@ def _beside(image: Path) -> RawSample | BadSample:
         return BadSample(key, error.cause, error.detail)
     except (OSError, ValueError, RecursionError) as error:
         return BadSample(key, "unreadable row", f"{file.name}: {one_line(error)}")
-
-
-class _RowReader:
-    """The rows of a file as samples."""
-
-    def __init__(self, file: Path, root: Path) -> None:
-        self.rows = RowFile(file)
-        self.root = root
-        named = {*self.rows.columns}
-        if named and not named & {*TEXTS}:
-            raise DataError(
-                f"{file}:1: none of its columns is {', '.join(TEXTS)}; it has "
-                f"{', '.join(self.rows.columns)}"
-            )
-
-    def __iter__(self) -> Iterator[tuple[Row, RawSample | BadSample]]:
-        """Every row, and the sample it is.
-
-        Raises:
-            DataError: where the file goes wrong as a whole, or holds no row.
-        """
-        row = None
-        for number, row in enumerate(self.rows, 1):
-            yield row, self.sample(row, row.line, number)
-        if row is None:
-            raise DataError(f"{self.rows.path}:1: holds no row")
-
-    def sample(self, row: Row, line: int, number: int) -> RawSample | BadSample:
-        """A row as a sample, whose key says where it stands: of a list, one line may hold all."""
-        key = f"{self.rows.path}:{line}"
-        if self.rows.form == ".json":
-            key += f" (row {number:,})"
-        if row.fault:
-            return BadSample(key, "unreadable row", row.fault)
-        try:
-            names = image_names(row.fields)
-            images = tuple(image_file(name, self.root) for name in names)
-            text = row_text(row.fields, len(images))
-        except RowError as error:
-            return BadSample(key, error.cause, error.detail)
-        return RawSample(key, images[0] if len(images) == 1 else images, text)
-
-
-@dataclass(frozen=True)
-class RowIndex:
-    """Where the rows of a file lie.
-
-    Attributes:
-        offsets: In bytes.
-        lines: Counted from 1.
-        places: Of what :func:`_identity` gives; see :class:`Side`.
-        good: 1 for rows that can be used, their images apart.
-    """
-
-    offsets: "array[int]" = field(default_factory=lambda: array("q"))
-    lines: "array[int]" = field(default_factory=lambda: array("q"))
-    places: "array[float]" = field(default_factory=lambda: array("d"))
-    good: bytearray = field(default_factory=bytearray)
-
-
-@functools.lru_cache(maxsize=4)
-def _index(file: Path, root: Path, _changed: int, _size: int) -> RowIndex:
-    index, reader = RowIndex(), _RowReader(file, root)
-    first: BadSample | None = None
-    for row, sample in reader:
-        if isinstance(sample, BadSample):
-            first = first or sample
-            if sample.cause == OUTSIDE:
-                raise DataError(
-                    f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
-                    "or name the folder above all pictures"
-                )
-        index.offsets.append(row.offset)
-        index.lines.append(row.line)
-        index.places.append(place_of(_identity(row, sample, root, len(index.places))))
-        index.good.append(isinstance(sample, RawSample))
-    if not any(index.good):
-        assert first is not None
-        raise DataError(
-            f"{file}: none of its {len(index.good):,} rows can be used; the first: {first.key}: "
-            f"{first.reason}"
-        )
-    return index
-
-
-def _identity(row: Row, sample: RawSample | BadSample, root: Path, number: int) -> str:
-    """By what a row is put on a side: its first image, its own id, or its number."""
-    images = _image_files(sample)
-    if images:
-        return images[0].relative_to(root).as_posix()
-    identity = row.fields.get("id")
-    return f"row {number}" if identity in (None, "") else f"id {identity}"
-
-
-class RowSource:
-    """The rows of a file, each a unit; they are read from the disk whenever they are needed.
-
-    Args:
-        file: jsonl, json, csv or tsv.
-        root: Folder that the rows' paths begin in.
-        side: Of a split.
-
-    Raises:
-        DataError: as :func:`open_storage` has it.
-    """
-
-    window = 1  # the order of the units is shuffled already
-    units_per_group = 512
-
-    def __init__(self, file: Path, root: Path, side: Side) -> None:
-        self._reader = _RowReader(file, root)
-        found = file.stat()
-        self._index = _index(file, root, found.st_mtime_ns, found.st_size)
-        numbers = (n for n, place in enumerate(self._index.places) if side.has(place))
-        self._rows = array("q", numbers)
-        self.units = len(self._rows)
-        self.length = sum(self._index.good[number] for number in self._rows)
-        if not self.length and side.part == "train":
-            raise DataError(f"{file}: no good row is left to train on beside val_fraction")
-
-    def files(self, unit: int) -> list[Path]:
-        (sample,) = self.read(unit)
-        return [self._reader.rows.path, *_image_files(sample)]
-
-    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
-        number = self._rows[unit]
-        row = self._reader.rows.read(self._index.offsets[number])
-        yield self._reader.sample(row, self._index.lines[number], number + 1)
 
 
 class _SideOfShards:

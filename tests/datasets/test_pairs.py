@@ -11,8 +11,9 @@ import pytest
 
 from minigpt4.config import load_config
 from minigpt4.config.checking import find_faults
-from minigpt4.datasets.pairs import Side, check_storage, open_storage
+from minigpt4.datasets.pairs import check_storage, open_storage
 from minigpt4.datasets.samples import BadSample, RawSample, Turn
+from minigpt4.datasets.splits import Side
 from minigpt4.errors import DataError
 from minigpt4.runners.preparation import build_datasets
 from tests.datasets.files import picture, write_pairs, write_tar

@@ -13,8 +13,8 @@ import numpy
 
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.images import HugeImageError, load_image
-from minigpt4.datasets.pairs import place_of
 from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, text_fault
+from minigpt4.datasets.splits import place_of
 from minigpt4.errors import DataError
 
 Looks = Literal["decode", "exist", "skip"]
