@@ -115,12 +115,15 @@ class Visitor:
 
     def wait_for_answers(self, number: int) -> None:
         """Wait until the page shows so many answers, all of them whole."""
-        self.page.wait_for_function(
-            """number => document.querySelectorAll("#chatbot [data-testid=bot]").length == number
-                && document.querySelector("#question [data-testid=submit-button]")
-                && !document.querySelector("#status p")""",
-            arg=number,
-        )
+        try:
+            self.page.wait_for_function(
+                """number => document.querySelectorAll("#chatbot [data-testid=bot]").length == number
+                    && document.querySelector("#question [data-testid=submit-button]")
+                    && !document.querySelector("#status p")""",
+                arg=number,
+            )
+        except Exception as error:  # what it looks like tells more than that time ran out
+            raise AssertionError(self.page.locator("body").inner_text()) from error
 
     def ask(self, question: str) -> None:
         """Send, and wait for the whole answer."""
@@ -135,8 +138,15 @@ class Visitor:
     def setting(self, name: str, value: float) -> None:
         if not self.page.locator(f"#{name}").is_visible():
             self.page.click("#settings button")
-        self.page.locator(f"#{name} input[type=number]").first.fill(str(value))
-        self.page.locator(f"#{name} input[type=number]").first.press("Tab")
+        field = self.page.locator(f"#{name} input[type=number]").first
+        # One that was just unfolded may yet be given the value that it starts with.
+        for _ in range(5):
+            field.fill(str(value))
+            field.press("Tab")
+            self.page.wait_for_timeout(200)
+            if float(field.input_value()) == value:
+                return
+        raise AssertionError(f"{name} stays {field.input_value()}, not {value}")
 
     @property
     def questions(self) -> list[str]:
@@ -240,7 +250,7 @@ def test_pictures_over_turns_and_two_in_one_message(visitor: Visitor, pictures: 
 def test_stop_keeps_what_was_said(visitor: Visitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.setting("max_new_tokens", 400)
-    visitor.setting("min_length", 400)
+    visitor.setting("min_length", 100)
     visitor.page.evaluate(STOP_AT_THE_FIRST_WORD)
     visitor.send(DESCRIBE)
     visitor.wait_for_answers(1)
