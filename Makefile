@@ -3,6 +3,7 @@
 # make demo         chat with the result of the quickstart in a browser
 # make lint         ruff and mypy
 # make dataset-env  an environment of its own for downloading stage 1's pictures, .dataset-env
+# make lmms-env     lmms-eval in an environment of its own over .venv, .lmms-env
 # SEED=n chooses another seed of the quickstart; PYTHON=python3.12 another Python.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ SEED ?= 0
 BIN := .venv/bin
 NEEDED_KB := 8000000
 
-.PHONY: quickstart test slow-test demo lint env dataset-env clean
+.PHONY: quickstart test slow-test demo lint env dataset-env lmms-env clean
 
 quickstart: env
 	@$(BIN)/python -m minigpt4 quickstart --seed $(SEED)
@@ -57,5 +58,17 @@ dataset-env: .dataset-env/installed
 	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
 	@touch $@
 
+lmms-env: .lmms-env/installed
+
+.lmms-env/installed: benchmarks/lmms_requirements.txt .venv/installed
+	@echo "== making .lmms-env over .venv and installing lmms-eval into it (about 1 GB)"
+	@$(BIN)/python -m venv .lmms-env
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" > \
+	  "$$(.lmms-env/bin/python -c "$$site")/over_venv.pth"
+	@.lmms-env/bin/python -m pip install --quiet --disable-pip-version-check -r $< || { \
+	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
+	@touch $@
+
 clean:
-	rm -rf .venv .dataset-env build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .dataset-env .lmms-env build *.egg-info .mypy_cache .ruff_cache .pytest_cache

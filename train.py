@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(settings["seed"] + accelerator.process_index)
     datasets = build_datasets(config)
     epoch_length(settings, datasets, accelerator.num_processes)  # fails before the model loads
-    model = build_model(config, accelerator.device, from_features=all_cached(datasets))
+    # A validation reads the held-out pictures themselves.
+    from_features = all_cached(datasets) and not settings["valid_splits"]
+    model = build_model(config, accelerator.device, from_features=from_features)
     runner = RUNNERS.build(
         config.run.get("runner", "runner_base"),
         config.run_options(),

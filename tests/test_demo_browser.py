@@ -117,9 +117,9 @@ class Visitor:
         """Wait until the page shows so many answers, all of them whole."""
         try:
             self.page.wait_for_function(
-                """number => document.querySelectorAll("#chatbot [data-testid=bot]").length == number
+                """number => !document.querySelector("#status p")
                     && document.querySelector("#question [data-testid=submit-button]")
-                    && !document.querySelector("#status p")""",
+                    && document.querySelectorAll("#chatbot [data-testid=bot]").length == number""",
                 arg=number,
             )
         except Exception as error:  # what it looks like tells more than that time ran out

@@ -14,10 +14,10 @@ FLOORS = [
     {"checkpoint"},
     {"config", "processors", "datasets", "models", "conversation", "configs", "deltas"},
     {"chat"},
-    {"tasks", "hugging_face"},
+    {"tasks", "hugging_face", "looks"},
     {"runners"},
     {"frontends"},
-    {"alignment"},
+    {"alignment", "report"},
     {"cli"},
     {"__main__"},
 ]

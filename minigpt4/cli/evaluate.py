@@ -2,16 +2,33 @@
 
 import argparse
 import dataclasses
+import logging
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minigpt4.config import load_config
+from minigpt4.alignment.server_arguments import (
+    add_server_arguments,
+    check_server_arguments,
+    read_server,
+)
+from minigpt4.config import Config, find_faults, load_config, raise_faults
+from minigpt4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minigpt4.alignment.judging import Server
+    from minigpt4.tasks.metrics import Parts
+
+_EPILOG = """
+Metrics, and what each needs in a data set's rows: docs/evaluation.md. Verdicts of a judge are kept
+below the output folder and asked for once. The key of a server comes from OPENAI_API_KEY alone.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``evaluate``."""
-    parser.add_argument(
-        "--cfg-path", required=True, help="YAML of an evaluation or of a training (its data sets)"
-    )
+    parser.epilog = _EPILOG
+    parser.add_argument("--cfg-path", help="YAML of an evaluation or of a training (its data sets)")
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
     )
@@ -21,12 +38,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("output/evaluate"),
         help="folder for the results; run.output_dir does not count here",
     )
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="instead of run.metrics, e.g. bleu cider"
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help='asked of every sample, e.g. "Write a poem about this image."',
+    )
+    parser.add_argument(
+        "--rescore",
+        action="store_true",
+        help="score the outputs that --output holds again; nothing is generated",
+    )
+    objects = parser.add_argument_group("hallucination (chair_i, chair_s)")
+    objects.add_argument(
+        "--objects",
+        type=Path,
+        metavar="JSON",
+        help="annotations of COCO's form, where rows have no objects of their own",
+    )
+    objects.add_argument(
+        "--object-words",
+        type=Path,
+        metavar="YAML",
+        help="object: [other words, …]; COCO's 80 objects without",
+    )
+    add_server_arguments(parser.add_argument_group("judge (judged_coverage, judged_captions)"))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate; ends with a table."""
-    config = load_config(arguments.cfg_path, arguments.options)
-    from minigpt4.runners.evaluation import run_evaluation
+    check_server_arguments(arguments)
+    config = _read_config(arguments)
+    server = read_server(arguments)
 
+    from minigpt4.runners.evaluation import rescore, run_evaluation
+
+    parts = _read_parts(arguments, server)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score tells that it begins
+    if arguments.rescore:
+        metrics = arguments.metrics or (config.run.get("metrics") if config else None)
+        rescore(arguments.output, metrics or ["exact_match"], parts)
+        return
+    assert config is not None
+    run_evaluation(config, parts, arguments.prompt)
+
+
+def _read_config(arguments: argparse.Namespace) -> Config | None:
+    """The YAML with what the command line says; None where outputs are there and no YAML is."""
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise ConfigError("--prompt: empty; say what to ask of every sample")
+    if arguments.rescore:
+        if arguments.prompt is not None:
+            raise ConfigError("--prompt: nothing is asked with --rescore; leave one of them out")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("--rescore: runs as one process; start it without torchrun")
+        if arguments.cfg_path is None:
+            if arguments.metrics is None:
+                raise ConfigError("--rescore: name the metrics, with --metrics or by --cfg-path")
+            return None
+    if arguments.cfg_path is None:
+        raise ConfigError("--cfg-path: missing; name the YAML of what to evaluate")
+    config = load_config(arguments.cfg_path, arguments.options)
     changes = {"evaluate": True, "output_dir": str(arguments.output)}
-    run_evaluation(dataclasses.replace(config, run=config.run | changes))
+    if arguments.metrics is not None:
+        changes |= {"metrics": arguments.metrics}
+    config = dataclasses.replace(config, run=config.run | changes)
+    if arguments.rescore:  # its model and data are not looked at
+        faults = find_faults(config, ("run",), ("run",))
+        raise_faults(config.path, [fault for fault in faults if fault.key.startswith("run.")])
+    return config
+
+
+def _read_parts(arguments: argparse.Namespace, server: "Server | None") -> "Parts":
+    from minigpt4.alignment.judging import ServerJudge
+    from minigpt4.tasks.metrics import Objects, Parts
+    from minigpt4.tasks.metrics.object_words import load_annotated_objects, load_object_words
+
+    words = load_object_words(arguments.object_words) if arguments.object_words else None
+    of_images = load_annotated_objects(arguments.objects) if arguments.objects else {}
+    judge = ServerJudge(server, arguments.output) if server else None
+    return Parts(judge, Objects(words, of_images))

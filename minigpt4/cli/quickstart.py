@@ -1,4 +1,4 @@
-"""Watch it learn: draw scenes, train stage 1 and 2 on them, score held-out scenes, make a sheet."""
+"""Watch it learn: draw scenes, train stage 1 and 2 on them, score held-out ones, make a report."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
+from minigpt4.cli.tiny_world.data_sets import HELDOUT_SHARDS, read_heldout, write_data_sets
 from minigpt4.errors import MiniGPT4Error
 
 if TYPE_CHECKING:  # torch takes seconds to import; the other commands do without
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; the other commands do withou
 
 _EVAL_CONFIG = "eval_configs/tiny_eval.yaml"
 _SHOWN = 6  # scenes on the contact sheet
+_LOOKED_AT = 3  # scenes of which the report shows where words look
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """All of it; ends with a table, ``summary.json`` and ``contact_sheet.png``."""
+    """All of it; ends with a table, ``summary.json``, ``contact_sheet.png`` and a report."""
     output, seed = arguments.output, arguments.seed
     scenes = output / "scenes"
     write_data_sets(scenes, seed, pairs=arguments.pairs, heldout=arguments.heldout)
@@ -48,9 +49,28 @@ def run(arguments: argparse.Namespace) -> None:
     from minigpt4.cli.tiny_world.sheet import draw_contact_sheet
 
     draw_contact_sheet(examples, output / "contact_sheet.png")
+    look_inside(output, scenes, seed)
+    from minigpt4.report.making import make_report
+
+    page = make_report(
+        [_run_of(output, stage) for stage in ("stage1", "stage2")], output / "report"
+    )
     print(_table(summary))
-    print(f"figures: {output}/summary.json   pictures: {output}/contact_sheet.png")
+    print(f"figures: {output}/summary.json   pictures: {output}/contact_sheet.png   report: {page}")
     print("now chat with it: make demo")
+
+
+def _validated(data_set: str, held_out: Path) -> list[str]:
+    """Options: measure on held-out scenes while it learns, and with exchanged pictures."""
+    return [
+        "plugins=[minigpt4.cli.tiny_world.scoring]",  # metrics that know scenes
+        f"datasets.{data_set}.build_info.val_storage={held_out}",
+        "run.valid_splits=[val]",
+        "run.valid_control=True",
+        "run.metrics=[scene_pairs]",
+        "run.batch_size_eval=50",
+        "chat.max_new_tokens=60",
+    ]
 
 
 def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
@@ -59,13 +79,17 @@ def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] =
         f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in ("laion", "cc_sbu")
     ]
     config = "train_configs/tiny_stage1_pretrain.yaml"
-    return _train("stage1", config, output, [*storages, f"run.seed={seed}", *options])
+    validated = _validated("cc_sbu", scenes / HELDOUT_SHARDS)
+    own = [*storages, *validated, "run.eval_every_steps=25", "run.valid_captions=30"]
+    return _train("stage1", config, output, [*own, f"run.seed={seed}", *options])
 
 
 def train_stage2(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
     """Stage 2 from ``output/stage1.pth``; lands at ``output/stage2.pth``. Seconds of wall time."""
     own = [
         f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
+        *_validated("cc_sbu_align", scenes / "heldout_seen"),
+        *("run.eval_every_steps=100", "run.valid_captions=30"),
         f"model.ckpt={output}/stage1.pth",
         f"run.seed={seed}",
     ]
@@ -85,11 +109,15 @@ def _train(stage: str, config: str, output: Path, options: list[str]) -> float:
     started = time.monotonic()
     status = subprocess.run([*launcher, "1", *arguments], check=False, env=environment).returncode
     seconds = time.monotonic() - started
-    checkpoints = sorted(runs.glob("*/checkpoint_*.pth"), key=lambda f: int(f.stem.split("_")[1]))
+    checkpoints = sorted(runs.glob("*/checkpoint_[0-9]*.pth"), key=_epoch)
     if status != 0 or not checkpoints:
         raise MiniGPT4Error(f"{stage} failed (exit code {status}); its own message stands above")
     shutil.copyfile(checkpoints[-1], output / f"{stage}.pth")
     return round(seconds, 1)
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("checkpoint_"))
 
 
 def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -140,6 +168,24 @@ def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], lis
         "controls": controls,
     }
     return summary, examples
+
+
+def look_inside(output: Path, scenes: Path, seed: int) -> None:
+    """Where the words of stage 2 look, of a few held-out scenes; beside its run, for the report."""
+    from minigpt4.cli.tiny_world import answers
+    from minigpt4.looks import write_looks
+
+    folder = _run_of(output, "stage2") / "looks"
+    folder.mkdir(exist_ok=True)
+    files = [file for _, file in read_heldout(scenes / "heldout_seen")[:_LOOKED_AT]]
+    for _ in write_looks(load_stage("stage2", output, seed), files, folder, answers.DESCRIBE):
+        pass
+
+
+def _run_of(output: Path, stage: str) -> Path:
+    """The folder of a stage's run, of which there is one."""
+    (folder,) = (output / stage).iterdir()
+    return folder
 
 
 def load_stage(stage: str, output: Path, seed: int) -> "Chat":

@@ -11,6 +11,7 @@ from typing import Any
 
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
+from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import DataError, one_line, shown
 
 ANNOTATION_FILE = "filter_cap.json"
@@ -38,10 +39,14 @@ class AlignmentSource:
     window = 1  # the order of the units is shuffled already
     units_per_group = 512
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, side: Side = ALL) -> None:
         self.folder = folder
-        self.entries = read_entries(folder)
+        self.side = side
+        found = read_entries(folder)
+        self.entries = [entry for entry in found if side.has(place_of(Path(entry.key).name))]
         self.units = len(self.entries)
+        if not self.readable and side.part == "train":
+            raise DataError(f"{folder}: no pair is left to train on beside val_fraction")
 
     @property
     def readable(self) -> int:

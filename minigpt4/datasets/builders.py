@@ -1,18 +1,19 @@
 """Builders: the ``datasets:`` section of a YAML → data sets."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from minigpt4.checks import Positive, check_folder, check_not_negative, check_share
 from minigpt4.datasets.alignment import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.feature_source import with_features
 from minigpt4.datasets.pairs import ListSource, check_storage, names_shards, open_storage
 from minigpt4.datasets.row_source import RowSource
-from minigpt4.datasets.samples import BadSample, DataSet, ToPixels
+from minigpt4.datasets.samples import BadSample, DataSet, Source, ToPixels
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
-from minigpt4.datasets.splits import Side
+from minigpt4.datasets.splits import ALL, Side
 from minigpt4.errors import ConfigError
 from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, TEXT_PROCESSORS, Hidden, build_named
 
@@ -37,20 +38,47 @@ _DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
 _PLAIN_TEXTS: TextProcessors = {"train": {"name": "plain_text"}}
 
 logger = logging.getLogger(__name__)
+_S = TypeVar("_S", bound=Source)
 
 
 @dataclass(frozen=True)
 class ShardStorage:
-    """Where shards lie: a pattern with braces, a folder, or a list of these."""
+    """Where shards lie: a pattern with braces, a folder, or a list of these.
+
+    Attributes:
+        storage: What a training reads.
+        val_storage: What is held out: shards that a validation or an evaluation reads.
+        val_fraction: Or the share of the samples that is held out, drawn by their keys. A
+            validation then goes through all shards for it.
+    """
 
     storage: Annotated[str | list[str], check_shards]
+    val_storage: Annotated[str | list[str], check_shards] | None = None
+    val_fraction: Annotated[float, check_share] = 0.0
 
 
 @dataclass(frozen=True)
 class FolderStorage:
-    """The folder that holds ``filter_cap.json`` and ``image/``."""
+    """The folder that holds ``filter_cap.json`` and ``image/``.
+
+    Attributes:
+        storage: What a training reads.
+        val_storage: What is held out: the folder that a validation or an evaluation reads.
+        val_fraction: Or the share of the pairs that is held out, drawn by their pictures' names.
+    """
 
     storage: Annotated[str, check_alignment_folder]
+    val_storage: Annotated[str, check_alignment_folder] | None = None
+    val_fraction: Annotated[float, check_share] = 0.0
+
+
+@dataclass(frozen=True)
+class PairStorage:
+    """A user's own rows, with what is held out of them; see :func:`build_pairs`."""
+
+    storage: str | list[str]
+    val_storage: str | list[str] | None
+    val_fraction: float
 
 
 def _eval_image_processor(specs: dict[Split, dict[str, Any]]) -> ToPixels | None:
@@ -67,6 +95,32 @@ def _missing_shards(name: str, storage: str | list[str]) -> tuple[BadSample, ...
         text = "datasets.%s: %d of %d shards are missing (first: %s)"
         logger.warning(text, name, len(missing), len(shards), missing[0])
     return tuple(BadSample(shard, "missing shard", shard=shard) for shard in missing)
+
+
+def _split(
+    name: str, stored: ShardStorage | FolderStorage | PairStorage, read: Callable[[Any, Side], _S]
+) -> tuple[_S, _S | None]:
+    """What a training reads, and what is held out, if anything is.
+
+    Raises:
+        ConfigError: where two settings name what is held out.
+    """
+    if fault := held_out_fault(stored.val_storage, stored.val_fraction):
+        raise ConfigError(f"datasets.{name}: {fault}")
+    if stored.val_storage is not None:
+        return read(stored.storage, ALL), read(stored.val_storage, ALL)
+    if not stored.val_fraction:
+        return read(stored.storage, ALL), None
+    sides = (Side("train", stored.val_fraction), Side("val", stored.val_fraction))
+    training, held_out = (read(stored.storage, side) for side in sides)
+    return training, held_out
+
+
+def held_out_fault(val_storage: Any, val_fraction: float) -> str | None:
+    """What is wrong with two settings that each name what to hold out."""
+    if val_storage is not None and val_fraction:
+        return "val_storage and val_fraction both name what to leave out; take one of them"
+    return None
 
 
 @BUILDERS.register("laion")
@@ -98,15 +152,21 @@ def build_caption_shards(
             pictures; an evaluation reads the pictures themselves.
     """
     missing = _missing_shards(name, build_info.storage)
-    existing = [shard for shard in list_shards(build_info.storage) if Path(shard).is_file()]
+
+    def read(storage: str | list[str], side: Side) -> ShardSource:
+        existing = [shard for shard in list_shards(storage) if Path(shard).is_file()]
+        return ShardSource(existing, buffer_size, side=side)
+
+    source, held_out = _split(name, build_info, read)
     dataset = DataSet(
         name,
-        ShardSource(existing, buffer_size),
+        source,
         build_named(IMAGE_PROCESSORS, vis_processor["train"]),
         build_named(TEXT_PROCESSORS, text_processor["train"]),
         sample_ratio,
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
+        eval_source=held_out,
         missing=missing,
     )
     return with_features(dataset, features)
@@ -144,17 +204,11 @@ def build_pairs(
         features: Folder of ``cache-features``, to train from what the frozen towers made of the
             pictures; an evaluation reads the pictures themselves.
     """
-    if val_storage is not None and val_fraction:
-        raise ConfigError(
-            f"datasets.{name}: val_storage and val_fraction both name what to leave out"
-        )
-    part: Literal["all", "train"] = "train" if val_fraction else "all"
-    source = open_storage(storage, image_root, Side(part, val_fraction))
-    held_out = None
-    if val_storage is not None:
-        held_out = open_storage(val_storage, image_root)
-    elif val_fraction:
-        held_out = open_storage(storage, image_root, Side("val", val_fraction))
+    source, held_out = _split(
+        name,
+        PairStorage(storage, val_storage, val_fraction),
+        lambda rows, side: open_storage(rows, image_root, side),
+    )
     length = source.length if isinstance(source, RowSource | ListSource) else None
     if length is not None and length < source.units:
         text = "datasets.%s: %d of %d rows cannot be used; check-data lists them"
@@ -200,7 +254,9 @@ def build_cc_sbu_align(
         features: Folder of ``cache-features``, to train from what the frozen towers made of the
             pictures; an evaluation reads the pictures themselves.
     """
-    source = AlignmentSource(Path(build_info.storage))
+    source, held_out = _split(
+        name, build_info, lambda folder, side: AlignmentSource(Path(folder), side)
+    )
     dataset = DataSet(
         name,
         source,
@@ -210,5 +266,6 @@ def build_cc_sbu_align(
         length=source.readable,
         batch_size=batch_size,
         eval_image_processor=_eval_image_processor(vis_processor),
+        eval_source=held_out,
     )
     return with_features(dataset, features)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source, Turn
+from minigpt4.datasets.splits import Side
 from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 
@@ -27,9 +28,11 @@ class CacheableSource(Source, Protocol):
 
     Attributes:
         units_per_group: Consecutive units whose features are computed, and lie, together.
+        side: Of a split: which samples its units have.
     """
 
     units_per_group: int
+    side: Side
 
     def files(self, unit: int) -> list[Path]:
         """What a unit is read from; first the shard, where it is one."""
@@ -231,4 +234,4 @@ def with_features(dataset: DataSet, features: str | None) -> DataSet:
 
 def uncacheable(dataset: DataSet) -> str:
     kind = type(dataset.source).__name__
-    return f"features of a {kind} cannot be cached: it has no units_per_group and files(unit)"
+    return f"features of a {kind} cannot be cached: it has no units_per_group, side and files(unit)"

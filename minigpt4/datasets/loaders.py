@@ -75,7 +75,7 @@ class MixedLoader:
                 batch_size=None,
                 num_workers=num_workers,
                 pin_memory=pin_memory,
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=leave_signals_to_the_trainer,
                 # Of its own: a loader that is made again must not draw from the run's numbers.
                 generator=torch.Generator(),
             )
@@ -145,7 +145,7 @@ class MixedLoader:
         return f"{seed}+{step}"
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
+def leave_signals_to_the_trainer(_worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer still needs its
     # readers for the step that it finishes, and they end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from pathlib import Path
 from minigpt4.checks import is_placeholder
 from minigpt4.datasets.alignment import ANNOTATION_FILE, read_entries
 from minigpt4.datasets.row_source import RowReader, RowSource, image_files
-from minigpt4.datasets.row_texts import RowError, row_text
+from minigpt4.datasets.row_texts import RowError, evaluation_facts, row_text
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Source, printable
 from minigpt4.datasets.shards import ShardSource, check_shards, list_shards
 from minigpt4.datasets.splits import ALL, Side, place_of
@@ -75,8 +75,7 @@ def open_storage(storage: Storage, image_root: str | None = None, side: Side = A
     """
     if names_shards(storage):
         shards = [shard for shard in list_shards(storage) if os.path.isfile(shard)]
-        source = ShardSource(shards, _WINDOW, row_text)
-        return source if side.part == "all" else _SideOfShards(source, side)
+        return ShardSource(shards, _WINDOW, row_text, side)
     assert isinstance(storage, str)
     path = Path(storage)
     if file := _row_file(path):
@@ -125,6 +124,7 @@ class ListSource:
 
     def __init__(self, folder: Path, entries: list[RawSample | BadSample], side: Side) -> None:
         self._folder = folder
+        self.side = side
         self.entries = [entry for entry in entries if side.has(place_of(Path(entry.key).name))]
         self.units = len(self.entries)
         self.length = sum(isinstance(entry, RawSample) for entry in self.entries)
@@ -160,26 +160,8 @@ def _beside(image: Path) -> RawSample | BadSample:
         fields = json.loads(words) if file.suffix == ".json" else {"caption": words.strip()}
         if not isinstance(fields, dict):
             raise RowError("unreadable row", f"{file.name} holds no object with keys")
-        return RawSample(key, image, row_text(fields, images=1))
+        return RawSample(key, image, row_text(fields, images=1), facts=evaluation_facts(fields))
     except RowError as error:
         return BadSample(key, error.cause, error.detail)
     except (OSError, ValueError, RecursionError) as error:
         return BadSample(key, "unreadable row", f"{file.name}: {one_line(error)}")
-
-
-class _SideOfShards:
-    """The samples of shards that are on one side of a split."""
-
-    units_per_group = 1
-
-    def __init__(self, source: ShardSource, side: Side) -> None:
-        self.units, self.window = source.units, source.window
-        self._source, self._side = source, side
-
-    def files(self, unit: int) -> list[Path]:
-        return self._source.files(unit)
-
-    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
-        for sample in self._source.read(unit):
-            if self._side.has(place_of(sample.key.rpartition("/")[2])):
-                yield sample

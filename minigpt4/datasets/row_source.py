@@ -10,6 +10,7 @@ from minigpt4.datasets.row_texts import (
     OUTSIDE,
     TEXTS,
     RowError,
+    evaluation_facts,
     image_file,
     image_names,
     row_text,
@@ -64,7 +65,8 @@ class RowReader:
             text = row_text(row.fields, len(images))
         except RowError as error:
             return BadSample(key, error.cause, error.detail)
-        return RawSample(key, images[0] if len(images) == 1 else images, text)
+        image = images[0] if len(images) == 1 else images
+        return RawSample(key, image, text, facts=evaluation_facts(row.fields))
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class RowSource:
 
     def __init__(self, file: Path, root: Path, side: Side) -> None:
         self._reader = RowReader(file, root)
+        self.side = side
         found = file.stat()
         self._index = _index(file, root, found.st_mtime_ns, found.st_size)
         numbers = (n for n, place in enumerate(self._index.places) if side.has(place))

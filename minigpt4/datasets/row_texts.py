@@ -3,6 +3,7 @@
 import functools
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ IMAGES = ("image", "images", "file_name")
 CAPTIONS = ("caption", "text")
 QUESTIONS = ("instruction", "question")
 ANSWERS = ("answer", "output", "response")
+REFERENCES = ("references", "captions", "answers")  # several, any of which will do
+CHOICES, OBJECTS = "choices", "objects"
 CONVERSATIONS = ("messages", "conversations", "conversation")
-TEXTS = (*CAPTIONS, *QUESTIONS, *CONVERSATIONS)
+TEXTS = (*CAPTIONS, *QUESTIONS, *CONVERSATIONS, *REFERENCES)
 _SPEAKERS = {
     "system": "system",
     "user": "user",
@@ -97,7 +100,7 @@ def row_text(fields: Mapping[str, Any], images: int) -> Text:
         conversation = _from_json(conversation)
     if conversation is not None:
         return _placed(_turns(conversation), images)
-    question, answer = _first(fields, QUESTIONS), _first(fields, ANSWERS)
+    question, answer = _first(fields, QUESTIONS), _answer(fields)
     if question is not None and answer is not None:
         more = fields.get("input")
         if isinstance(more, str) and more.strip():
@@ -108,6 +111,8 @@ def row_text(fields: Mapping[str, Any], images: int) -> Text:
         )
         return _placed(turns, images)
     caption = _first(fields, CAPTIONS)
+    if caption is None and question is None:
+        caption = next(iter(_texts(_first(fields, REFERENCES))), None)
     if isinstance(caption, str) and caption.strip():
         if not images:
             raise RowError("no image", "a caption needs one; words alone are asked and answered")
@@ -116,6 +121,55 @@ def row_text(fields: Mapping[str, Any], images: int) -> Text:
         raise RowError("no caption", f"a question without {' or '.join(ANSWERS)}")
     found = ", ".join(map(str, fields)) or "nothing"
     raise RowError("no caption", f"none of {', '.join(TEXTS)} is there, but {shown(found)}")
+
+
+def evaluation_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says that only an evaluation looks at; what is of another form is left out.
+
+    That is ``question``; ``references``, several texts any of which will do; ``choices`` to choose
+    an answer from, and ``choice``, the right one's place; ``objects`` in the image.
+    """
+    question, references = _first(fields, QUESTIONS), _texts(_first(fields, REFERENCES))
+    choices, objects = _texts(fields.get(CHOICES)), _texts(fields.get(OBJECTS))
+    found: dict[str, Any] = {}
+    if isinstance(question, str):
+        found["question"] = question
+    if references:
+        found["references"] = references
+    if len(choices) > 1:
+        found["choices"] = choices
+        answer = _answer(fields)
+        if answer in choices:
+            found["choice"] = choices.index(answer)
+    if objects or fields.get(OBJECTS) in ([], "[]"):
+        found["objects"] = objects
+    return found
+
+
+def _answer(fields: Mapping[str, Any]) -> Any:
+    """A row's answer: its own, the choice whose place it tells, or the one most people gave."""
+    answer, choices = _first(fields, ANSWERS), _texts(fields.get(CHOICES))
+    if choices and answer not in choices:
+        place = str(answer)  # of a table it is a text
+        if place.isdecimal() and int(place) < len(choices):
+            return choices[int(place)]
+    if answer is None and (given := _texts(_first(fields, REFERENCES))):
+        return Counter(given).most_common(1)[0][0]
+    return answer
+
+
+def _texts(value: Any) -> list[str]:
+    """A list of texts, which a table holds as json; VQA's answers are each an ``answer``."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    if not isinstance(value, list):
+        return []
+    texts = [item.get("answer") if isinstance(item, dict) else item for item in value]
+    whole = all(isinstance(text, str) and text.strip() for text in texts)
+    return [str(text) for text in texts] if whole else []
 
 
 def _first(fields: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -2,11 +2,11 @@
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy
 import torch
@@ -33,6 +33,7 @@ class Turn(NamedTuple):
 
 Turns = tuple[Turn, ...]  # from the system or the user to an assistant's answer, in turns
 Text = str | Turns  # a caption, or a conversation
+Facts = Mapping[str, Any]  # what an evaluation alone looks at: see evaluation_facts
 
 
 @runtime_checkable
@@ -69,12 +70,14 @@ class RawSample:
         image: One, or several in the order of the text's marks; a conversation may have none.
         text: Caption, or turns with an ``<ImageHere>`` for each image.
         shard: That it lies in.
+        facts: For an evaluation; a training has no use for them.
     """
 
     key: str
     image: EncodedImage | tuple[EncodedImage, ...]
     text: Text
     shard: str = ""
+    facts: Facts = field(default_factory=dict, hash=False)
 
     @property
     def images(self) -> tuple[EncodedImage, ...]:
@@ -155,7 +158,15 @@ class DataSet:
         return processor if isinstance(processor, SplitProcessor) and processor.normalise else None
 
 
-class Sample(TypedDict):
+class _SampleFacts(TypedDict, total=False):
+    facts: Facts
+
+
+class _BatchFacts(TypedDict, total=False):
+    facts: list[Facts]  # of each row
+
+
+class Sample(_SampleFacts):
     """One training row: ``image`` ``[n, 3, size, size]``, or cached features ``[n, Q, D]``.
 
     Pixels are bytes where they are normalised by the batch, else fp32. Without images it is empty.
@@ -166,7 +177,7 @@ class Sample(TypedDict):
     text: Text
 
 
-class Batch(TypedDict):
+class Batch(_BatchFacts):
     """Several rows: ``image`` ``[N, 3, size, size]`` or ``[N, Q, D]``, of all rows in order.
 
     Without any image it is empty.
@@ -185,7 +196,12 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
         return raw
     with _drawing_from(seed):
         # Words of a conversation are somebody's own: only captions are processed.
-        text = dataset.text_processor(raw.text) if isinstance(raw.text, str) else raw.text
+        text, facts = raw.text, raw.facts
+        if isinstance(text, str):
+            text = dataset.text_processor(text)
+            if "references" in facts:  # which then are held against what captions became
+                others = [dataset.text_processor(other) for other in facts["references"]]
+                facts = {**facts, "references": others}
         if fault := text_fault(text):
             return BadSample(raw.key, *fault, raw.shard)
         try:
@@ -195,7 +211,8 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
             if any(isinstance(image, CachedFeatures) for image in raw.images):
                 cause = "unreadable features"
             return BadSample(raw.key, cause, str(error), raw.shard)
-    return Sample(key=raw.key, image=torch.stack(images) if images else torch.empty(0), text=text)
+    image = torch.stack(images) if images else torch.empty(0)
+    return Sample(key=raw.key, image=image, text=text, facts=facts)
 
 
 def reference(text: Text) -> str:
@@ -267,6 +284,7 @@ def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
         image_counts=counts,
         text=[sample["text"] for sample in samples],
         normalise=split.normalise if split else None,
+        facts=[sample.get("facts", {}) for sample in samples],
     )
 
 

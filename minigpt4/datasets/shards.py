@@ -14,8 +14,9 @@ import braceexpand
 from webdataset.tariterators import group_by_keys
 
 from minigpt4.checks import is_placeholder
-from minigpt4.datasets.row_texts import RowError
+from minigpt4.datasets.row_texts import RowError, evaluation_facts
 from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Text, printable
+from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import one_line, shown
 
 TextOf = Callable[[Mapping[str, Any], int], Text]
@@ -78,12 +79,20 @@ class ShardSource:
         window: Consecutive samples that are shuffled together.
         text_of: Makes the text of a json's fields and its number of images, or raises a
             ``RowError``; without it that is the caption, and a sample has one image.
+        side: Of a split; samples are on it by their keys.
     """
 
     units_per_group = 1
 
-    def __init__(self, shards: list[str], window: int, text_of: TextOf | None = None) -> None:
+    def __init__(
+        self,
+        shards: list[str],
+        window: int,
+        text_of: TextOf | None = None,
+        side: Side = ALL,
+    ) -> None:
         self.shards = shards
+        self.side = side
         self.units = len(shards)
         self.window = window
         self._text_of = text_of
@@ -92,7 +101,11 @@ class ShardSource:
         return [Path(self.shards[unit])]
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
-        shard = self.shards[unit]
+        for sample in self._read(self.shards[unit]):
+            if self.side.has(place_of(sample.key.rpartition("/")[2])):
+                yield sample
+
+    def _read(self, shard: str) -> Iterator[RawSample | BadSample]:
         files = _Files(shard)
         twice: list[Exception] = []
 
@@ -242,7 +255,7 @@ def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSam
             text = text_of(told if isinstance(told, dict) else {}, len(images))
         except RowError as error:
             return bad(error.cause, error.detail)
-        return RawSample(key, images, text, shard)
+        return RawSample(key, images, text, shard, evaluation_facts(told))
     caption = told.get("caption") if isinstance(told, dict) else None
     if not isinstance(caption, str):
         return bad("no caption", f"{shown(caption)} is not a text")

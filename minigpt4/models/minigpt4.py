@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -37,6 +37,14 @@ def freeze(part: nn.Module) -> None:
     """No gradients, and no dropout: a frozen part is always in eval mode."""
     part.requires_grad_(False)
     part.eval()
+
+
+class TargetScores(NamedTuple):
+    """Of the target tokens of a batch: how many, their summed loss, and how many came first."""
+
+    tokens: int
+    loss: float
+    hits: int
 
 
 class MiniGPT4(Towers):
@@ -227,16 +235,34 @@ class MiniGPT4(Towers):
         Raises:
             DataError: when no answer has a token to learn.
         """
+        logits, targets = self._target_logits(image, rows)
+        return functional.cross_entropy(logits.float(), targets)
+
+    @torch.no_grad()
+    def target_scores(self, image: torch.Tensor, rows: Sequence[Row]) -> TargetScores:
+        """How well every target token of the batch is foretold; arguments as in :meth:`forward`.
+
+        Raises:
+            DataError: when no answer has a token to learn.
+        """
+        logits, targets = self._target_logits(image, rows)
+        loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        hits = (logits.argmax(-1) == targets).sum()
+        return TargetScores(len(targets), float(loss), int(hits))
+
+    def _target_logits(
+        self, image: torch.Tensor, rows: Sequence[Row]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[n, V]`` of the n target tokens of the batch, and these tokens ``[n]``."""
         joined = self._join_batch(image, rows, share_lead=self.packed and self.shares_prefix)
         if not joined.learnt:
             raise DataError("no text of the batch has a token to learn; the loss would be NaN")
         self.positions += sum(joined.lengths)
         if self.packed:
             packed = pack(joined)
-            logits = packed_logits(self.llama_model, packed)
-            return functional.cross_entropy(logits.float(), packed.targets)
+            return packed_logits(self.llama_model, packed), packed.targets
         spliced = pad(joined)
-        return target_loss(self.logits(spliced), spliced.targets)
+        return learnt_logits(self.logits(spliced), spliced.targets)
 
 
 def _beside(embeds: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
@@ -246,9 +272,15 @@ def _beside(embeds: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
 
 def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of logits ``[B, S, V]`` over the targets ``[B, S]`` not ignored."""
+    logits, learnt = learnt_logits(logits, targets)
+    return functional.cross_entropy(logits.float(), learnt)
+
+
+def learnt_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits ``[n, V]`` that foretell the n targets not ignored, and these ``[n]``."""
     following = targets[:, 1:]
     learnt = following != IGNORED
-    return functional.cross_entropy(logits[:, :-1][learnt].float(), following[learnt])
+    return logits[:, :-1][learnt], following[learnt]
 
 
 def parameter_table(model: MiniGPT4) -> str:

@@ -14,7 +14,15 @@ from minigpt4.checks import Dimension
 
 @dataclass(frozen=True)
 class QFormerSize:
-    """Dimensions of the Q-Former; the defaults are BLIP-2's (BERT-base)."""
+    """Dimensions of the Q-Former; the defaults are BLIP-2's (BERT-base).
+
+    Attributes:
+        hidden_size: Width.
+        num_hidden_layers: Layers.
+        num_attention_heads: Attention heads of a layer.
+        intermediate_size: Width of the feed-forward part.
+        cross_attention_frequency: Every how many layers one looks at the image.
+    """
 
     hidden_size: Dimension = 768
     num_hidden_layers: Dimension = 12

@@ -17,7 +17,15 @@ from minigpt4.checks import Dimension, check_ratio
 
 @dataclass(frozen=True)
 class VisualEncoderSize:
-    """Dimensions of the visual encoder; the defaults are EVA-ViT-g/14 without its 40th block."""
+    """Dimensions of the visual encoder; the defaults are EVA-ViT-g/14 without its 40th block.
+
+    Attributes:
+        patch_size: Pixels of each side of a patch.
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads of a block.
+        mlp_ratio: Width of a block's MLP, as a multiple of ``embed_dim``.
+    """
 
     patch_size: Dimension = 14
     embed_dim: Dimension = 1408

@@ -143,6 +143,13 @@ def build_blip2_image_eval(
     std: _Std = PIXEL_STD,
     image_backend: ImageBackend = "pil",
 ) -> ImageProcessor:
-    """The evaluation processor: a bicubic resize to a square; options as in training."""
+    """The evaluation processor: a bicubic resize to a square.
+
+    Args:
+        image_size: Pixels of each side.
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, in [0, 1].
+        image_backend: As in training.
+    """
     resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
     return ImageProcessor(resize, image_size, mean, std, image_backend=image_backend)

@@ -15,7 +15,12 @@ _SPACES = re.compile(r"\s{2,}")
 
 @TEXT_PROCESSORS.register("blip_caption")
 def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[str], str]:
-    """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words."""
+    """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words.
+
+    Args:
+        prompt: Put in front of every caption.
+        max_words: Words that are kept.
+    """
 
     def process(caption: str) -> str:
         text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))

@@ -3,7 +3,7 @@
 ``train.py`` comes here with ``run.evaluate: True``, and so does ``python -m minigpt4 evaluate``.
 """
 
-import json
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,11 +21,18 @@ from minigpt4.chat import Chat, GenerationOptions, generation_options
 from minigpt4.config import Config
 from minigpt4.datasets.samples import DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
-from minigpt4.errors import DataError, MiniGPT4Error
-from minigpt4.files import write_atomically
+from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image_processors import ImageProcessor
 from minigpt4.registry import TASKS
+from minigpt4.runners.evaluation_files import (
+    OutputFolder,
+    Row,
+    Summary,
+    check_outputs,
+    score_outputs,
+    table,
+)
 from minigpt4.runners.preflight import check_evaluation
 from minigpt4.runners.preparation import (
     build_datasets,
@@ -33,29 +40,37 @@ from minigpt4.runners.preparation import (
     make_accelerator,
     run_settings,
 )
-from minigpt4.tasks.metrics import score
-
-Row = dict[str, Any]  # image, reference, output, score; or image, error
-Summary = dict[str, dict[str, float]]  # data set → samples, unreadable, and each metric's mean
+from minigpt4.tasks.metrics import Parts, build_metrics
+from minigpt4.tasks.multiple_choice import Chosen
 
 logger = logging.getLogger(__name__)
 
 
-def run_evaluation(config: Config) -> Summary:
+def run_evaluation(
+    config: Config, parts: Parts | None = None, question: str | None = None
+) -> Summary:
     """The evaluation that a config describes, from its check to its files.
+
+    Args:
+        config: As loaded.
+        parts: What metrics may need beside outputs and references.
+        question: Asked of every sample instead of what the model was trained with.
 
     Raises:
         MiniGPT4Error: for a fault in the config, the weights, the data or a metric.
     """
     check_evaluation(config)
     settings = run_settings(config)
+    build_metrics(settings["metrics"], parts)  # what one lacks shows before hours of work
+    OutputFolder(Path(settings["output_dir"])).check([*config.datasets])
     accelerator = make_accelerator(settings["device"])
     set_seed(settings["seed"])  # an untrained projection must be the same in every process
     datasets = build_datasets(config, pictures=True)
     model = build_model(config, accelerator.device)
     if accelerator.is_main_process and not config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one is evaluated")
-    summary = evaluate(model, datasets, accelerator, settings, generation_options(config))
+    options = generation_options(config)
+    summary = evaluate(model, datasets, accelerator, settings, options, parts, question)
     accelerator.end_training()
     return summary
 
@@ -66,11 +81,14 @@ def evaluate(
     accelerator: Accelerator,
     settings: dict[str, Any],
     options: GenerationOptions,
+    parts: Parts | None = None,
+    question: str | None = None,
 ) -> Summary:
     """Generate for every sample without drawing, score, and write what came out.
 
     ``<output_dir>/<data set>.jsonl`` holds a row for each sample, ``<output_dir>/summary.json`` the
-    summary; each is written whole or not at all, by the main process.
+    summary; each is written whole or not at all, by the main process. Outputs are there before they
+    are scored: a metric that fails loses none.
 
     Args:
         model: With the projection to evaluate.
@@ -78,37 +96,88 @@ def evaluate(
         accelerator: Processes and device; the number of processes does not change the files.
         settings: Of the run: task, seed, metrics, batch_size_eval, num_workers, output_dir.
         options: How to generate; always without sampling.
+        parts: What metrics may need beside outputs and references.
+        question: Asked of every sample instead of what the model was trained with.
 
     Returns:
-        For each data set the number of its samples, of those that cannot be read, and the mean of
-        each metric over the others.
+        For each data set the number of its samples, of those that cannot be read, and each metric's
+        mean over the others with its interval; in the main process, which alone scores.
 
     Raises:
         DataError: for a data set without a single sample that can be read.
+        MiniGPT4Error: for a metric that fails.
     """
-    rank, main = accelerator.process_index, accelerator.is_main_process
-    task = TASKS.build(
-        settings["task"], {}, prompts=model.prompts, seed=settings["seed"], rank=rank
-    )
-    folder = Path(settings["output_dir"])
-    if main:
-        _make_folder(folder)
-    summary: Summary = {}
+    task = _build_task(model, accelerator, settings, question)
+    folder = OutputFolder(Path(settings["output_dir"]))
+    rows: dict[str, list[Row]] = {}
     for dataset in datasets:
         processor = dataset.eval_image_processor or dataset.image_processor
-        if main and isinstance(processor, ImageProcessor) and processor.random:
+        if (
+            accelerator.is_main_process
+            and isinstance(processor, ImageProcessor)
+            and processor.random
+        ):
             text = "datasets.%s: its image processor is random; vis_processor.eval can name another"
             logger.warning(text, dataset.name)
         chat = Chat(model, processor, replace(options, do_sample=False))
-        rows = _evaluate_data_set(task, chat, dataset, accelerator, settings)
-        summary[dataset.name] = _summarise(dataset.name, rows)
-        if main:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            _write(folder / f"{dataset.name}.jsonl", "".join(lines))
-    if main:
-        _write(folder / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-        logger.info("%s\noutputs and scores: %s", _table(summary), folder)
+        own = _evaluate_data_set(task, chat, dataset, accelerator, settings)
+        if question is not None:
+            own = [row if "error" in row else {**row, "question": question} for row in own]
+        rows[dataset.name] = own
+        check_outputs(dataset.name, rows[dataset.name])
+        if accelerator.is_main_process:
+            folder.write_outputs(dataset.name, rows[dataset.name])
+    if not accelerator.is_main_process:
+        return {}
+    try:
+        return _score(folder, rows, settings["metrics"], parts)
+    except MiniGPT4Error as error:
+        mend = f"evaluate --rescore --output {folder.path} scores them without generating"
+        fault = MiniGPT4Error(f"{error}; the outputs are safe: {mend}")
+        fault.exit_code = error.exit_code
+        raise fault from error
+
+
+def rescore(path: Path, metrics: Sequence[str], parts: Parts | None = None) -> Summary:
+    """Score the outputs of an earlier evaluation again, in its folder; nothing is generated.
+
+    Args:
+        path: The evaluation's folder.
+        metrics: Their scores take the place of those that are there.
+        parts: What metrics may need beside outputs and references.
+
+    Raises:
+        MiniGPT4Error: for a folder without outputs, or a metric that fails.
+    """
+    build_metrics(metrics, parts)
+    folder = OutputFolder(path)
+    return _score(folder, folder.read_outputs(), metrics, parts)
+
+
+def _score(
+    folder: OutputFolder,
+    rows: dict[str, list[Row]],
+    metrics: Sequence[str],
+    parts: Parts | None,
+) -> Summary:
+    """Scores and summary of every data set, written and told."""
+    summary = {
+        name: score_outputs(name, own, metrics, parts or Parts()) for name, own in rows.items()
+    }
+    folder.write_scores(rows, summary)
+    logger.info("%s\noutputs and scores: %s", table(summary), folder.path)
     return summary
+
+
+def _build_task(
+    model: MiniGPT4, accelerator: Accelerator, settings: dict[str, Any], question: str | None
+) -> Any:
+    name, injected = settings["task"], {"seed": settings["seed"], "prompts": model.prompts}
+    if question is not None:
+        if "question" not in inspect.signature(TASKS.get(name)).parameters:
+            raise ConfigError(f"--prompt: the task {name!r} takes no question; leave it out")
+        injected["question"] = question
+    return TASKS.build(name, {}, rank=accelerator.process_index, **injected)
 
 
 def _evaluate_data_set(
@@ -135,16 +204,13 @@ def _evaluate_data_set(
     ):
         # The processes go in step, batch by batch; one whose batches are all done adds nothing.
         while found := gather_object(_answer(task, chat, next(loader, None))):
-            for row in found:
-                if "error" not in row:
-                    row["score"] = score(settings["metrics"], row["output"], row["reference"])
             rows += found
             bar.update(len(found))
     return rows
 
 
 def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
-    """The rows of one process's batch, not yet scored."""
+    """The rows of one process's batch."""
     if batch is None:
         return []
     rows: dict[int, Row] = {
@@ -154,44 +220,12 @@ def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
         ready = to_device(batch.batch, chat.model.device)
         outputs = task.evaluation_step(chat, ready, batch.numbers)
         keys, texts = ready["keys"], map(reference, ready["text"])
-        for number, *told in zip(batch.numbers, keys, texts, outputs, strict=True):
-            rows[number] = dict(zip(("image", "reference", "output"), told, strict=True))
+        facts = ready.get("facts") or [{} for _ in keys]
+        told = zip(batch.numbers, keys, texts, facts, outputs, strict=True)
+        for number, key, text, known, output in told:
+            row = {"image": key, "reference": text, **known, "output": str(output)}
+            if isinstance(output, Chosen):
+                row["log_probabilities"] = [own.log_probability for own in output.likelihoods]
+                row["tokens"] = [own.tokens for own in output.likelihoods]
+            rows[number] = row
     return [rows[number] for number in sorted(rows)]
-
-
-def _summarise(name: str, rows: Sequence[Row]) -> dict[str, float]:
-    """Counts, and the mean of each metric over the samples that could be read."""
-    scored = [row["score"] for row in rows if "score" in row]
-    unreadable = [row for row in rows if "error" in row]
-    if not scored:
-        first = f"; the first: {unreadable[0]['image']}: {unreadable[0]['error']}"
-        raise DataError(f"datasets.{name}: no readable sample{first if unreadable else ''}")
-    means = {metric: sum(s[metric] for s in scored) / len(scored) for metric in scored[0]}
-    return {"samples": len(rows), "unreadable": len(unreadable), **means}
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MiniGPT4Error(
-            f"run.output_dir: {folder} cannot be written ({error}); choose another folder"
-        ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    # Half a surrogate pair, which a caption's json may hold, becomes the escape that json has.
-    content = text.encode("utf-8", errors="backslashreplace")
-    write_atomically(path, lambda file: file.write(content))
-
-
-def _table(summary: Summary) -> str:
-    """The summary as people read it."""
-    columns = ["data set", *next(iter(summary.values()))]
-    lines = [columns] + [
-        [name, *(f"{x:.4f}" if isinstance(x, float) else str(x) for x in figures.values())]
-        for name, figures in summary.items()
-    ]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join("  ".join(cells) for cells in padded)

@@ -62,6 +62,7 @@ def identity_of(plan: Plan, dataset: DataSet, arithmetic: torch.dtype, dtype: to
         "format": _FORMAT,
         "towers": _settings(plan.model) | weights,
         "image_processor": _processed(dataset, seed=0),
+        "val_fraction": _val_fraction(dataset),
         "arithmetic": _short(arithmetic),
         "dtype": _short(dtype),
     }
@@ -214,7 +215,16 @@ def identity_difference(recorded: Mapping[str, Any], plan: Plan, dataset: DataSe
         return f"of format {recorded['format']}, this program writes {_FORMAT}"
     if recorded["image_processor"] != _processed(dataset, seed=0):
         return "made with another image processor: it gives other pixels (size, mean, std, resize)"
+    before, now = recorded.get("val_fraction", 0.0), _val_fraction(dataset)
+    if before != now:
+        return f"made with val_fraction {before}, now {now}: of other samples"
     return None
+
+
+def _val_fraction(dataset: DataSet) -> float:
+    """Share of the data set's pictures that its training does not read."""
+    assert isinstance(dataset.source, CacheableSource)
+    return dataset.source.side.val_fraction
 
 
 def _same_weights(origin: str, recorded: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 from minigpt4.datasets.alignment import AlignmentSource
 from minigpt4.datasets.builders import FolderStorage, ShardStorage
@@ -17,28 +18,42 @@ from minigpt4.runners.plan import Plan
 
 # A few broken samples are skipped in a training too; so many at the start are a wrong data set.
 _TRIED = 100
-_OF_PAIRS = ("storage", "image_root")  # what says where rows and their images lie
 
 
 def sample_faults(plan: Plan) -> list[Fault]:
-    """Data sets without a readable pair at the start of their first shard, or of their folder."""
+    """Data sets without a readable pair at the start of their first shard, or of their folder.
+
+    Likewise of what they hold out.
+    """
     faults = []
     for name, entry in plan.datasets.items():
-        if plan.purpose == "training" and entry.get("features") is not None:
-            continue  # its pictures are not read
-        storage = entry.get("build_info")
-        try:
-            if isinstance(storage, ShardStorage):
-                shard = next(filter(os.path.isfile, list_shards(storage.storage)))
-                _read_one(shard, ShardSource([shard], 1))
-            elif isinstance(storage, FolderStorage):
-                _read_one(storage.storage, AlignmentSource(Path(storage.storage)))
-            elif plan.config.builder_of(name) == "pairs" and {*_OF_PAIRS} <= {*entry}:
-                rows, root = (entry[key] for key in _OF_PAIRS)
-                _read_one(str(rows), open_storage(rows, root))
-        except DataError as error:
-            faults.append(Fault(f"datasets.{name}", str(error)))
+        cached = plan.purpose == "training" and entry.get("features") is not None
+        for key in ("storage", "val_storage"):
+            if cached and key == "storage":
+                continue  # its pictures are not read
+            try:
+                if found := _open(plan, name, entry, key):
+                    _read_one(*found)
+            except DataError as error:
+                faults.append(Fault(f"datasets.{name}", str(error)))
     return faults
+
+
+def _open(plan: Plan, name: str, entry: dict[str, Any], key: str) -> tuple[str, Source] | None:
+    """A storage's name and samples; None where it is not named, or a plug-in's."""
+    stored = entry.get("build_info")
+    if isinstance(stored, ShardStorage | FolderStorage):
+        storage = getattr(stored, key)
+        if storage is None:
+            return None
+        if isinstance(stored, FolderStorage):
+            return str(storage), AlignmentSource(Path(storage))
+        shard = next(filter(os.path.isfile, list_shards(storage)))
+        return shard, ShardSource([shard], 1)
+    if plan.config.builder_of(name) == "pairs" and {key, "image_root"} <= {*entry}:
+        rows, root = entry[key], entry["image_root"]
+        return None if rows is None else (str(rows), open_storage(rows, root))
+    return None
 
 
 def _read_one(origin: str, source: Source) -> None:

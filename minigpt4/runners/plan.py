@@ -46,7 +46,8 @@ class Plan:
     def from_features(self) -> bool:
         """Whether no picture is read, so that no tower is loaded."""
         cached = [entry.get("features") is not None for entry in self.datasets.values()]
-        return self.purpose == "training" and bool(cached) and all(cached)
+        trains = self.purpose == "training" and not self.run.get("valid_splits")
+        return trains and bool(cached) and all(cached)
 
     @property
     def projection_input(self) -> int | None:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.checkpoint import load_weights, save_atomically
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.files import write_atomically
 from minigpt4.runners.run_record import record
 
 # They say whether to go on, not what with.
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 class RunFolder:
     """``<output_dir>/<date-time>``; only the main process writes into it.
 
-    ``checkpoint_<epoch>.pth`` is for users and has the original's form; ``state_<step>.pth`` holds
-    all that an exact resume needs.
+    ``checkpoint_<epoch>.pth`` and ``checkpoint_best.pth`` are for users and have the original's
+    form; ``state_<step>.pth`` holds all that an exact resume needs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,10 +131,17 @@ class RunFolder:
                 logger.warning("%s; the one before is used", error)
         return None
 
-    def save_checkpoint(self, epoch: int, content: dict[str, Any]) -> Path:
-        """Write ``checkpoint_<epoch>.pth``, whole or not at all."""
-        path = self.path / f"checkpoint_{epoch}.pth"
+    def save_checkpoint(self, name: int | str, content: dict[str, Any]) -> Path:
+        """Write ``checkpoint_<epoch>.pth`` or ``checkpoint_best.pth``, whole or not at all."""
+        path = self.path / f"checkpoint_{name}.pth"
         save_atomically(content, path)
+        return path
+
+    def save_best(self, facts: dict[str, Any], content: dict[str, Any]) -> Path:
+        """Write ``checkpoint_best.pth``, and beside it what makes it the best."""
+        path = self.save_checkpoint("best", content)
+        text = json.dumps(facts, indent=2) + "\n"
+        write_atomically(self.path / "best.json", lambda file: file.write(text.encode()))
         return path
 
     def save_state(self, step: int, content: dict[str, Any], keep_last: int) -> Path:

@@ -1,6 +1,5 @@
 """A run's figures: JSON lines in ``log.txt``, a bar or plain lines for people, and trackers."""
 
-import json
 import logging
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.errors import MiniGPT4Error, one_line
+from minigpt4.runners.json_lines import JsonLines
 from minigpt4.runners.trackers import Trackers
 
 _Words = dict[str, Callable[[float], str]]
@@ -72,7 +71,7 @@ class RunLog:
         config: Mapping[str, Any] | None = None,
         main: bool = True,
     ) -> None:
-        self.path = folder / "log.txt"
+        self._folder, self.lines = folder, JsonLines(folder / "log.txt")
         self.total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._epochs = math.ceil(total_steps / steps_per_epoch)
         self._done = self._first_step = first_step
@@ -89,7 +88,7 @@ class RunLog:
             if sys.stderr.isatty():
                 opened.enter_context(logging_redirect_tqdm())
                 self._bar = opened.enter_context(self._make_bar())
-            folder, config, first = self.path.parent, self._config, self._first_step
+            folder, config, first = self._folder, self._config, self._first_step
             self._trackers = Trackers(self._tracker_names, folder, self._run_name, config, first)
             self._open = opened.pop_all()
         return self
@@ -125,7 +124,7 @@ class RunLog:
         """
         if not self._main:
             return
-        self._write({"epoch": epoch, "step": step, **figures})
+        self.lines.append({"epoch": epoch, "step": step, **figures})
         self._send(figures, epoch * self._steps_per_epoch + step)
         if self._bar is not None:
             shown = {name: value for name, value in figures.items() if name != "eta_seconds"}
@@ -142,53 +141,45 @@ class RunLog:
         """
         if not self._main:
             return
-        self._write({"epoch": epoch, **figures})
+        self.lines.append({"epoch": epoch, **figures})
         self._send(figures, (epoch + 1) * self._steps_per_epoch)
         logger.info("%s: %s", self._title(epoch), in_words(figures))
 
-    @property
-    def size(self) -> int:
-        """Bytes of ``log.txt``; 0 when there is none."""
-        try:
-            return self.path.stat().st_size
-        except FileNotFoundError:
-            return 0
+    def validation(
+        self, figures: Mapping[str, Mapping[str, float]], *, epoch: int, step: int
+    ) -> None:
+        """Figures of a validation, of each data set.
 
-    def truncate(self, size: int) -> None:
-        """Cut what an interrupted run had written after its last save.
-
-        A file that is not longer stays as it is; the bytes before ``size`` are never touched.
+        Args:
+            figures: Data set → name → value.
+            epoch: From 0.
+            step: Steps done within the epoch; 0 before the first.
 
         Raises:
             MiniGPT4Error: when ``log.txt`` cannot be written.
         """
-        if self._main and self.size > size:
-            try:
-                os.truncate(self.path, size)
-            except OSError as error:
-                raise self._not_written(error) from error
+        if not self._main:
+            return
+        self.lines.append({"epoch": epoch, "step": step, "valid": figures})
+        total = epoch * self._steps_per_epoch + step
+        for name, values in figures.items():
+            self._send({f"valid/{name}/{figure}": v for figure, v in values.items()}, total)
+            where = f"{self._title(epoch)}, step {step}/{self._steps_per_epoch}"
+            logger.info("%s, valid %s: %s", where, name, in_words(values))
 
-    def _write(self, figures: Mapping[str, Any]) -> None:
-        """Append one JSON line, whole or not at all."""
-        plain = {name: _plain(value) for name, value in figures.items()}
-        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
-        before = self.size
-        try:
-            with open(self.path, "ab", buffering=0) as file:
-                if file.write(line) != len(line):  # the last bytes of a disk took a part of it
-                    os.truncate(self.path, before)
-                    raise OSError("no space left for a line")
-        except OSError as error:
-            raise self._not_written(error) from error
+    @property
+    def size(self) -> int:
+        """Bytes of ``log.txt``; 0 when there is none."""
+        return self.lines.size
+
+    def truncate(self, size: int) -> None:
+        """Cut what an interrupted run had written after its last save; see :class:`JsonLines`."""
+        if self._main:
+            self.lines.truncate(size)
 
     def _send(self, figures: Mapping[str, float], step: int) -> None:
         if self._trackers is not None:
             self._trackers.log(figures, step)
-
-    def _not_written(self, error: OSError) -> MiniGPT4Error:
-        return MiniGPT4Error(
-            f"{self.path}: cannot be written ({one_line(error)}); free space there"
-        )
 
     def _make_bar(self) -> "tqdm[Any]":
         sized = _terminal_has_a_size()
@@ -224,10 +215,3 @@ def _terminal_has_a_size() -> bool:
         return all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError):
         return False
-
-
-def _plain(value: Any) -> Any:
-    """``value`` for JSON, which knows neither NaN nor infinity."""
-    if isinstance(value, int | str):
-        return value
-    return float(value) if math.isfinite(value) else None

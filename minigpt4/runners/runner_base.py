@@ -4,12 +4,13 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
+from minigpt4.chat import generation_options
 from minigpt4.checkpoint import load_trained
 from minigpt4.checks import (
     NotNegative,
@@ -28,14 +29,14 @@ from minigpt4.models.gradient_checkpointing import checkpoint_layers
 from minigpt4.models.minigpt4 import MiniGPT4, Packing, parameter_table
 from minigpt4.registry import LR_SCHEDULES, METRICS, RUNNERS, TASKS, Hidden
 from minigpt4.runners.bad_samples import BadSampleLog
-from minigpt4.runners.health import NonFiniteGuard, Step, Update, check_alive
+from minigpt4.runners.health import NonFiniteGuard, Step, check_alive
 from minigpt4.runners.meter import Meter
+from minigpt4.runners.optimization import Optimization
 from minigpt4.runners.preparation import (
     Device,
     build_lr_schedule,
     build_template,
     epoch_length,
-    parameter_groups,
     run_settings,
 )
 from minigpt4.runners.processes import Processes, StopSignals
@@ -43,6 +44,7 @@ from minigpt4.runners.resuming import Start, check_resumable, find_start
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.run_log import RunLog
 from minigpt4.runners.training_state import restore_rng, rng_state
+from minigpt4.runners.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,18 @@ class RunnerBase:
         max_grad_norm: Clip the gradient to this norm; off by default, as in the original.
         batch_size_eval: Samples per process and step of an evaluation.
         metrics: What an evaluation scores outputs with; averaged over the samples.
+        valid_splits: ``[val]`` measures the model on what the data sets hold out (``val_storage``,
+            ``val_fraction``): before the first step, and after every ``eval_every_steps``.
+        eval_every_steps: Steps between two validations; left out, each epoch ends with one.
+        valid_captions: Samples of each data set whose text is generated in a validation, always the
+            same ones; ``metrics`` score them.
+        valid_control: Validate also with each picture exchanged for another sample's: what the
+            model knows without looking.
+        best_metric: Whose best value keeps ``checkpoint_best.pth``: ``loss``, ``token_accuracy``,
+            ``perplexity`` or one of ``metrics``, as the mean over the data sets, or of one as
+            ``<data set>/loss``.
+        best_mode: Whether the smallest or the largest is best; ``auto`` knows it of the program's
+            own figures, and takes the largest of a plug-in's.
         num_workers: Worker processes per data set.
         seed: Of everything random.
         amp: False computes in fp32 on a GPU too.
@@ -127,6 +141,12 @@ class RunnerBase:
         max_grad_norm: PositiveFloat | None = None,
         batch_size_eval: Positive = 16,
         metrics: tuple[Annotated[str, METRICS], ...] = ("exact_match",),
+        valid_splits: tuple[Literal["val"], ...] = (),
+        eval_every_steps: Positive | None = None,
+        valid_captions: NotNegative = 8,
+        valid_control: bool = False,
+        best_metric: str = "loss",
+        best_mode: Literal["auto", "min", "max"] = "auto",
         num_workers: NotNegative = 4,
         seed: int = 42,
         amp: bool = True,
@@ -154,8 +174,6 @@ class RunnerBase:
         self.model = model
         self.max_epoch = max_epoch
         self.accum_grad_iters = accum_grad_iters
-        self.divide_accumulated_loss = divide_accumulated_loss
-        self.max_grad_norm = max_grad_norm
         self.save_every_steps, self.keep_last = save_every_steps, keep_last
         self.log_freq = log_freq
         self.packing, self.compile = packing, compile
@@ -164,29 +182,14 @@ class RunnerBase:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.iters_per_epoch = epoch_length(settings, datasets, world_size)
         self.lr_schedule = build_lr_schedule(settings, self.iters_per_epoch)
-        self.task = TASKS.build(
-            task, {}, prompts=model.prompts, seed=seed, rank=rank, template=build_template(config)
-        )
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, weight_decay), lr=init_lr, betas=(0.9, 0.999), fused=True
-        )
-        # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
-        # without the host's waiting for it.
-        self.scales_loss = model.compute_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(
-            accelerator.device.type, init_scale=2.0**16 if self.scales_loss else 1.0
-        )
+        shared = {"prompts": model.prompts, "seed": seed, "template": build_template(config)}
+        self.task = TASKS.build(task, {}, rank=rank, **shared)
         self.processes = Processes(accelerator, timeout)
         self.signals = StopSignals()
         self.stop = 0  # the signal for which all processes have agreed to stop
         self.step = self.saved_step = 0  # micro-batches of the whole run; those that are saved
         self.losses: list[torch.Tensor] = []  # of this rank since the last line of the log
         self.epoch_loss, self.epoch_steps = 0.0, 0  # of the lines of this epoch
-        self.window: list[Step] = []  # since the last step of the optimizer
-        self.unsettled: Update | None = None  # that step, until it is known to be finite
-        self.grad_norm = math.nan
-        self.scaler_skips = 0
 
         total = max_epoch * self.iters_per_epoch
         start = find_start(accelerator, config, settings, self.iters_per_epoch, total)
@@ -194,8 +197,38 @@ class RunnerBase:
         self.guard = NonFiniteGuard(
             on_nonfinite, max_nonfinite, self.folder.path / "nonfinite.jsonl", self.processes
         )
+        self.optimization = Optimization(
+            model,
+            self.task,
+            self.processes,
+            self.guard,
+            self._agree,
+            lr=init_lr,
+            weight_decay=weight_decay,
+            accumulated=accum_grad_iters,
+            divided=divide_accumulated_loss,
+            max_grad_norm=max_grad_norm,
+        )
+        self.eval_every_steps = eval_every_steps or self.iters_per_epoch
+        self.validation: Validation | None = None
+        if valid_splits:
+            self.validation = Validation(
+                datasets,
+                TASKS.build(task, {}, rank=0, **shared),
+                self.processes,
+                world_size,
+                self.folder.path,
+                generation_options(config),
+                batch_size=batch_size_eval,
+                num_workers=num_workers,
+                captions=valid_captions,
+                control=valid_control,
+                metrics=metrics,
+                best_metric=best_metric,
+                best_mode=best_mode,
+            )
         data = self._restore(start) if start.state else None
-        self.processes.start_equal(self.trained)
+        self.processes.start_equal(self.optimization.trained)
         self.loader = MixedLoader(
             datasets,
             batch_size_train,
@@ -251,6 +284,8 @@ class RunnerBase:
                         checkpoint_layers(self.model)
                     if self.compile:
                         compile_layers(self.model)
+                if self.step < self.log.total_steps:
+                    self._validate()
                 self.meter.start()
                 for epoch in range(self.step // self.iters_per_epoch, self.max_epoch):
                     self._train_epoch(epoch)
@@ -272,10 +307,11 @@ class RunnerBase:
             self.log.advance()
             if last or (step + 1) % self.log_freq == 0:
                 self._report(epoch, step + 1, lr)
+            self._validate()
             if last:
                 self._end_epoch(epoch, lr)
             # Not between the micro-batches of one optimizer step.
-            elif not self.window and (
+            elif not self.optimization.window and (
                 self.stop or self.step - self.saved_step >= self.save_every_steps
             ):
                 self._save_state()
@@ -293,55 +329,14 @@ class RunnerBase:
         except DataError as error:
             error.rank_local = True
             raise
-        # Differs from the original: it does not divide under accumulation.
-        share = self.accum_grad_iters if self.divide_accumulated_loss else 1
-        # Times one; but Inf or NaN in the loss must reach the gradient, which the scaler looks at.
-        self.scaler.scale(loss / share * (1 + 0 * loss.detach())).backward()
+        self.optimization.backward(loss)
         self.meter.count(len(batch["text"]), self.model.positions - positions)
-        self.window.append(Step(number, batch, loss.detach()))
+        self.optimization.window.append(Step(number, batch, loss.detach()))
         if (step + 1) % self.accum_grad_iters == 0:
-            self._update(epoch, step)
+            self.optimization.update(epoch, step)
         return loss.detach()
 
-    def _update(self, epoch: int, step: int) -> None:
-        """One step of the optimizer on the mean gradient of all processes.
-
-        The device leaves it out where that is not finite. Whether it did, a GPU's host learns when
-        the GPU is busy with the next step: to wait for it would let it stand idle.
-        """
-        if self.unsettled:
-            self._settle()
-        else:  # a lost process is named here: the averaging would wait for it much longer
-            self._agree()
-        window, self.window = self.window, []
-        self.processes.average_gradients(self.trained)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.trained, self.max_grad_norm, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.scales_loss else 1.0)
-        self.optimizer.zero_grad()
-        self.unsettled = Update(window, norm, epoch, step)
-        if self.unsettled.known:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Learn whether the last step of the optimizer was finite; all processes do so together."""
-        update, self.unsettled = self.unsettled, None
-        if update is None:
-            return
-        losses, norm = update.figures()
-        # The scaler tries large factors: a gradient that overflows is then no fault.
-        numbers = losses if self.scales_loss else [*losses, norm]
-        if self._agree(broken=not all(map(math.isfinite, numbers))):
-            self.guard.handle(self.model, self.task, update.window, update.epoch, update.step)
-        elif math.isfinite(norm):
-            self.grad_norm = norm
-        else:
-            self.scaler_skips += 1
-
-    def _agree(self, broken: bool = False) -> bool:
+    def _agree(self, broken: bool) -> bool:
         """Whether anything is broken in any process; also whether one was told to stop."""
         told = [self.stop or self.signals.received, int(broken)]
         self.stop, any_broken = self.processes.largest(told)
@@ -365,13 +360,12 @@ class RunnerBase:
 
     def _set_lr(self, epoch: int, step: int) -> float:
         lr = self.lr_schedule(epoch, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimization.set_lr(lr)
         return lr
 
     def _report(self, epoch: int, step: int, lr: float) -> None:
         """One line in the log; what was left out as not finite is no part of the mean."""
-        self._settle()
+        self.optimization.settle()
         losses = torch.stack(self.losses).float()
         finite = losses[losses.isfinite()]
         told = torch.stack([finite.sum(), torch.tensor(float(len(finite)), device=losses.device)])
@@ -381,32 +375,50 @@ class RunnerBase:
         self.epoch_loss += loss * len(losses) if count else 0.0
         self.epoch_steps += len(losses) if count else 0
         self.losses = []
-        figures = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm, **self.meter.read()}
+        figures = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": self.optimization.grad_norm,
+            **self.meter.read(),
+        }
         if self.guard.skipped:
             figures["nonfinite_steps"] = self.guard.skipped
-        if self.scaler_skips:
-            figures["scaler_skips"] = self.scaler_skips
+        if self.optimization.scaler_skips:
+            figures["scaler_skips"] = self.optimization.scaler_skips
         self._collect_bad_samples()
         self.log.step(figures, epoch=epoch, step=step)
         self.meter.start()
 
+    def _validate(self) -> None:
+        """Measure the model on what is held out, where that is due and not done yet."""
+        due = self.step % self.eval_every_steps == 0 or self.step == self.log.total_steps
+        if self.validation is None or not due or self.validation.done_step == self.step:
+            return
+        self.optimization.settle()
+        done = max(self.step - 1, 0)
+        epoch, step = done // self.iters_per_epoch, done % self.iters_per_epoch + (self.step > 0)
+        if self.accelerator.is_main_process:
+            logger.info("validating after step %d", self.step)
+        found = self.validation.run(self.model, epoch, step, lambda: self.signals.received > 0)
+        if found is None:
+            return  # a run that goes on begins with it
+        self.validation.done_step = self.step
+        self.log.validation(found, epoch=epoch, step=step)
+        if self.validation.is_best(found, epoch, step) and self.accelerator.is_main_process:
+            best = self.validation.best
+            assert best is not None
+            path = self.folder.save_best(asdict(best), self._checkpoint(epoch))
+            logger.info("saved %s: the best %s so far, %.4g", path, best.metric, best.value)
+        self.meter.start()
+
     def _end_epoch(self, epoch: int, lr: float) -> None:
-        if self.window:  # an epoch's last micro-batches that fill no optimizer step
-            self._agree()
+        if self.optimization.window:  # an epoch's last micro-batches that fill no optimizer step
+            self._agree(False)
         mean = self.epoch_loss / self.epoch_steps if self.epoch_steps else math.nan
         self.log.epoch({"train_loss": mean, "train_lr": lr}, epoch)
         self.epoch_loss, self.epoch_steps = 0.0, 0
         if self.accelerator.is_main_process:
-            path = self.folder.save_checkpoint(
-                epoch,
-                {
-                    "model": self._trained_weights(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "config": self.config.resolved(),
-                    "scaler": self.scaler.state_dict() if self.scales_loss else None,
-                    "epoch": epoch,
-                },
-            )
+            path = self.folder.save_checkpoint(epoch, self._checkpoint(epoch))
             logger.info("saved %s", path)
         self._save_state()
 
@@ -417,6 +429,15 @@ class RunnerBase:
         if self.accelerator.is_main_process:
             self.bad_samples.note(found)
 
+    def _checkpoint(self, epoch: int) -> dict[str, Any]:
+        """The model as users take it, in the original's structure."""
+        return {
+            "model": self._trained_weights(),
+            **self.optimization.state(),
+            "config": self.config.resolved(),
+            "epoch": epoch,
+        }
+
     def _trained_weights(self) -> dict[str, torch.Tensor]:
         """What is trained, as the original's checkpoints hold it."""
         named = self.model.named_parameters()
@@ -424,26 +445,25 @@ class RunnerBase:
 
     def _save_state(self) -> None:
         """All that the next step depends on, of every process."""
-        self._settle()
-        pending = [p.grad for p in self.trained] if self.window else None
+        self.optimization.settle()
         own = {
             "rng": rng_state(self.accelerator.device),
             "data": self.loader.state(),
             "losses": [loss.item() for loss in self.losses],
-            "gradients": pending,
+            "gradients": self.optimization.gradients(),
         }
         self._collect_bad_samples()  # before the data position leaves them behind
         ranks = self.processes.gather([own])
         if self.accelerator.is_main_process:
             content = {
                 "model": self._trained_weights(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scales_loss else None,
+                **self.optimization.state(),
                 "step": self.step,
                 "epoch_loss": [self.epoch_loss, self.epoch_steps],
-                "grad_norm": self.grad_norm,
-                "skips": [self.guard.skipped, self.scaler_skips],
+                "grad_norm": self.optimization.grad_norm,
+                "skips": [self.guard.skipped, self.optimization.scaler_skips],
                 "log_bytes": self.log.size,
+                "validation": self.validation.state() if self.validation else None,
                 "ranks": ranks,
             }
             self.folder.save_state(self.step, content, self.keep_last)
@@ -456,12 +476,7 @@ class RunnerBase:
         assert state is not None
         load_trained(self.model, state, start.origin)
         try:
-            saved = state["optimizer"]
-            # Of whatever program: ours is fused, and keeps its count of steps on the device.
-            groups = [group | {"fused": True} for group in saved["param_groups"]]
-            self.optimizer.load_state_dict({**saved, "param_groups": groups})
-            if self.scales_loss and state.get("scaler"):
-                self.scaler.load_state_dict(state["scaler"])
+            self.optimization.restore(state)
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{start.origin}: its optimizer's state does not fit this run ({one_line(error)}); "
@@ -472,14 +487,15 @@ class RunnerBase:
             return None
         ranks, rank = state["ranks"], self.accelerator.process_index
         self.epoch_loss, self.epoch_steps = state["epoch_loss"]
-        self.grad_norm = state["grad_norm"]
-        self.guard.skipped, self.scaler_skips = state["skips"]
+        self.optimization.grad_norm = state["grad_norm"]
+        self.guard.skipped, self.optimization.scaler_skips = state["skips"]
+        if self.validation and state.get("validation"):
+            # A state that another run's folder holds tells nothing of this one's files.
+            self.validation.restore(state["validation"], same_folder=start.log_bytes > 0)
         if len(ranks) != self.accelerator.num_processes:
             return dict(ranks[0]["data"])  # the loader says what that means
         own = ranks[rank]
         restore_rng(own["rng"], device)
         self.losses = [torch.tensor(loss, device=device) for loss in own["losses"]]
-        if own["gradients"]:
-            for parameter, gradient in zip(self.trained, own["gradients"], strict=True):
-                parameter.grad = None if gradient is None else gradient.to(device)
+        self.optimization.restore_gradients(own["gradients"])
         return dict(own["data"])

@@ -3,19 +3,22 @@
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
 from minigpt4.chat import Chat
 from minigpt4.conversation import TEMPLATES, Template, plain_text
-from minigpt4.datasets.samples import Batch, Text, to_device
+from minigpt4.datasets.samples import Batch, Text, Turn, to_device
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.rows import Row, stage_rows
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
 from minigpt4.tasks.dialogue import exchanges, open_prompt
+from minigpt4.tasks.multiple_choice import choose
+
+_Kind = Literal["caption", "answer", "choices"]  # of what is asked for
 
 
 @TASKS.register("image_text_pretrain")
@@ -31,6 +34,7 @@ class ImageTextPretrainTask:
         seed: Of the run.
         rank: This process; ranks draw on their own, as in the original.
         template: Of conversations.
+        question: Asked of every sample of an evaluation as a user does, whatever its text.
     """
 
     def __init__(
@@ -39,10 +43,12 @@ class ImageTextPretrainTask:
         seed: Annotated[int, Hidden],
         rank: Annotated[int, Hidden],
         template: Annotated[Template, Hidden] = TEMPLATES["vicuna_v0"],
+        question: Annotated[str | None, Hidden] = None,
     ) -> None:
         self._prompts = prompts
         self._identity = f"{seed}/prompt/{rank}"
         self._template = template
+        self._question = question
 
     def prompt_of(self, step: int) -> str | None:
         """The prompt of a step (counted over the whole run); a function of seed, rank and step."""
@@ -79,33 +85,47 @@ class ImageTextPretrainTask:
     def evaluation_step(self, chat: Chat, batch: Batch, numbers: Sequence[int]) -> list[str]:
         """What the model says to each sample of a batch, asked in the form it was trained in.
 
+        Of a sample with choices it is the likeliest one, which tells how likely each was.
+
         Args:
             chat: Of the model; its options say how to generate.
             batch: B samples, as a loader gives them or on the model's device.
             numbers: Place of each in its data set; a caption of number ``i`` is asked for with
                 prompt ``i`` modulo their number, of a conversation the last answer.
         """
-        model, plain = chat.model, _plain(chat.model.tokenizer, chat.template)
+        model = chat.model
         image = to_device(batch, model.device)["image"]
         images = iter(model.encode_img(image) if len(image) else ())
         shown = [[next(images) for _ in range(count)] for count in batch["image_counts"]]
-        captions: list[tuple[int, str]] = []
-        dialogues: list[tuple[int, str]] = []
+        facts = batch.get("facts") or [{} for _ in numbers]
+        asked: dict[_Kind, list[tuple[int, str]]] = {}
         for place, (number, text) in enumerate(zip(numbers, batch["text"], strict=True)):
-            if isinstance(text, str):
-                prompt = self._prompts[number % len(self._prompts)] if self._prompts else None
-                prompt = _for_images(prompt, batch["image_counts"][place])
-                captions.append((place, prompt))
-            else:
-                dialogues.append((place, open_prompt(text, chat.template, plain)))
+            kind, prompt = self._asked(chat, text, batch["image_counts"][place], number)
+            kind = "choices" if facts[place].get("choices") and not self._question else kind
+            asked.setdefault(kind, []).append((place, prompt))
         answers: dict[int, str] = {}
-        for found, stop in ((captions, model.end_sym), (dialogues, chat.template.stop)):
-            if found:
-                places = [place for place, _ in found]
-                prompts = [prompt for _, prompt in found]
-                texts = chat.generate(prompts, [shown[p] for p in places], stop, chat.options)
-                answers |= zip(places, texts, strict=True)
+        for kind, found in asked.items():
+            places, prompts = zip(*found, strict=True)
+            pictures = [shown[place] for place in places]
+            texts: Sequence[str]
+            if kind == "choices":
+                texts = choose(chat, prompts, pictures, [facts[p]["choices"] for p in places])
+            else:
+                stop = model.end_sym if kind == "caption" else chat.template.stop
+                texts = chat.generate(prompts, pictures, stop, chat.options)
+            answers |= zip(places, texts, strict=True)
         return [answers[place] for place in range(len(numbers))]
+
+    def _asked(self, chat: Chat, text: Text, images: int, number: int) -> tuple[_Kind, str]:
+        """What is asked for of a sample, and the prompt that asks."""
+        plain = _plain(chat.model.tokenizer, chat.template)
+        if self._question is not None:
+            asked = IMAGE_MARK * images + self._question
+            text = (Turn("user", asked), Turn("assistant", ""))
+        if not isinstance(text, str):
+            return "answer", open_prompt(text, chat.template, plain)
+        prompt = self._prompts[number % len(self._prompts)] if self._prompts else None
+        return "caption", _for_images(prompt, images)
 
 
 def _for_images(prompt: str | None, count: int) -> str:

@@ -82,7 +82,7 @@ def compare_trajectory(trajectory: Trajectory, **levers: Any) -> list[Comparison
     for name, run in trajectory.runs.items():
         with tempfile.TemporaryDirectory() as folder:
             runner = build_runner(trajectory, name, Path(folder), **levers)
-            groups = [_facts_of(group) for group in runner.optimizer.param_groups]
+            groups = [_facts_of(group) for group in runner.optimization.optimizer.param_groups]
             losses, rates = train_recorded(runner, run)
         error = max(abs(a - b) for a, b in zip(losses, run["loss"], strict=True))
         results += [
@@ -156,7 +156,7 @@ def train_recorded(runner: RunnerBase, run: dict[str, Any]) -> tuple[list[float]
     rates: list[float] = []
 
     def recording_step(epoch: int, step: int) -> torch.Tensor:
-        (rate,) = {group["lr"] for group in runner.optimizer.param_groups}
+        (rate,) = {group["lr"] for group in runner.optimization.optimizer.param_groups}
         rates.append(rate)
         loss = step_once(epoch, step)
         losses.append(loss.item())

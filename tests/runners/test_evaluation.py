@@ -123,11 +123,12 @@ def test_a_folder_is_described_with_the_prompts_in_turn(
     assert [list(row) for row in rows] == [["image", "reference", "output", "score"]] * 7
     summary = json.loads((output / "summary.json").read_text())
     scores = [row["score"]["exact_match"] for row in rows]
-    assert summary == {
-        "cc_sbu_align": {"samples": 7, "unreadable": 0, "exact_match": sum(scores) / 7}
-    }
+    mean = sum(scores) / 7
+    figures = {"exact_match": mean, "intervals": {"exact_match": [mean, mean]}}
+    assert summary == {"cc_sbu_align": {"samples": 7, "unreadable": 0, **figures}}
     table = next(r.getMessage() for r in caplog.records if "exact_match" in r.getMessage())
-    assert "cc_sbu_align        7           0       0.0000" in table
+    assert "cc_sbu_align  exact_match  0.0000  0.0000 to 0.0000" in table
+    assert "cc_sbu_align: 7 samples, 0 unreadable" in table
 
 
 @pytest.mark.slow
@@ -211,7 +212,8 @@ def test_what_cannot_be_read_has_a_row_that_says_so(
     assert "no image" in rows[5]["error"]
     assert rows[6]["image"] == str(copy / "image" / "6.jpg")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
-    assert summary == {"samples": 7, "unreadable": 2, "exact_match": 0.0}
+    intervals = {"exact_match": [0.0, 0.0]}
+    assert summary == {"samples": 7, "unreadable": 2, "exact_match": 0.0, "intervals": intervals}
 
 
 def test_any_text_is_written_as_it_is(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
@@ -279,12 +281,12 @@ def test_a_metric_from_a_plugin(run_entry: EntryPoint, few: Path, tmp_path: Path
     assert sum(counts) > 0
     assert [row["score"]["words"] for row in rows] == counts
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
-    assert list(summary) == ["samples", "unreadable", "words", "exact_match"]
+    assert list(summary) == ["samples", "unreadable", "words", "exact_match", "intervals"]
     assert summary["words"] == sum(counts) / 7
 
 
 @pytest.mark.usefixtures("own_metrics")
-def test_a_metric_that_fails_is_one_line_and_nothing_is_written(
+def test_a_metric_that_fails_is_one_line_and_no_output_is_lost(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
     config = with_plugin(tmp_path, "1 / 0")
@@ -293,7 +295,13 @@ def test_a_metric_that_fails_is_one_line_and_nothing_is_written(
     code, stderr = run_entry(command, *arguments, "--options", *options)
     assert code == 2
     assert "run.metrics: words fails on the output" in only_error(stderr)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert f"evaluate --rescore --output {tmp_path / 'out'}" in only_error(stderr)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["cc_sbu_align.jsonl"]
+    again = ["evaluate", "--rescore", "--output", tmp_path / "out", "--metrics", "exact_match"]
+    code, stderr = run_entry(command, *again)
+    assert code == 0, stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
+    assert list(summary) == ["samples", "unreadable", "exact_match", "intervals"]
 
 
 # What a user can get wrong
@@ -338,7 +346,7 @@ def test_all_faults_are_told_at_once_and_training_keys_are_not_missed(
     config.write_text(
         "model: {arch: minigpt4, model_type: tiny}\n"
         "datasets: {cc_sbu_align: {build_info: {storage: /nowhere}}}\n"
-        "run: {evaluate: True, batch_size_eval: 0, metrics: [bleu]}\n"
+        "run: {evaluate: True, batch_size_eval: 0, metrics: [blue]}\n"
         "chat: {temprature: 1}\n"
     )
     code, stderr = run_entry(train.main, "--cfg-path", config)

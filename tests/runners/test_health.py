@@ -329,7 +329,8 @@ def test_the_scalers_skipped_steps_are_counted_apart(
     @functools.wraps(make)  # the options of a YAML are held against its signature
     def make_scaling(self: RunnerBase, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
-        self.scales_loss, self.scaler = True, torch.amp.GradScaler("cpu")
+        self.optimization.scales_loss = True
+        self.optimization.scaler = torch.amp.GradScaler("cpu")
 
     monkeypatch.setattr(RunnerBase, "__init__", make_scaling)
     handles: list[torch.utils.hooks.RemovableHandle] = []

@@ -137,7 +137,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path):
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log = open_log(tmp_path)
-    log.path = Path("/dev/full")
+    log.lines.path = Path("/dev/full")
     with pytest.raises(MiniGPT4Error) as error, log:
         log.step({"loss": 1.0}, epoch=0, step=1)
     assert os.strerror(errno.ENOSPC) in str(error.value)

@@ -48,7 +48,7 @@ def test_accumulation_divides_the_gradient_unless_told_otherwise(tmp_path: Path)
 def first_gradient(output_dir: Path, divide: bool) -> torch.Tensor:
     """The gradient with which the optimizer makes its first step."""
     runner = build_runner(TRAJECTORY, one_run(accum=3), output_dir)
-    runner.divide_accumulated_loss = divide
+    runner.optimization.divided = divide
     seen: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
@@ -56,7 +56,7 @@ def first_gradient(output_dir: Path, divide: bool) -> torch.Tensor:
         assert gradient is not None
         seen.append(gradient.clone())
 
-    runner.optimizer.register_step_pre_hook(keep)
+    runner.optimization.optimizer.register_step_pre_hook(keep)
     for step in range(3):
         assert seen == []
         runner._step(0, step)

@@ -14,7 +14,7 @@ from minigpt4.cli.tiny_world.scoring import share
 from minigpt4.models.splice import IMAGE_MARK
 
 _BATCH = 50
-_DESCRIBE = "Describe this image in detail."
+DESCRIBE = "Describe this image in detail."
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def answer_question(chat: Chat, asked: Sequence[str], images: torch.Tensor) -> l
 
 def describe(chat: Chat, split: Split) -> list[str]:
     """The answer to "describe this image in detail" about each picture."""
-    return answer_question(chat, [_DESCRIBE] * len(split.scenes), split.images)
+    return answer_question(chat, [DESCRIBE] * len(split.scenes), split.images)
 
 
 def question_figures(chat: Chat, split: Split, seed: int) -> dict[str, float]:

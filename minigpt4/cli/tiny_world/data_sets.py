@@ -2,7 +2,8 @@
 
 ``laion/`` and ``cc_sbu/`` are webdataset shards as img2dataset writes them, ``cc_sbu_align/`` and
 the held-out splits are ``filter_cap.json`` with ``image/``. A held-out split also holds
-``scenes.json``, the facts that answers are scored against.
+``scenes.json``, the facts that answers are scored against. ``heldout_shards/`` has the first scenes
+of ``heldout_seen/`` once more, with captions, for the validations of stage 1.
 """
 
 import dataclasses
@@ -22,8 +23,10 @@ from minigpt4.cli.tiny_world.phrases import caption, description
 from minigpt4.cli.tiny_world.scenes import Scene, Thing, draw_scene, sample_scene
 from minigpt4.errors import DataError, MiniGPT4Error
 
+HELDOUT_SHARDS = "heldout_shards"
 HELDOUT_SPLITS = {"heldout_seen": "seen", "heldout_withheld": "withheld"}  # folder → pairs
 _SHARD_SIZE = 250
+_VALIDATED = 100  # scenes in heldout_shards
 _CC_SBU_SHARE = 5  # one pair in five lies in cc_sbu, the others in laion
 
 logger = logging.getLogger(__name__)
@@ -50,13 +53,14 @@ def write_data_sets(
         "descriptions": descriptions,
         "heldout": heldout,
         "shuffle_captions": shuffle_captions,
+        "heldout_shards": min(heldout, _VALIDATED),
     }
     stamp = output / "made_with.json"
     if stamp.is_file() and stamp.read_text() == json.dumps(made_with):
         logger.info("scenes are there already: %s", output)
         return
     try:
-        for part in ("laion", "cc_sbu", "cc_sbu_align", *HELDOUT_SPLITS):
+        for part in ("laion", "cc_sbu", "cc_sbu_align", HELDOUT_SHARDS, *HELDOUT_SPLITS):
             shutil.rmtree(output / part, ignore_errors=True)
         rng = random.Random(f"{seed}/stage1")
         scenes = [sample_scene(rng, pairs="seen") for _ in range(pairs)]
@@ -76,6 +80,9 @@ def write_data_sets(
             _write_folder(output / split, scenes)
             facts = [dataclasses.asdict(scene) for scene in scenes]
             (output / split / "scenes.json").write_text(json.dumps(facts))
+            if kind == "seen" and scenes:
+                first = scenes[:_VALIDATED]
+                _write_shards(output / HELDOUT_SHARDS, first, [caption(s) for s in first])
         stamp.write_text(json.dumps(made_with))
     except OSError as error:
         raise MiniGPT4Error(f"{output}: cannot be written ({error})") from error

@@ -1,0 +1,91 @@
+"""Overlays: a picture as the model sees it, and a heat map laid over it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from minigpt4.chat import Chat
+from minigpt4.chat.core import ImageInput
+from minigpt4.datasets.images import as_shown, load_image
+from minigpt4.errors import ConfigError
+from minigpt4.processors.image_processors import ImageProcessor
+
+# From where a little is more than an even share to the most: colour, and how much it covers.
+_STOPS = (0.0, 0.35, 0.7, 1.0)
+_COLORS = ((40, 60, 140), (190, 60, 150), (250, 140, 40), (255, 240, 90))
+_COVER = (0.0, 0.4, 0.6, 0.72)
+_DIM = 0.7  # of the brightness, where nothing is covered: the eye goes to what is
+
+
+def open_picture(image: ImageInput) -> Image.Image:
+    """A picture as a viewer shows it.
+
+    Raises:
+        DataError: for a file that is not a readable picture.
+    """
+    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
+
+
+def pixels_seen(chat: Chat, images: Sequence[ImageInput]) -> torch.Tensor:
+    """Normalised pixels ``[N, 3, s, s]``, as the model reads them.
+
+    Raises:
+        ConfigError: where the image processor draws: then no two looks see the same.
+        DataError: for a file that is not a readable picture.
+    """
+    processor = _steady(chat)
+    return torch.stack([processor(open_picture(image)) for image in images])
+
+
+def picture_seen(chat: Chat, image: ImageInput, side: int | None = None) -> Image.Image:
+    """The square that the model sees of a picture, to look at.
+
+    Args:
+        chat: Whose image processor is applied.
+        image: File or PIL image.
+        side: Of the square in pixels; the model's own without.
+
+    Raises:
+        ConfigError: as :func:`pixels_seen`.
+        DataError: likewise.
+    """
+    pixels = _steady(chat).pixels(open_picture(image))
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def overlay(picture: Image.Image, shares: torch.Tensor) -> Image.Image:
+    """A picture under the heat of ``[rows, columns]`` shares, row 0 at the top.
+
+    A patch takes colour where it has more than the even share, and full colour where it has the
+    most, if that is twice the even share or more: what is nearly even stays nearly bare.
+    """
+    even = shares.mean().clamp_min(torch.finfo(shares.dtype).tiny)
+    above = shares / even - 1
+    heat = (above / above.max().clamp_min(1)).clamp(0, 1).to(torch.float32)
+    grid = Image.fromarray(heat.cpu().numpy())
+    smooth = np.asarray(grid.resize(picture.size, Image.Resampling.BILINEAR))
+    color = np.stack(
+        [np.interp(smooth, _STOPS, channel) for channel in zip(*_COLORS, strict=True)], -1
+    )
+    cover = np.interp(smooth, _STOPS, _COVER)[..., None]
+    under = np.asarray(picture.convert("RGB"), dtype=np.float64)
+    mixed = under * (1 - cover) * (_DIM + (1 - _DIM) * cover) + color * cover
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def _steady(chat: Chat) -> ImageProcessor:
+    processor = chat.image_processor
+    if not isinstance(processor, ImageProcessor):
+        raise ConfigError(
+            f"its image processor is a {type(processor).__name__}, and only an ImageProcessor "
+            "tells what the model sees"
+        )
+    if processor.random:
+        raise ConfigError(
+            "the image processor of this chat crops at random, so that no two looks see the same; "
+            "name blip2_image_eval"
+        )
+    return processor

@@ -1,0 +1,425 @@
+"""Validation: what a training's model makes of the samples that its data sets hold out."""
+
+import hashlib
+import io
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from minigpt4.chat import Chat, GenerationOptions
+from minigpt4.datasets.builders import FolderStorage, ShardStorage, held_out_fault
+from minigpt4.datasets.loaders import leave_signals_to_the_trainer
+from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
+from minigpt4.datasets.streams import OrderedBatches
+from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
+from minigpt4.files import write_atomically
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.registry import Fault, nearest
+from minigpt4.runners.json_lines import JsonLines
+from minigpt4.runners.plan import Plan
+from minigpt4.runners.processes import Processes
+from minigpt4.tasks.metrics import lower_is_better, score_rows
+
+FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
+SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
+_FALLING = ("loss", "perplexity")
+
+Figures = dict[str, dict[str, float]]  # data set → figure → value
+Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far, as ``best.json`` tells it."""
+
+    metric: str
+    value: float
+    epoch: int
+    step: int
+
+
+@dataclass
+class _Sums:
+    """Over the target tokens of a data set."""
+
+    tokens: int = 0
+    loss: float = 0.0
+    hits: int = 0
+
+    def add(self, other: Sequence[float]) -> None:
+        self.tokens += int(other[0])
+        self.loss += other[1]
+        self.hits += int(other[2])
+
+    def figures(self) -> dict[str, float]:
+        loss = self.loss / self.tokens
+        # Beyond what a float can hold it is told as such, not raised.
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        accuracy = self.hits / self.tokens
+        return dict(zip(FIGURES, (loss, accuracy, perplexity), strict=True))
+
+
+class Validation:
+    """Measures a model on what data sets hold out, and remembers the best.
+
+    Nothing of the training feels it: random numbers are put back. The number of processes changes
+    no figure but in its last digits, since each sample is read by one of them.
+
+    Args:
+        datasets: Of the training; those that hold nothing out are passed over.
+        task: Of the training, with one rank's prompts for all.
+        processes: Of the run.
+        device_count: How many processes there are.
+        folder: Of the run: ``validation.jsonl`` and ``pictures/`` go there.
+        options: How texts are generated; always without sampling.
+        batch_size: Samples per process and step.
+        num_workers: Worker processes of each data set's reading.
+        captions: Samples of each data set whose text is generated: its first ones.
+        control: Also with each sample's picture exchanged for that of another.
+        metrics: What generated texts are scored with.
+        best_metric: Which figure tells the best model: its name alone means over the data sets, or
+            ``<data set>/<figure>``.
+        best_mode: Whether the smallest or the largest is best; ``auto`` knows.
+
+    Raises:
+        ConfigError: where no data set holds anything out.
+
+    Attributes:
+        best: So far.
+        done_step: Step (of the whole run) of the latest validation; -1 before.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[DataSet],
+        task: Any,
+        processes: Processes,
+        device_count: int,
+        folder: Path,
+        options: GenerationOptions,
+        *,
+        batch_size: int,
+        num_workers: int,
+        captions: int,
+        control: bool,
+        metrics: Sequence[str],
+        best_metric: str,
+        best_mode: str,
+    ) -> None:
+        self._datasets = [dataset for dataset in datasets if dataset.eval_source is not None]
+        if not self._datasets:
+            raise ConfigError("run.valid_splits: no data set holds anything out")
+        self._task = task
+        self._processes, self._count = processes, device_count
+        self._folder = folder
+        self._options = replace(options, do_sample=False)
+        self._batch_size, self._workers = batch_size, num_workers
+        self._captions, self._control, self._metrics = captions, control, metrics
+        self._best_metric = best_metric
+        self._smallest = is_smaller_better(best_metric, best_mode)
+        self.rows = JsonLines(folder / "validation.jsonl")
+        self.best: Best | None = None
+        self.done_step = -1
+
+    def run(
+        self, model: MiniGPT4, epoch: int, step: int, stopped: Callable[[], bool]
+    ) -> Figures | None:
+        """Every held-out sample once; the generated texts are written down.
+
+        Args:
+            model: In train mode, which it is in again afterwards.
+            epoch: Of the training, from 0.
+            step: Within the epoch; 0 before the first.
+            stopped: Whether the run was told to stop; the validation is left then.
+
+        Returns:
+            Figures of each data set, the same in every process; None where it was left.
+
+        Raises:
+            DataError: for a data set that holds out no readable sample.
+            MiniGPT4Error: where a file cannot be written, or a metric fails.
+        """
+        figures: Figures = {}
+        rows: list[Row] = []
+        with _undisturbed(model):
+            for dataset in self._datasets:
+                found = self._of_data_set(model, dataset, stopped)
+                if found is None:
+                    return None
+                figures[dataset.name], told = found
+                rows += ({"epoch": epoch, "step": step, "data_set": dataset.name} | r for r in told)
+        if self._processes.main:
+            self._write(rows)
+        return figures
+
+    def is_best(self, figures: Figures, epoch: int, step: int) -> bool:
+        """Whether no earlier validation was as good; remembers it then."""
+        value = best_value(self._best_metric, figures)
+        if value is None:
+            return False
+        before = self.best.value if self.best else math.inf if self._smallest else -math.inf
+        if not (value < before if self._smallest else value > before):
+            return False
+        self.best = Best(self._best_metric, value, epoch, step)
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, as plain values."""
+        best = asdict(self.best) if self.best else None
+        return {"best": best, "done_step": self.done_step, "bytes": self.rows.size}
+
+    def restore(self, state: dict[str, Any], same_folder: bool) -> None:
+        self.best = Best(**state["best"]) if state["best"] else None
+        self.done_step = state["done_step"]
+        if same_folder and self._processes.main:
+            self.rows.truncate(state["bytes"])
+
+    def _of_data_set(
+        self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, float], list[Row]] | None:
+        """Figures and generated rows of one data set, of all processes."""
+        batches = OrderedBatches(dataset, self._batch_size, self._processes.rank, self._count)
+        chat = Chat(model, batches.dataset.image_processor, self._options)
+        counts = {"samples": 0, "unreadable": 0, "left": 0}
+        sums, shuffled = _Sums(), _Sums()
+        rows: list[Row] = []
+        first_bad = ""
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self._workers,
+            worker_init_fn=leave_signals_to_the_trainer,
+        )
+        for found in loader:
+            if stopped():
+                counts["left"] = 1
+                break
+            counts["samples"] += len(found.numbers) + len(found.unreadable)
+            counts["unreadable"] += len(found.unreadable)
+            for bad in found.unreadable.values():
+                first_bad = first_bad or f"{bad.key}: {bad.reason}"
+            if found.batch is None:
+                continue
+            pixels = found.batch["image"]
+            batch = to_device(found.batch, model.device)
+            targets = self._task.rows(model, batch, found.numbers[0])
+            sums.add(model.target_scores(batch["image"], targets))
+            other = _with_other_pictures(batch) if self._control else None
+            if other is not None:
+                shuffled.add(model.target_scores(other["image"], targets))
+            wanted = sum(number < self._captions for number in found.numbers)
+            if wanted:
+                numbers = found.numbers[:wanted]
+                rows += self._generated(chat, _head(batch, wanted), numbers, pixels)
+                if other is not None:
+                    texts = self._task.evaluation_step(chat, _head(other, wanted), numbers)
+                    for row, text in zip(rows[-wanted:], texts, strict=True):
+                        row["shuffled"] = text
+        own: dict[str, Any] = {"counts": counts, "bad": first_bad, "rows": rows}
+        own |= {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
+        return self._summarise(dataset.name, self._processes.gather([own]))
+
+    def _generated(
+        self, chat: Chat, batch: Batch, numbers: list[int], pixels: torch.Tensor
+    ) -> list[Row]:
+        """What the model says to the samples of a batch, with their pictures as they were read."""
+        texts = self._task.evaluation_step(chat, batch, numbers)
+        rows, place = [], 0
+        told = zip(numbers, batch["keys"], batch["text"], texts, batch["image_counts"], strict=True)
+        for number, key, text, output, count in told:
+            row = {"number": number, "image": key, "reference": reference(text), "output": output}
+            if count:
+                row["thumbnail"] = _as_png(pixels[place])
+            rows.append(row)
+            place += count
+        return rows
+
+    def _summarise(
+        self, name: str, shares: list[dict[str, Any]]
+    ) -> tuple[dict[str, float], list[Row]] | None:
+        """One data set's figures and rows out of every process's share."""
+        total = {key: sum(share["counts"][key] for share in shares) for key in shares[0]["counts"]}
+        if total.pop("left"):
+            return None
+        sums, shuffled = _Sums(), _Sums()
+        for share in shares:
+            sums.add(share["sums"])
+            shuffled.add(share["shuffled"])
+        if not sums.tokens:
+            first = next((share["bad"] for share in shares if share["bad"]), "")
+            text = f"datasets.{name}: nothing that can be read is held out for the validation"
+            raise DataError(f"{text}; the first: {first}" if first else text)
+        figures: dict[str, float] = dict(total)
+        if not total["unreadable"]:
+            del figures["unreadable"]
+        figures |= sums.figures()
+        rows = sorted((row for share in shares for row in share["rows"]), key=_number)
+        figures |= self._score(rows, "output", "score")
+        if shuffled.tokens:
+            figures |= {SHUFFLED + key: value for key, value in shuffled.figures().items()}
+            other = [row for row in rows if "shuffled" in row]
+            found = self._score(other, "shuffled", "shuffled_score")
+            figures |= {SHUFFLED + key: value for key, value in found.items()}
+        return figures, rows
+
+    def _score(self, rows: Sequence[Row], field: str, into: str) -> dict[str, float]:
+        """Means of the metrics over rows, to each of which its own scores are added."""
+        if not rows:
+            return {}
+        asked = [{"output": row[field], "references": [row["reference"]]} for row in rows]
+        scores = score_rows(self._metrics, asked)
+        for row, own in zip(rows, scores.rows, strict=True):
+            row[into] = own
+        return scores.means
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Rows behind each other; each picture once, under a name that its pixels give."""
+        lines = []
+        for row in rows:
+            kept = {key: value for key, value in row.items() if key not in ("number", "thumbnail")}
+            if "thumbnail" in row:
+                name = hashlib.blake2b(row["thumbnail"], digest_size=8).hexdigest()
+                kept["picture"] = f"pictures/{name}.png"
+                self._keep_picture(self._folder / kept["picture"], row["thumbnail"])
+            lines.append(kept)
+        if lines:
+            self.rows.append(*lines)
+
+    def _keep_picture(self, path: Path, content: bytes) -> None:
+        if path.exists():
+            return
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MiniGPT4Error(f"{path.parent}: cannot be written ({error})") from error
+        write_atomically(path, lambda file: file.write(content))
+
+
+def is_smaller_better(name: str, mode: str = "auto") -> bool:
+    """Whether the smallest value of a figure is the best."""
+    figure = name.rpartition("/")[2].removeprefix(SHUFFLED)
+    if mode != "auto":
+        return mode == "min"
+    return figure in _FALLING if figure in FIGURES else lower_is_better(figure)
+
+
+def best_value(name: str, figures: Figures) -> float | None:
+    """A figure's value: of one data set where it is named so, else the mean; None where it is no
+    number.
+    """
+    dataset, _, figure = name.rpartition("/")
+    values = [own[figure] for key, own in figures.items() if figure in own and dataset in ("", key)]
+    mean = sum(values) / len(values) if values else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def validation_faults(plan: Plan) -> list[Fault]:
+    """What does not go together in the settings of a validation, and of what is held out."""
+    faults, holding = [], []
+    for name, entry in plan.datasets.items():
+        stored = entry.get("build_info")
+        inside = isinstance(stored, ShardStorage | FolderStorage)
+        settings = vars(stored) if inside else entry
+        held = settings.get("val_storage"), settings.get("val_fraction") or 0.0
+        if fault := held_out_fault(*held):
+            key = f"datasets.{name}{'.build_info' if inside else ''}"
+            faults.append(Fault(f"{key}.val_fraction", fault))
+        # What a plug-in's data set holds out is known when it is built.
+        if any(held) or "val_fraction" not in settings:
+            holding.append(name)
+    run = plan.run
+    if run.get("valid_splits") == ():
+        if run.get("eval_every_steps") is not None:
+            text = "decides nothing without run.valid_splits; add run.valid_splits=[val]"
+            faults.append(Fault("run.eval_every_steps", text))
+        return faults
+    if plan.datasets.keys() == plan.config.datasets.keys() and not holding:
+        text = "no data set holds anything out; give one val_storage or val_fraction"
+        faults.append(Fault("run.valid_splits", text))
+    if run.get("shard") == "fsdp":
+        text = "a language model shared out by run.shard: fsdp cannot be validated; take one out"
+        faults.append(Fault("run.valid_splits", text))
+    return faults + _best_faults(plan, holding)
+
+
+def _best_faults(plan: Plan, holding: Sequence[str]) -> list[Fault]:
+    run = plan.run
+    if not {"best_metric", "metrics", "valid_captions", "valid_control"} <= run.keys():
+        return []
+    known = [*FIGURES, *(run["metrics"] if run["valid_captions"] else ())]
+    if run["valid_control"]:
+        known += [SHUFFLED + name for name in known]
+    dataset, _, figure = run["best_metric"].rpartition("/")
+    if figure not in known:
+        text = f"unknown figure {figure!r}; {nearest(figure, known)}"
+        return [Fault("run.best_metric", text)]
+    if dataset and dataset not in holding:
+        text = f"data set {dataset!r} holds nothing out; {nearest(dataset, holding)}"
+        return [Fault("run.best_metric", text)]
+    return []
+
+
+@contextmanager
+def _undisturbed(model: MiniGPT4) -> Iterator[None]:
+    """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
+    training, positions = model.training, model.positions
+    states = random.getstate(), numpy.random.get_state()
+    model.train(False)
+    try:
+        # Generation's shapes are many: graphs made for each would cost more than they bring.
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        model.positions = positions
+        model.train(training)
+
+
+def _with_other_pictures(batch: Batch) -> Batch | None:
+    """Every image of a batch exchanged for the next one; None where there is no other."""
+    if len(batch["image"]) < 2:
+        return None
+    return Batch(**{**batch, "image": batch["image"].roll(-1, 0)})  # type: ignore[typeddict-item]
+
+
+def _head(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch."""
+    counts = batch["image_counts"][:count]
+    return Batch(
+        keys=batch["keys"][:count],
+        image=batch["image"][: sum(counts)],
+        image_counts=counts,
+        text=batch["text"][:count],
+        normalise=batch["normalise"],
+    )
+
+
+def _as_png(pixels: torch.Tensor) -> bytes:
+    """A picture as the model is shown it: bytes, or normalised numbers, ``[3, s, s]``."""
+    if pixels.dtype != torch.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def _numbers(sums: _Sums) -> tuple[float, ...]:
+    return sums.tokens, sums.loss, sums.hits
+
+
+def _number(row: Row) -> int:
+    return int(row["number"])
