@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.alignment.completions import Completions, NoReplyError
-from minigpt4.alignment.ledger import Ledger
+from minigpt4.alignment.completions import Completions, Endpoint, NoReplyError
+from minigpt4.alignment.ledger import Budget, Ledger
 from minigpt4.errors import MiniGPT4Error
 
 _LONGEST_PAUSE = 60.0  # seconds, of our own; a server may ask for more
@@ -38,6 +38,15 @@ class Manners:
     requests_per_minute: float | None = None
     attempts: int = 6
     first_pause: float = 1.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """Whom to ask, how, and for how much."""
+
+    endpoint: Endpoint
+    manners: Manners
+    budget: Budget
 
 
 class ServerGoneError(MiniGPT4Error):

@@ -7,13 +7,12 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.alignment.asking import Asking, Manners
-from minigpt4.alignment.completions import Completions, Endpoint
+from minigpt4.alignment.asking import Asking, Server
+from minigpt4.alignment.completions import Completions
 from minigpt4.alignment.journal import Journal
-from minigpt4.alignment.ledger import Budget, Ledger
+from minigpt4.alignment.ledger import Ledger
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.tasks.metrics.coverage import Verdict
 
@@ -30,15 +29,6 @@ _WORD = re.compile(r"[a-z]+")
 _FOLDER, _FILE = "judge", "verdicts.jsonl"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Server:
-    """Whom to ask, and how."""
-
-    endpoint: Endpoint
-    manners: Manners
-    budget: Budget
 
 
 class ServerJudge:

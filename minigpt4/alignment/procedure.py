@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.alignment.asking import Asking, Manners
+from minigpt4.alignment.asking import Asking, Server
 from minigpt4.alignment.assembling import assemble
-from minigpt4.alignment.completions import Completions, Endpoint
+from minigpt4.alignment.completions import Completions
 from minigpt4.alignment.describing import CONTINUE, QUESTION, Describing, write_drafts
 from minigpt4.alignment.filtering import RULES
 from minigpt4.alignment.journal import Journal
-from minigpt4.alignment.ledger import Budget, Ledger
+from minigpt4.alignment.ledger import Ledger
 from minigpt4.alignment.pictures import Picture, digest_of, find_pictures
 from minigpt4.alignment.reviews import Reviews
 from minigpt4.alignment.verdicts import (
@@ -40,15 +40,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Polishing by a server."""
-
-    endpoint: Endpoint
-    manners: Manners
-    budget: Budget
-
-
-@dataclass(frozen=True)
 class Job:
     """What to make of what.
 
@@ -67,7 +58,7 @@ class Job:
     sample: int | None
     seed: int
     describing: Describing
-    server: Asked | None
+    server: Server | None
     review_port: int | None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minigpt4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from minigpt4.alignment.judging import Server
+    from minigpt4.alignment.asking import Server
 
 
 def add_server_arguments(group: argparse._ArgumentGroup) -> None:
@@ -90,9 +90,8 @@ def read_server(arguments: argparse.Namespace) -> "Server | None":
     if not arguments.api_base:
         return None
 
-    from minigpt4.alignment.asking import Manners
+    from minigpt4.alignment.asking import Manners, Server
     from minigpt4.alignment.completions import KEY, Endpoint
-    from minigpt4.alignment.judging import Server
     from minigpt4.alignment.ledger import Budget
 
     key = os.environ.get(KEY, "").strip()

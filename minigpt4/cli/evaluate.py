@@ -16,7 +16,7 @@ from minigpt4.config import Config, find_faults, load_config, raise_faults
 from minigpt4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from minigpt4.alignment.judging import Server
+    from minigpt4.alignment.asking import Server
     from minigpt4.tasks.metrics import Parts
 
 _EPILOG = """

@@ -2,17 +2,21 @@
 
 import argparse
 import logging
-import math
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt4.alignment.server_arguments import (
+    add_server_arguments,
+    check_server_arguments,
+    read_server,
+)
 from minigpt4.errors import ConfigError
 from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
 
 if TYPE_CHECKING:
-    from minigpt4.alignment.procedure import Asked
+    from minigpt4.alignment.asking import Server
 
 _EPILOG = """
 The same command goes on wherever an earlier one was cut short; descriptions, replies and reviews
@@ -57,46 +61,7 @@ def _add_polish_arguments(group: argparse._ArgumentGroup) -> None:
         choices=("rules", "server"),
         help="by this program's rules or by a server (default: server with --api-base, else rules)",
     )
-    group.add_argument(
-        "--api-base", metavar="URL", help="an OpenAI-compatible server, up to and with /v1"
-    )
-    group.add_argument(
-        "--model", default="gpt-3.5-turbo", help="of the server (default gpt-3.5-turbo)"
-    )
-    group.add_argument(
-        "--concurrency", type=int, default=4, help="requests under way at a time (default 4)"
-    )
-    group.add_argument(
-        "--requests-per-minute", type=float, metavar="N", help="at most (default: no limit)"
-    )
-    group.add_argument(
-        "--attempts", type=int, default=6, help="for one text in one run (default 6)"
-    )
-    group.add_argument(
-        "--retry-seconds",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="pause before the second attempt, doubled before each one after it (default 1)",
-    )
-    group.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="for one reply (default 60)"
-    )
-    group.add_argument(
-        "--max-tokens-total",
-        type=int,
-        metavar="N",
-        help="read and written tokens of all runs together, at which to stop",
-    )
-    group.add_argument(
-        "--max-cost", type=float, metavar="X", help="likewise, in the currency of the prices"
-    )
-    group.add_argument(
-        "--price-in", type=float, metavar="X", help="of a million tokens that the server reads"
-    )
-    group.add_argument(
-        "--price-out", type=float, metavar="X", help="of a million tokens that it writes"
-    )
+    add_server_arguments(group)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -138,24 +103,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("make-alignment-set: runs as one process; start it without torchrun")
-    for name in (
-        *("sample", "num_beams", "max_new_tokens", "batch_size", "num_workers", "concurrency"),
-        *("requests_per_minute", "attempts", "timeout", "max_tokens_total", "max_cost"),
-    ):
+    for name in ("sample", "num_beams", "max_new_tokens", "batch_size", "num_workers"):
         number = getattr(arguments, name)
-        if number is not None and not 0 < number < math.inf:
+        if number is not None and number <= 0:
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option}: {number:g} must be greater than 0")
-    for name in ("retry_seconds", "price_in", "price_out"):
-        number = getattr(arguments, name)
-        if number is not None and not 0 <= number < math.inf:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option}: {number:g} must not be negative")
-    if arguments.max_cost is not None and None in (arguments.price_in, arguments.price_out):
-        raise ConfigError("--max-cost: needs --price-in and --price-out, of a million tokens")
+            raise ConfigError(f"{option}: {number} must be greater than 0")
+    check_server_arguments(arguments)
 
 
-def _read_server(arguments: argparse.Namespace) -> "Asked | None":
+def _read_server(arguments: argparse.Namespace) -> "Server | None":
     """Who polishes; None for rules."""
     polish = arguments.polish or ("server" if arguments.api_base else "rules")
     if polish == "rules":
@@ -164,27 +120,4 @@ def _read_server(arguments: argparse.Namespace) -> "Asked | None":
         return None
     if not arguments.api_base:
         raise ConfigError("--polish server: name it with --api-base, e.g. http://127.0.0.1:8000/v1")
-    if not arguments.model.strip():
-        raise ConfigError("--model: empty; say what the server calls its model")
-
-    from minigpt4.alignment.asking import Manners
-    from minigpt4.alignment.completions import KEY, Endpoint
-    from minigpt4.alignment.ledger import Budget
-    from minigpt4.alignment.procedure import Asked
-
-    key = os.environ.get(KEY, "").strip()
-    return Asked(
-        Endpoint(arguments.api_base, arguments.model, key, arguments.timeout),
-        Manners(
-            arguments.concurrency,
-            arguments.requests_per_minute,
-            arguments.attempts,
-            arguments.retry_seconds,
-        ),
-        Budget(
-            arguments.max_tokens_total,
-            arguments.max_cost,
-            arguments.price_in or 0.0,
-            arguments.price_out or 0.0,
-        ),
-    )
+    return read_server(arguments)

@@ -13,7 +13,10 @@ from minigpt4.errors import ConfigError, one_line, shown
 from minigpt4.registry import ALL_REGISTRIES, BUILDERS, METRICS, TASKS, Registry, visible_parameters
 
 # What the program passes, and what it asks for.
-_PASSED = {BUILDERS.kind: ("name",), TASKS.kind: ("prompts", "seed", "rank", "template")}
+_PASSED = {
+    BUILDERS.kind: ("name",),
+    TASKS.kind: ("prompts", "seed", "rank", "template", "question"),
+}
 _TASK_METHODS = ("rows", "train_step", "evaluation_step")
 
 

@@ -184,9 +184,8 @@ def _draw_png(chart: Chart, path: Path) -> None:
             Line2D([], [], color=PAPER[line.role], linestyle=line.style, lw=2)
             for line in chart.lines
         ]
-        names = [
-            f" {_drawable(line.name)}" for line in chart.lines
-        ]  # one with "_" first would be hidden
+        # A name with "_" first would be hidden; hence the space.
+        names = [f" {_drawable(line.name)}" for line in chart.lines]
         figure.legend(
             handles, names, loc="outside lower left", ncols=2, frameon=False,
             labelcolor=PAPER["ink"], fontsize=8,
@@ -231,15 +230,9 @@ def _draw_line(axes: Any, line: Line, colours: dict[str, str]) -> None:
     )  # fmt: skip
     if line.best is not None:
         axes.plot(
-            *_columns([line.best]),
-            "o",
-            ms=10,
-            mfc="none",
-            mec=colours["ink"],
-            mew=1.4,
-            zorder=7,
+            *_columns([line.best]), "o", ms=10, mfc="none", mec=colours["ink"], mew=1.4, zorder=7,
             clip_on=False,
-        )
+        )  # fmt: skip
 
 
 def _scale(axes: Any, chart: Chart) -> None:

@@ -163,17 +163,27 @@ def _lowest(rows: Iterable[Row], folder: Path, source: str, metric: str | None) 
 
     scored = (row for row in rows if _fails(row, metric))
     worst = heapq.nlargest(MOST_FAILURES, scored, key=badness)
-    return [
-        Example(
-            picture_uri(folder, row.get("picture")),
-            short_path(row.get("image", "")),
-            f"{row['data_set']} · {source}" if isinstance(row.get("data_set"), str) else source,
-            _references(row),
-            [_text("answer", row)],
-            has_picture="picture" in row,
-        )
-        for row in worst
-    ]
+    return [_failure(row, folder, source) for row in worst]
+
+
+def _failure(row: Row, folder: Path, source: str) -> Example:
+    kept = "picture" in row
+    picture = picture_uri(folder, row["picture"]) if kept else _picture_of(row.get("image"))
+    return Example(
+        picture,
+        short_path(row.get("image", "")),
+        f"{row['data_set']} · {source}" if isinstance(row.get("data_set"), str) else source,
+        _references(row),
+        [_text("answer", row)],
+        has_picture=kept or picture is not None,
+    )
+
+
+def _picture_of(image: object) -> str | None:
+    """The picture that a sample's key names, where it is a file that is still there."""
+    if not isinstance(image, str) or not image:
+        return None
+    return picture_uri(Path(image).parent, Path(image).name)
 
 
 def _fails(row: Row, metric: str | None) -> bool:

@@ -28,7 +28,7 @@ from minigpt4.registry import Fault, nearest
 from minigpt4.runners.json_lines import JsonLines
 from minigpt4.runners.plan import Plan
 from minigpt4.runners.processes import Processes
-from minigpt4.tasks.metrics import lower_is_better, score_rows
+from minigpt4.tasks.metrics import build_metrics, lower_is_better, score_rows
 
 FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
 SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
@@ -95,6 +95,7 @@ class Validation:
 
     Raises:
         ConfigError: where no data set holds anything out.
+        MiniGPT4Error: for a metric whose library is not installed.
 
     Attributes:
         best: So far.
@@ -124,6 +125,8 @@ class Validation:
         self._task = task
         self._processes, self._count = processes, device_count
         self._folder = folder
+        if captions:
+            build_metrics(metrics)  # one whose library is missing is told before the first step
         self._options = replace(options, do_sample=False)
         self._batch_size, self._workers = batch_size, num_workers
         self._captions, self._control, self._metrics = captions, control, metrics
@@ -237,9 +240,12 @@ class Validation:
         """What the model says to the samples of a batch, with their pictures as they were read."""
         texts = self._task.evaluation_step(chat, batch, numbers)
         rows, place = [], 0
-        told = zip(numbers, batch["keys"], batch["text"], texts, batch["image_counts"], strict=True)
-        for number, key, text, output, count in told:
+        told = zip(numbers, batch["keys"], batch["text"], batch["facts"], texts, strict=True)
+        for (number, key, text, facts, output), count in zip(
+            told, batch["image_counts"], strict=True
+        ):
             row = {"number": number, "image": key, "reference": reference(text), "output": output}
+            row |= facts
             if count:
                 row["thumbnail"] = _as_png(pixels[place])
             rows.append(row)
@@ -278,7 +284,10 @@ class Validation:
         """Means of the metrics over rows, to each of which its own scores are added."""
         if not rows:
             return {}
-        asked = [{"output": row[field], "references": [row["reference"]]} for row in rows]
+        asked = [
+            {**row, "output": row[field], "references": row.get("references") or [row["reference"]]}
+            for row in rows
+        ]
         scores = score_rows(self._metrics, asked)
         for row, own in zip(rows, scores.rows, strict=True):
             row[into] = own
@@ -403,6 +412,7 @@ def _head(batch: Batch, count: int) -> Batch:
         image=batch["image"][: sum(counts)],
         image_counts=counts,
         text=batch["text"][:count],
+        facts=batch["facts"][:count],
         normalise=batch["normalise"],
     )
 

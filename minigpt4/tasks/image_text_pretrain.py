@@ -15,7 +15,7 @@ from minigpt4.models.rows import Row, stage_rows
 from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
-from minigpt4.tasks.dialogue import exchanges, open_prompt
+from minigpt4.tasks.dialogue import ending, exchanges, open_prompt
 from minigpt4.tasks.multiple_choice import choose
 
 _Kind = Literal["caption", "answer", "choices"]  # of what is asked for
@@ -109,12 +109,18 @@ class ImageTextPretrainTask:
             pictures = [shown[place] for place in places]
             texts: Sequence[str]
             if kind == "choices":
-                texts = choose(chat, prompts, pictures, [facts[p]["choices"] for p in places])
+                choices = [facts[place]["choices"] for place in places]
+                endings = [self._ending(chat, batch["text"][place]) for place in places]
+                texts = choose(chat, prompts, pictures, choices, endings)
             else:
                 stop = model.end_sym if kind == "caption" else chat.template.stop
                 texts = chat.generate(prompts, pictures, stop, chat.options)
             answers |= zip(places, texts, strict=True)
         return [answers[place] for place in range(len(numbers))]
+
+    def _ending(self, chat: Chat, text: Text) -> str:
+        """What an answer of a sample's form was taught to end with."""
+        return chat.model.end_sym if isinstance(text, str) else ending(chat.template)
 
     def _asked(self, chat: Chat, text: Text, images: int, number: int) -> tuple[_Kind, str]:
         """What is asked for of a sample, and the prompt that asks."""

@@ -23,20 +23,26 @@ def choose(
     prompts: Sequence[str],
     images: Sequence[Sequence[torch.Tensor]],
     choices: Sequence[Sequence[str]],
+    endings: Sequence[str],
 ) -> list[Chosen]:
     """For each prompt its likeliest choice; of equal ones the first.
+
+    A choice counts with what the model was taught to end an answer with: it may be one token with
+    the choice's last character, and tells a whole answer from the beginning of a longer one.
 
     Args:
         chat: Of the model.
         prompts: Texts with an ``<ImageHere>`` for each image.
         images: For each prompt its encoded images, ``[Q, H]`` each.
         choices: For each prompt at least one.
+        endings: Of answers to each prompt.
 
     Raises:
         DataError: for a prompt and choice that the language model has no positions for.
     """
     chosen = []
-    told = choice_likelihoods(chat, prompts, images, choices)
+    ended = [[choice + end for choice in own] for own, end in zip(choices, endings, strict=True)]
+    told = choice_likelihoods(chat, prompts, images, ended)
     for own, likelihoods in zip(choices, told, strict=True):
         totals = [likelihood.log_probability for likelihood in likelihoods]
         choice = Chosen(own[totals.index(max(totals))])

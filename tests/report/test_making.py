@@ -262,6 +262,19 @@ def test_an_evaluation_alone(tmp_path: Path):
     assert page.texts["failures"]
 
 
+def test_failures_of_an_evaluation_show_pictures_that_are_still_there(tmp_path: Path):
+    folder = make_evaluation(tmp_path / "heldout")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    images = [str(tmp_path / "red.png"), str(tmp_path / "gone.png"), "00000.tar/000000001"]
+    rows = [
+        {"image": image, "reference": "a", "output": "b", "score": {"x": 0}} for image in images
+    ]
+    write_lines(folder / "heldout.jsonl", rows)
+    page = report(folder, output=tmp_path / "report")
+    assert page.tags.count("img") == 1
+    assert "no picture" not in page.text
+
+
 def test_a_run_that_goes_on_says_how_far_it_is(tmp_path: Path):
     page = report(make_run(tmp_path / "run", log_rows(2)), output=tmp_path / "report")
     assert "not finished: step 200 of 400" in page.texts["runs"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minigpt4.config import load_config
 from minigpt4.report import normal
 from minigpt4.report.normal import judge, reference_charts, vocabulary_size
 from minigpt4.report.runs import Run, Series
@@ -44,6 +45,15 @@ def test_the_recorded_curves_are_inside_their_own_band(stage: int, seed: int):
     steps, lows, highs = chart.band
     assert steps == [step for step, _ in curve]
     assert all(low < high for low, high in zip(lows, highs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [(1, "tiny_stage1_pretrain"), (2, "tiny_stage2_finetune")]
+)
+def test_the_recorded_curves_are_those_of_the_shipped_files(stage: int, name: str):
+    shipped = load_config(f"train_configs/{name}.yaml").run
+    recorded = CURVES["settings"][f"stage{stage}"]
+    assert {key: shipped[key] for key in recorded} == recorded
 
 
 def test_a_log_that_is_written_less_often_is_compared_over_the_same_steps():

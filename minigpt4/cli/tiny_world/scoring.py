@@ -5,10 +5,12 @@ scenes: ``plugins: [minigpt4.cli.tiny_world.scoring]`` and ``run.metrics: [scene
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from minigpt4.cli.tiny_world.phrases import Reading, is_failed_description, read_back
 from minigpt4.cli.tiny_world.scenes import Scene
 from minigpt4.registry import METRICS
+from minigpt4.tasks.metrics import LowerIsBetter
 
 
 def names_exactly(reading: Reading, pairs: frozenset[tuple[str, str]]) -> bool:
@@ -29,7 +31,7 @@ def score_layout(output: str, reference: str) -> float:
 
 
 @METRICS.register("description_failure")
-def score_failure(output: str, _: str) -> float:
+def score_failure(output: str, _: str) -> Annotated[float, LowerIsBetter]:
     """1 where the output is no description: unfinished, repeated or of the wrong form."""
     return float(is_failed_description(output))
 
