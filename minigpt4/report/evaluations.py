@@ -64,7 +64,7 @@ def is_evaluation(path: Path) -> bool:
 
 def read_evaluation(path: Path, notes: Notes) -> Evaluation:
     """Figures and failures of each data set."""
-    evaluation = Evaluation(path, path.name)
+    evaluation = Evaluation(path, path.resolve().name)
     for name, content in read_json(path / "summary.json", notes).items():
         if not isinstance(content, dict):
             notes.add(f"{path / 'summary.json'}: {name} holds no figures and is left out")

@@ -128,9 +128,9 @@ def read_run(path: Path, notes: Notes) -> Run:
 
 def name_runs(runs: Sequence[Run]) -> None:
     """Give each run the shortest name that is its own: its folder, or what that lies in."""
-    short = [_short_name(run.path) for run in runs]
+    short = [_short_name(run.path.resolve()) for run in runs]
     for run, name in zip(runs, short, strict=True):
-        run.name = name if short.count(name) == 1 else f"{name}/{run.path.name}"
+        run.name = name if short.count(name) == 1 else f"{name}/{run.path.resolve().name}"
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:

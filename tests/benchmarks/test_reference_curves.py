@@ -18,5 +18,5 @@ def test_curves_and_settings_of_each_seed_and_stage(tmp_path: Path):
     assert found["settings"]["stage1"] == others
     one, two = found["stages"]["stage2"]
     assert [step for step, _ in one] == [10, 20, 30, *range(50, 201, 10)]
-    assert one[0][1] < 2.0 < two[0][1] < 4.0
+    assert one[0][1] < two[0][1]
     assert one[-1][1] == 0.002

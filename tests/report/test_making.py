@@ -280,6 +280,17 @@ def test_a_run_that_goes_on_says_how_far_it_is(tmp_path: Path):
     assert "not finished: step 200 of 400" in page.texts["runs"]
 
 
+def test_runs_are_called_by_what_tells_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stamps = ("20261122-081615", "20261122-091615")
+    one, two = (make_run(tmp_path / "stage1" / stamp, LOSSES) for stamp in stamps)
+    other = make_run(tmp_path / "mine", LOSSES)
+    told = report(one, two, other, output=tmp_path / "report").texts["curves"]
+    for name in ("stage1/20261122-081615", "stage1/20261122-091615", "mine"):
+        assert name in told
+    monkeypatch.chdir(one)
+    assert "stage1" in report(Path("."), output=tmp_path / "report").texts["curves"]
+
+
 def test_mistakes_are_one_line(tmp_path: Path, run_entry: EntryPoint):
     empty = make_run(tmp_path / "runs" / "empty", LOSSES)
     (empty / "log.txt").unlink()
