@@ -6,8 +6,9 @@
 Every job is ``torchrun … train.py`` on the embedded default; a kill takes the launcher, its
 processes and their readers at once, as a machine does that loses power. ``run.resume: auto`` goes
 on. A kill is survived when the job that follows goes on from a saved step; at the end the
-projection and the optimizer must be those of the job left alone, bit for bit, and so must the log
-and the list of bad samples. Exit code 1 if anything differs or nothing was killed.
+projection and the optimizer must be those of the job left alone, bit for bit, and so must the log,
+the validations with the best of them, and the list of bad samples. Exit code 1 if anything differs
+or nothing was killed.
 """
 
 import argparse
@@ -153,10 +154,13 @@ def compare(killed: Path, alone: Path) -> list[str]:
             for part in ("model", "optimizer", "scaler", "epoch")
             if not equal(contents[0][part], contents[1][part])
         ]
-    for name in ("log.txt", "bad_samples.jsonl"):
+    for name in ("log.txt", "bad_samples.jsonl", "validation.jsonl"):
         lines = [read_lines(run / name) for run in (one, other)]
         if lines[0] != lines[1]:
             differences.append(name)
+    best = [(run / "best.json").read_text() for run in (one, other) if (run / "best.json").exists()]
+    if len(best) == 1 or len(set(best)) > 1:
+        differences.append("best.json")
     return differences
 
 
@@ -208,6 +212,8 @@ def one_run(figures: Figures, folder: Path, kills: int, seed: int) -> None:
         *("run.max_epoch=2", f"run.iters_per_epoch={steps // 2}", "run.warmup_steps=5"),
         *("run.batch_size_train=4", "run.num_workers=1", "run.log_freq=3"),
         f"run.save_every_steps={rng.randint(1, 3)}",
+        *("datasets.cc_sbu.build_info.val_fraction=0.1", "run.valid_splits=[val]"),
+        *("run.eval_every_steps=4", "run.valid_captions=2", "chat.max_new_tokens=4"),
     ]
     alone, killed = folder / "alone", folder / "killed"
     arguments = [command(out, scenes, figures.processes, options) for out in (alone, killed)]

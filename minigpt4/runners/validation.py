@@ -216,7 +216,7 @@ class Validation:
             if found.batch is None:
                 continue
             pixels = found.batch["image"]
-            batch = to_device(found.batch, model.device)
+            batch = _seen(model, to_device(found.batch, model.device))
             targets = self._task.rows(model, batch, found.numbers[0])
             sums.add(model.target_scores(batch["image"], targets))
             other = _with_other_pictures(batch) if self._control else None
@@ -395,6 +395,16 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
         numpy.random.set_state(states[1])
         model.positions = positions
         model.train(training)
+
+
+@torch.no_grad()
+def _seen(model: MiniGPT4, batch: Batch) -> Batch:
+    """The batch with what the frozen towers make of its pictures, which is needed several times."""
+    if not len(batch["image"]):
+        return batch
+    with model.autocast(model.device):
+        features = model.encode_frozen(batch["image"])
+    return Batch(**{**batch, "image": features})  # type: ignore[typeddict-item]
 
 
 def _with_other_pictures(batch: Batch) -> Batch | None:
