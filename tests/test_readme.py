@@ -35,6 +35,10 @@ PAGES = [
 CHECK_SHARDS = (
     "python -m minigpt4 check-shards '/data/laion/{00000..00010}.tar' --output bad_samples.jsonl"
 )
+REPORT = (
+    "python -m minigpt4 report output/quickstart/stage1/* output/quickstart/stage2/* "
+    "--output output/report"
+)
 # Commands that another test or .ci/run runs as they stand.
 TRIED_ELSEWHERE = {
     "make quickstart": "tests/cli/test_quickstart.py, and whole in .ci/run",
@@ -56,6 +60,8 @@ TRIED_ELSEWHERE = {
     "python benchmarks/looks.py --json output/looks.json --sheet output/looks.png": (
         "tests/benchmarks/test_looks.py, reduced"
     ),
+    "make lmms-env": "slow tests of tests/frontends/test_lmms_eval.py",
+    REPORT: "tests/report, and tests/cli/test_quickstart.py at the end of a quickstart",
     CHECK_SHARDS: "tests/cli/test_check_shards.py",
     "make dataset-env": "slow tests of tests/dataset/test_download.py",
     "bash dataset/download_cc_sbu.sh": "tests/dataset/test_download.py",

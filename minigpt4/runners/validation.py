@@ -349,8 +349,8 @@ def validation_faults(plan: Plan) -> list[Fault]:
         if any(held) or "val_fraction" not in settings:
             holding.append(name)
     run = plan.run
-    if run.get("valid_splits") == ():
-        if run.get("eval_every_steps") is not None:
+    if not run.get("valid_splits"):
+        if run.get("eval_every_steps") is not None and "valid_splits" in run:
             text = "decides nothing without run.valid_splits; add run.valid_splits=[val]"
             faults.append(Fault("run.eval_every_steps", text))
         return faults

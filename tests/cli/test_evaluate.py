@@ -111,7 +111,10 @@ def test_the_output_is_the_likeliest_choice(few: Path, evaluated: Path) -> None:
     asked.conversation.add_image()
     asked.conversation.ask("Which is it?")
     (told,) = choice_likelihoods(
-        chat, [asked.conversation.prompt()], [[image]], [["circle", "a star"]]
+        chat,
+        [asked.conversation.prompt()],
+        [[image]],
+        [["circle###", "a star###"]],  # with the end of an answer
     )
     row = rows_of(evaluated)[3]
     totals = [choice.log_probability for choice in told]
