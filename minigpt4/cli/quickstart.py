@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.cli.tiny_world.data_sets import HELDOUT_SHARDS, read_heldout, write_data_sets
+from minigpt4.cli.tiny_world.data_sets import VALIDATION, read_heldout, write_data_sets
 from minigpt4.errors import MiniGPT4Error
 
 if TYPE_CHECKING:  # torch takes seconds to import; the other commands do without
@@ -79,7 +79,7 @@ def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] =
         f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in ("laion", "cc_sbu")
     ]
     config = "train_configs/tiny_stage1_pretrain.yaml"
-    validated = _validated("cc_sbu", scenes / HELDOUT_SHARDS)
+    validated = _validated("cc_sbu", scenes / VALIDATION / "captions")
     own = [*storages, *validated, "run.eval_every_steps=25", "run.valid_captions=30"]
     return _train("stage1", config, output, [*own, f"run.seed={seed}", *options])
 
@@ -88,7 +88,7 @@ def train_stage2(scenes: Path, output: Path, seed: int, options: Sequence[str] =
     """Stage 2 from ``output/stage1.pth``; lands at ``output/stage2.pth``. Seconds of wall time."""
     own = [
         f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
-        *_validated("cc_sbu_align", scenes / "heldout_seen"),
+        *_validated("cc_sbu_align", scenes / VALIDATION / "descriptions"),
         *("run.eval_every_steps=100", "run.valid_captions=30"),
         f"model.ckpt={output}/stage1.pth",
         f"run.seed={seed}",

@@ -106,6 +106,18 @@ def test_equal_seeds_draw_equal_files_and_a_second_call_leaves_them(tmp_path: Pa
     assert (tmp_path / "a" / "laion" / "00000.tar").stat().st_mtime_ns == before
 
 
+def test_both_stages_are_validated_on_the_same_held_out_pictures(tmp_path: Path):
+    write_data_sets(tmp_path, seed=4, pairs=20, descriptions=4, heldout=5)
+    descriptions = tmp_path / "validation" / "descriptions" / "image"
+    with tarfile.open(tmp_path / "validation" / "captions" / "00000.tar") as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".jpg"))
+        in_shards = [tar.extractfile(name).read() for name in names]  # type: ignore[union-attr]
+    for number, content in enumerate(in_shards):
+        assert (descriptions / f"{number}.jpg").read_bytes() == content
+        assert (tmp_path / f"heldout_seen/image/{number}.jpg").read_bytes() == content
+    assert len(in_shards) == 5
+
+
 def test_every_kind_of_question_is_asked_and_has_an_answer():
     rng = random.Random(2)
     asked = [q for _ in range(50) for q in questions(sample_scene(rng), rng)]

@@ -2,8 +2,9 @@
 
 ``laion/`` and ``cc_sbu/`` are webdataset shards as img2dataset writes them, ``cc_sbu_align/`` and
 the held-out splits are ``filter_cap.json`` with ``image/``. A held-out split also holds
-``scenes.json``, the facts that answers are scored against. ``heldout_shards/`` has the first scenes
-of ``heldout_seen/`` once more, with captions, for the validations of stage 1.
+``scenes.json``, the facts that answers are scored against. ``validation/`` has the first scenes of
+``heldout_seen/`` once more, as shards with captions for stage 1 and as a folder with descriptions
+for stage 2.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ from minigpt4.cli.tiny_world.phrases import caption, description
 from minigpt4.cli.tiny_world.scenes import Scene, Thing, draw_scene, sample_scene
 from minigpt4.errors import DataError, MiniGPT4Error
 
-HELDOUT_SHARDS = "heldout_shards"
+VALIDATION = "validation"
 HELDOUT_SPLITS = {"heldout_seen": "seen", "heldout_withheld": "withheld"}  # folder → pairs
 _SHARD_SIZE = 250
-_VALIDATED = 100  # scenes in heldout_shards
+_VALIDATED = 100  # scenes in validation/
 _CC_SBU_SHARE = 5  # one pair in five lies in cc_sbu, the others in laion
 
 logger = logging.getLogger(__name__)
@@ -53,14 +54,14 @@ def write_data_sets(
         "descriptions": descriptions,
         "heldout": heldout,
         "shuffle_captions": shuffle_captions,
-        "heldout_shards": min(heldout, _VALIDATED),
+        "validation": min(heldout, _VALIDATED),
     }
     stamp = output / "made_with.json"
     if stamp.is_file() and stamp.read_text() == json.dumps(made_with):
         logger.info("scenes are there already: %s", output)
         return
     try:
-        for part in ("laion", "cc_sbu", "cc_sbu_align", HELDOUT_SHARDS, *HELDOUT_SPLITS):
+        for part in ("laion", "cc_sbu", "cc_sbu_align", VALIDATION, *HELDOUT_SPLITS):
             shutil.rmtree(output / part, ignore_errors=True)
         rng = random.Random(f"{seed}/stage1")
         scenes = [sample_scene(rng, pairs="seen") for _ in range(pairs)]
@@ -81,8 +82,9 @@ def write_data_sets(
             facts = [dataclasses.asdict(scene) for scene in scenes]
             (output / split / "scenes.json").write_text(json.dumps(facts))
             if kind == "seen" and scenes:
-                first = scenes[:_VALIDATED]
-                _write_shards(output / HELDOUT_SHARDS, first, [caption(s) for s in first])
+                first, folder = scenes[:_VALIDATED], output / VALIDATION
+                _write_shards(folder / "captions", first, [caption(scene) for scene in first])
+                _write_folder(folder / "descriptions", first)
         stamp.write_text(json.dumps(made_with))
     except OSError as error:
         raise MiniGPT4Error(f"{output}: cannot be written ({error})") from error
