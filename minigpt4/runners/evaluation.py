@@ -41,7 +41,7 @@ from minigpt4.runners.preparation import (
     run_settings,
 )
 from minigpt4.tasks.metrics import Parts, build_metrics
-from minigpt4.tasks.multiple_choice import Chosen
+from minigpt4.tasks.multiple_choice import output_fields
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +223,6 @@ def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
         facts = ready.get("facts") or [{} for _ in keys]
         told = zip(batch.numbers, keys, texts, facts, outputs, strict=True)
         for number, key, text, known, output in told:
-            row = {"image": key, "reference": text, **known, "output": str(output)}
-            if isinstance(output, Chosen):
-                row["log_probabilities"] = [own.log_probability for own in output.likelihoods]
-                row["tokens"] = [own.tokens for own in output.likelihoods]
-            rows[number] = row
+            told_of = {"image": key, "reference": text, **known}
+            rows[number] = {**told_of, **output_fields(output)}
     return [rows[number] for number in sorted(rows)]

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from minigpt4.chat import Chat, GenerationOptions
+from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.datasets.builders import FolderStorage, ShardStorage, held_out_fault
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
@@ -29,6 +30,7 @@ from minigpt4.runners.json_lines import JsonLines
 from minigpt4.runners.plan import Plan
 from minigpt4.runners.processes import Processes
 from minigpt4.tasks.metrics import build_metrics, lower_is_better, score_rows
+from minigpt4.tasks.multiple_choice import output_fields
 
 FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
 SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
@@ -158,7 +160,7 @@ class Validation:
         rows: list[Row] = []
         with _undisturbed(model):
             for dataset in self._datasets:
-                found = self._of_data_set(model, dataset, stopped)
+                found = self._gathered(model, dataset, stopped)
                 if found is None:
                     return None
                 figures[dataset.name], told = found
@@ -189,10 +191,21 @@ class Validation:
         if same_folder and self._processes.main:
             self.rows.truncate(state["bytes"])
 
-    def _of_data_set(
+    def _gathered(
         self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
     ) -> tuple[dict[str, float], list[Row]] | None:
         """Figures and generated rows of one data set, of all processes."""
+        try:
+            own = self._own_share(model, dataset, stopped)
+        except MiniGPT4Error as error:
+            error.rank_local = True  # the others do not know of it
+            raise
+        return self._summarise(dataset.name, self._processes.gather([own]))
+
+    def _own_share(
+        self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Counts, sums and rows of the batches that this process reads."""
         batches = OrderedBatches(dataset, self._batch_size, self._processes.rank, self._count)
         chat = Chat(model, batches.dataset.image_processor, self._options)
         counts = {"samples": 0, "unreadable": 0, "left": 0}
@@ -224,28 +237,34 @@ class Validation:
                 shuffled.add(model.target_scores(other["image"], targets))
             wanted = sum(number < self._captions for number in found.numbers)
             if wanted:
-                numbers = found.numbers[:wanted]
-                rows += self._generated(chat, _head(batch, wanted), numbers, pixels)
-                if other is not None:
-                    texts = self._task.evaluation_step(chat, _head(other, wanted), numbers)
-                    for row, text in zip(rows[-wanted:], texts, strict=True):
-                        row["shuffled"] = text
+                asked = [_head(each, wanted) for each in (batch, other) if each is not None]
+                rows += self._generated(chat, asked, found.numbers[:wanted], pixels)
         own: dict[str, Any] = {"counts": counts, "bad": first_bad, "rows": rows}
-        own |= {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
-        return self._summarise(dataset.name, self._processes.gather([own]))
+        return own | {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
 
     def _generated(
-        self, chat: Chat, batch: Batch, numbers: list[int], pixels: torch.Tensor
+        self, chat: Chat, asked: Sequence[Batch], numbers: list[int], pixels: torch.Tensor
     ) -> list[Row]:
-        """What the model says to the samples of a batch, with their pictures as they were read."""
-        texts = self._task.evaluation_step(chat, batch, numbers)
-        rows, place = [], 0
-        told = zip(numbers, batch["keys"], batch["text"], batch["facts"], texts, strict=True)
-        for (number, key, text, facts, output), count in zip(
-            told, batch["image_counts"], strict=True
-        ):
-            row = {"number": number, "image": key, "reference": reference(text), "output": output}
-            row |= facts
+        """What the model says to the samples of a batch, with their pictures as they were read.
+
+        Args:
+            chat: Of the model.
+            asked: The batch; where there is a control, also with other pictures.
+            numbers: Of its samples.
+            pixels: Of its images, as the workers gave them.
+        """
+        try:
+            said, *others = [self._task.evaluation_step(chat, each, numbers) for each in asked]
+        except NonFiniteLogitsError as error:  # no reason to end the training
+            logger.warning("validation: no texts of %d samples: %s", len(numbers), error)
+            return []
+        batch, rows, place = asked[0], [], 0
+        for index, count in enumerate(batch["image_counts"]):
+            row = {"number": numbers[index], "image": batch["keys"][index]}
+            row |= {"reference": reference(batch["text"][index]), **batch["facts"][index]}
+            row |= output_fields(said[index])
+            if others:
+                row["shuffled"] = str(others[0][index])
             if count:
                 row["thumbnail"] = _as_png(pixels[place])
             rows.append(row)
@@ -388,7 +407,8 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     model.train(False)
     try:
         # Generation's shapes are many: graphs made for each would cost more than they bring.
-        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         random.setstate(states[0])

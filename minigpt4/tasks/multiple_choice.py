@@ -1,6 +1,7 @@
 """Multiple choice: the likeliest of a question's choices, without generating anything."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,17 @@ class Chosen(str):
     """
 
     likelihoods: list[ChoiceLikelihood]
+
+
+def output_fields(output: str) -> dict[str, Any]:
+    """What an evaluation keeps of an output: its text, and of a choice how likely all were."""
+    if not isinstance(output, Chosen):
+        return {"output": output}
+    return {
+        "output": str(output),
+        "log_probabilities": [own.log_probability for own in output.likelihoods],
+        "tokens": [own.tokens for own in output.likelihoods],
+    }
 
 
 def choose(

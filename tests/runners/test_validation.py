@@ -1,6 +1,7 @@
 """Validation during a training: figures that are true, a training that feels nothing of it."""
 
 import json
+import logging
 import math
 import signal
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 import train
 from benchmarks.kill_resume import compare
 from minigpt4.__main__ import main as command
+from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.config import load_config
 from minigpt4.datasets.samples import DataSet, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.models.minigpt4 import target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
 from minigpt4.runners.validation import best_value, is_smaller_better
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.conftest import EntryPoint
 from tests.runners.test_resume import Stop, stop_after
 from tests.test_train import STAGE1, STAGE2, only_run, stage1_options, trained
@@ -309,6 +312,60 @@ def test_features_of_other_samples_are_refused(run_entry: EntryPoint, scenes: Pa
     code, stderr = run(run_entry, *options, config=STAGE2)
     assert code == 0, stderr  # trained from features, validated on the pictures themselves
     assert len(validations(only_run(tmp_path / "run"))) == 2
+
+
+def test_numbers_that_overflow_while_texts_are_made_do_not_end_the_training(
+    run_entry: EntryPoint,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    def overflow(*_: object) -> None:
+        raise NonFiniteLogitsError("Inf or NaN in word 3 of the answer")
+
+    monkeypatch.setattr(ImageTextPretrainTask, "evaluation_step", overflow)
+    with caplog.at_level(logging.WARNING):
+        assert run(run_entry, *options_of(scenes, tmp_path / "run"))[0] == 0
+    assert "validation: no texts of 3 samples: Inf or NaN in word 3" in caplog.text
+    folder = only_run(tmp_path / "run")
+    assert [line["valid"]["cc_sbu"]["loss"] > 0 for line in validations(folder)] == [True] * 5
+    assert not (folder / "validation.jsonl").exists()
+
+
+def test_questions_with_choices_are_validated_by_likelihood(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path
+):
+    fields = {"instruction": "What is it?", "choices": ["A ring.", "A star."], "answer": "A star."}
+    rows = [
+        {"image": f"{number}.jpg", **fields, "references": ["A star.", "It is a star."]}
+        for number in range(6)
+    ]
+    for name in ("rows", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yaml = Path(STAGE2).read_text()
+    yaml = yaml[: yaml.index("datasets:")] + yaml[yaml.index("run:") :]
+    config = tmp_path / "choices.yaml"
+    mine = f"{{type: pairs, storage: {tmp_path}/rows.jsonl, val_storage: {tmp_path}/held_out.jsonl"
+    mine += f", image_root: {scenes}/heldout_seen/image"
+    mine += ", vis_processor: {train: {name: blip2_image_eval, image_size: 112}}}"
+    config.write_text(f"{yaml}\ndatasets:\n  mine: {mine}\n")
+    options = [
+        *("model.ckpt=", f"run.output_dir={tmp_path}/run", "run.max_epoch=1", "run.num_workers=0"),
+        *("run.iters_per_epoch=2", "run.valid_splits=[val]", "run.valid_captions=6"),
+        *("run.metrics=[multiple_choice,multiple_choice_per_token]", "run.valid_control=True"),
+        "run.best_metric=mine/multiple_choice",
+    ]
+    code, stderr = run(run_entry, *options, config=str(config))
+    assert code == 0, stderr
+    folder = only_run(tmp_path / "run")
+    figures = validations(folder)[-1]["valid"]["mine"]
+    assert figures["samples"] == 6
+    assert 0 <= figures["multiple_choice"] <= 1
+    kept = lines_of(folder / "validation.jsonl")
+    assert all(row["output"] in fields["choices"] for row in kept)
+    assert all(len(row["log_probabilities"]) == 2 for row in kept)
+    assert json.loads((folder / "best.json").read_text())["metric"] == "mine/multiple_choice"
 
 
 def test_the_best_of_figures():
