@@ -3,8 +3,9 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ from minigpt4.cli.tiny_world.data_sets import write_data_sets
 from minigpt4.errors import run_guarded
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = Path("/usr/bin/chromium")
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_configure() -> None:
@@ -70,6 +80,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory, projection: Path) -> Path
     assert result.returncode == 0, result.stderr
     assert list(folder.parent.iterdir()) == [folder]
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium, driven by playwright."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as session:
+        started = session.chromium.launch(executable_path=str(CHROMIUM), args=_FLAGS)
+        yield started
+        started.close()
 
 
 EntryPoint = Callable[..., tuple[int, str]]

@@ -26,15 +26,6 @@ from minigpt4.cli.tiny_world.scenes import draw_scene, sample_scene
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESCRIBE = "Describe this image in detail."
 HOSTILE = (
     "<img src=x onerror=alert(1)> <b>bold</b> ![p](https://example.com/p.png) "
@@ -58,17 +49,6 @@ STOP_AT_THE_FIRST_WORD = """() => {
     if (answer && answer.innerText.trim() && button) { button.click(); clearInterval(watch); }
   }, 10);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        started = session.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,23 +18,11 @@ from benchmarks.page_client import free_port
 from minigpt4.datasets.alignment import read_entries
 from minigpt4.datasets.samples import RawSample
 from tests.conftest import ROOT
-from tests.test_demo_browser import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.browser
 
 TEXT = "On picture {} a small red circle is on the left of a blue square <b>&amp;</b> \u00e9."
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        started = session.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield started
-        started.close()
 
 
 class Reviewer:

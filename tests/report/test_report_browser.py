@@ -5,7 +5,6 @@ the pictures in ``docs`` of the runs that it names (those of ``make quickstart``
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ import pytest
 from minigpt4.report.making import make_report
 from tests.conftest import ROOT
 from tests.report.folders import HOSTILE, make_full_runs
-from tests.test_demo_browser import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.browser
 
 PARTS = ("runs", "normal", "curves", "validation", "samples", "failures", "evaluations", "looks",
          "bad", "differences")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        started = session.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
