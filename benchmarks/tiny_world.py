@@ -68,7 +68,8 @@ def samples_per_second(runs: Path) -> float:
     """The median over the log lines of the one run in a folder."""
     (log,) = runs.glob("*/log.txt")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    return statistics.median(row["samples_per_second"] for row in rows if "step" in row)
+    speeds = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
+    return statistics.median(speeds)
 
 
 def run_control(seed: int, output: Path, arguments: argparse.Namespace) -> float:
