@@ -23,7 +23,7 @@ from minigpt4.runners.memory import memory_line, memory_table
 from minigpt4.runners.plan import Plan, Purpose, make_plan
 from minigpt4.runners.preparation import build_lr_schedule, precision_faults
 from minigpt4.runners.sharding import sharding_faults
-from minigpt4.runners.validation import validation_faults
+from minigpt4.runners.validation_checks import validation_faults
 from minigpt4.runners.weight_files import weight_faults
 
 Check = Callable[[Plan], list[Fault]]

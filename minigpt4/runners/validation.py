@@ -1,7 +1,6 @@
 """Validation: what a training's model makes of the samples that its data sets hold out."""
 
 import hashlib
-import io
 import logging
 import math
 import random
@@ -13,22 +12,19 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from minigpt4.chat import Chat, GenerationOptions
 from minigpt4.chat.generation import NonFiniteLogitsError
-from minigpt4.datasets.builders import FolderStorage, ShardStorage, held_out_fault
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.files import write_atomically
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.registry import Fault, nearest
 from minigpt4.runners.json_lines import JsonLines
-from minigpt4.runners.plan import Plan
 from minigpt4.runners.processes import Processes
+from minigpt4.runners.validation_batches import as_png, encoded, first_of, with_other_pictures
 from minigpt4.tasks.metrics import build_metrics, lower_is_better, score_rows
 from minigpt4.tasks.multiple_choice import output_fields
 
@@ -229,15 +225,15 @@ class Validation:
             if found.batch is None:
                 continue
             pixels = found.batch["image"]
-            batch = _seen(model, to_device(found.batch, model.device))
+            batch = encoded(model, to_device(found.batch, model.device))
             targets = self._task.rows(model, batch, found.numbers[0])
             sums.add(model.target_scores(batch["image"], targets))
-            other = _with_other_pictures(batch) if self._control else None
+            other = with_other_pictures(batch) if self._control else None
             if other is not None:
                 shuffled.add(model.target_scores(other["image"], targets))
             wanted = sum(number < self._captions for number in found.numbers)
             if wanted:
-                asked = [_head(each, wanted) for each in (batch, other) if each is not None]
+                asked = [first_of(each, wanted) for each in (batch, other) if each is not None]
                 rows += self._generated(chat, asked, found.numbers[:wanted], pixels)
         own: dict[str, Any] = {"counts": counts, "bad": first_bad, "rows": rows}
         return own | {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
@@ -266,7 +262,7 @@ class Validation:
             if others:
                 row["shuffled"] = str(others[0][index])
             if count:
-                row["thumbnail"] = _as_png(pixels[place])
+                row["thumbnail"] = as_png(pixels[place])
             rows.append(row)
             place += count
         return rows
@@ -353,52 +349,6 @@ def best_value(name: str, figures: Figures) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-def validation_faults(plan: Plan) -> list[Fault]:
-    """What does not go together in the settings of a validation, and of what is held out."""
-    faults, holding = [], []
-    for name, entry in plan.datasets.items():
-        stored = entry.get("build_info")
-        inside = isinstance(stored, ShardStorage | FolderStorage)
-        settings = vars(stored) if inside else entry
-        held = settings.get("val_storage"), settings.get("val_fraction") or 0.0
-        if fault := held_out_fault(*held):
-            key = f"datasets.{name}{'.build_info' if inside else ''}"
-            faults.append(Fault(f"{key}.val_fraction", fault))
-        # What a plug-in's data set holds out is known when it is built.
-        if any(held) or "val_fraction" not in settings:
-            holding.append(name)
-    run = plan.run
-    if not run.get("valid_splits"):
-        if run.get("eval_every_steps") is not None and "valid_splits" in run:
-            text = "decides nothing without run.valid_splits; add run.valid_splits=[val]"
-            faults.append(Fault("run.eval_every_steps", text))
-        return faults
-    if plan.datasets.keys() == plan.config.datasets.keys() and not holding:
-        text = "no data set holds anything out; give one val_storage or val_fraction"
-        faults.append(Fault("run.valid_splits", text))
-    if run.get("shard") == "fsdp":
-        text = "a language model shared out by run.shard: fsdp cannot be validated; take one out"
-        faults.append(Fault("run.valid_splits", text))
-    return faults + _best_faults(plan, holding)
-
-
-def _best_faults(plan: Plan, holding: Sequence[str]) -> list[Fault]:
-    run = plan.run
-    if not {"best_metric", "metrics", "valid_captions", "valid_control"} <= run.keys():
-        return []
-    known = [*FIGURES, *(run["metrics"] if run["valid_captions"] else ())]
-    if run["valid_control"]:
-        known += [SHUFFLED + name for name in known]
-    dataset, _, figure = run["best_metric"].rpartition("/")
-    if figure not in known:
-        text = f"unknown figure {figure!r}; {nearest(figure, known)}"
-        return [Fault("run.best_metric", text)]
-    if dataset and dataset not in holding:
-        text = f"data set {dataset!r} holds nothing out; {nearest(dataset, holding)}"
-        return [Fault("run.best_metric", text)]
-    return []
-
-
 @contextmanager
 def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
@@ -415,46 +365,6 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
         numpy.random.set_state(states[1])
         model.positions = positions
         model.train(training)
-
-
-@torch.no_grad()
-def _seen(model: MiniGPT4, batch: Batch) -> Batch:
-    """The batch with what the frozen towers make of its pictures, which is needed several times."""
-    if not len(batch["image"]):
-        return batch
-    with model.autocast(model.device):
-        features = model.encode_frozen(batch["image"])
-    return Batch(**{**batch, "image": features})  # type: ignore[typeddict-item]
-
-
-def _with_other_pictures(batch: Batch) -> Batch | None:
-    """Every image of a batch exchanged for the next one; None where there is no other."""
-    if len(batch["image"]) < 2:
-        return None
-    return Batch(**{**batch, "image": batch["image"].roll(-1, 0)})  # type: ignore[typeddict-item]
-
-
-def _head(batch: Batch, count: int) -> Batch:
-    """The first samples of a batch."""
-    counts = batch["image_counts"][:count]
-    return Batch(
-        keys=batch["keys"][:count],
-        image=batch["image"][: sum(counts)],
-        image_counts=counts,
-        text=batch["text"][:count],
-        facts=batch["facts"][:count],
-        normalise=batch["normalise"],
-    )
-
-
-def _as_png(pixels: torch.Tensor) -> bytes:
-    """A picture as the model is shown it: bytes, or normalised numbers, ``[3, s, s]``."""
-    if pixels.dtype != torch.uint8:
-        low, high = pixels.min(), pixels.max()
-        pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
-    return file.getvalue()
 
 
 def _numbers(sums: _Sums) -> tuple[float, ...]:
