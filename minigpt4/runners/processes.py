@@ -62,14 +62,15 @@ class Processes:
 
     Attributes:
         rank: Of this one.
+        count: How many there are.
         main: Whether it is the one that writes and speaks.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
-        self.rank, self.main = accelerator.process_index, accelerator.is_main_process
-        self._accelerator = accelerator
+        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+        self.main = accelerator.is_main_process
         self._control: distributed.ProcessGroup | None = None
-        if accelerator.num_processes > 1:
+        if self.count > 1:
             # On the CPU: to agree must not wait for a GPU's queue.
             group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(group, distributed.ProcessGroup)
@@ -109,7 +110,7 @@ class Processes:
         whole = torch.cat([gradient.flatten() for gradient in gradients])
         with self.naming_the_lost():
             distributed.all_reduce(whole)
-        whole /= self._accelerator.num_processes
+        whole /= self.count
         parts = whole.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
@@ -136,7 +137,7 @@ class Processes:
 
     def _lost(self) -> str:
         """Who does not answer; the store lies with the launcher and outlives a process."""
-        own, count = self.rank, self._accelerator.num_processes
+        own, count = self.rank, self.count
         present = {own}
         try:
             store = distributed.distributed_c10d._get_default_store()

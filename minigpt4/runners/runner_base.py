@@ -216,7 +216,6 @@ class RunnerBase:
                 datasets,
                 TASKS.build(task, {}, rank=0, **shared),
                 self.processes,
-                world_size,
                 self.folder.path,
                 generation_options(config),
                 batch_size=batch_size_eval,
@@ -489,9 +488,9 @@ class RunnerBase:
         self.epoch_loss, self.epoch_steps = state["epoch_loss"]
         self.optimization.grad_norm = state["grad_norm"]
         self.guard.skipped, self.optimization.scaler_skips = state["skips"]
-        if self.validation and state.get("validation"):
-            # A state that another run's folder holds tells nothing of this one's files.
-            self.validation.restore(state["validation"], same_folder=start.log_bytes > 0)
+        # Of another run's folder: this one has no best yet, and validates where it begins.
+        if self.validation and state.get("validation") and start.log_bytes:
+            self.validation.restore(state["validation"])
         if len(ranks) != self.accelerator.num_processes:
             return dict(ranks[0]["data"])  # the loader says what that means
         own = ranks[rank]

@@ -79,7 +79,6 @@ class Validation:
         datasets: Of the training; those that hold nothing out are passed over.
         task: Of the training, with one rank's prompts for all.
         processes: Of the run.
-        device_count: How many processes there are.
         folder: Of the run: ``validation.jsonl`` and ``pictures/`` go there.
         options: How texts are generated; always without sampling.
         batch_size: Samples per process and step.
@@ -105,7 +104,6 @@ class Validation:
         datasets: Sequence[DataSet],
         task: Any,
         processes: Processes,
-        device_count: int,
         folder: Path,
         options: GenerationOptions,
         *,
@@ -121,7 +119,7 @@ class Validation:
         if not self._datasets:
             raise ConfigError("run.valid_splits: no data set holds anything out")
         self._task = task
-        self._processes, self._count = processes, device_count
+        self._processes = processes
         self._folder = folder
         if captions:
             build_metrics(metrics)  # one whose library is missing is told before the first step
@@ -181,10 +179,11 @@ class Validation:
         best = asdict(self.best) if self.best else None
         return {"best": best, "done_step": self.done_step, "bytes": self.rows.size}
 
-    def restore(self, state: dict[str, Any], same_folder: bool) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` gave, in the same folder."""
         self.best = Best(**state["best"]) if state["best"] else None
         self.done_step = state["done_step"]
-        if same_folder and self._processes.main:
+        if self._processes.main:
             self.rows.truncate(state["bytes"])
 
     def _gathered(
@@ -202,7 +201,9 @@ class Validation:
         self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
     ) -> dict[str, Any]:
         """Counts, sums and rows of the batches that this process reads."""
-        batches = OrderedBatches(dataset, self._batch_size, self._processes.rank, self._count)
+        batches = OrderedBatches(
+            dataset, self._batch_size, self._processes.rank, self._processes.count
+        )
         chat = Chat(model, batches.dataset.image_processor, self._options)
         counts = {"samples": 0, "unreadable": 0, "left": 0}
         sums, shuffled = _Sums(), _Sums()

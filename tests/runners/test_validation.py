@@ -189,6 +189,22 @@ def test_a_run_that_is_cut_goes_on_to_the_same_validations(
         assert (cut / name).read_text() == (validated / name).read_text()
 
 
+def test_in_a_folder_of_its_own_a_run_has_a_best_of_its_own(
+    run_entry: EntryPoint, scenes: Path, tmp_path: Path, validated: Path
+):
+    """With a rate that spoils what was learnt before, nothing gets better than it was."""
+    options = options_of(scenes, tmp_path / "on", "run.init_lr=0.3", "run.min_lr=0.3")
+    options.append(f"run.resume_ckpt_path={validated}/state_6.pth")
+    assert run(run_entry, *options)[0] == 0
+    folder = only_run(tmp_path / "on")
+    told = validations(folder)
+    assert [(line["epoch"], line["step"]) for line in told] == [(0, 6), (1, 3), (1, 6)]
+    values = [line["valid"]["cc_sbu"]["loss"] for line in told]
+    assert values[0] == validations(validated)[2]["valid"]["cc_sbu"]["loss"]
+    assert json.loads((folder / "best.json").read_text())["value"] == min(values)
+    assert (folder / "checkpoint_best.pth").is_file()
+
+
 @pytest.mark.slow
 def test_two_processes_tell_what_one_tells(scenes: Path, tmp_path: Path):
     """Before the first step: what is learnt afterwards is another with more processes."""
