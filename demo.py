@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
 from minigpt4.errors import ConfigError, run_guarded
-from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
 AUTH = "MINIGPT4_AUTH"  # an environment variable: other users of a machine see command lines
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if plan is None:
         return
 
-    from minigpt4.frontends.page.serving import PageSettings, serve_page
+    from minigpt4.apps.page.serving import PageSettings, serve_page
 
     signal.signal(signal.SIGTERM, terminate)
     settings = PageSettings(

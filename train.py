@@ -38,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # torch and transformers take seconds to import: a YAML that cannot be read fails before.
     from accelerate.utils import set_seed
 
-    from minigpt4.registry import RUNNERS
-    from minigpt4.runners.evaluation import run_evaluation
-    from minigpt4.runners.preflight import described, preflight
-    from minigpt4.runners.preparation import (
+    from minigpt4.assembly import (
         all_cached,
         build_datasets,
         build_model,
@@ -50,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_deterministic,
         run_settings,
     )
+    from minigpt4.evaluation.evaluation import run_evaluation
+    from minigpt4.preflight.preflight import described, preflight
+    from minigpt4.registry import RUNNERS
 
     if arguments.print_config and main_process:
         sys.stdout.write(described(config))

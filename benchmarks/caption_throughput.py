@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minigpt4.cli.tiny_world.scenes import draw_scene, sample_scene  # noqa: E402
 from minigpt4.errors import NothingCheckedError, run_guarded  # noqa: E402
+from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene  # noqa: E402
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 TRAINED = Path("output/quickstart/stage2.pth")
@@ -40,13 +40,13 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
 
 def caption(chat: Any, folder: Path, batch_size: int) -> tuple[list[str], float]:
     """Captions of a folder's pictures in order, and the seconds they took."""
-    from minigpt4.frontends.captions import (
+    from minigpt4.apps.captions import (
         caption_batch,
         caption_options,
         make_batches,
         read_ahead,
     )
-    from minigpt4.frontends.captions_input import CaptionInput
+    from minigpt4.apps.captions_input import CaptionInput
 
     rows = CaptionInput([str(folder)], QUESTION)
     options = caption_options(chat.options)

@@ -51,7 +51,7 @@ def stand_ins(folder: Path) -> dict[str, Any]:
     """Small files of the right form for the paths that a YAML leaves open."""
     import torch
 
-    from minigpt4.cli.tiny_world.data_sets import write_data_sets
+    from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
     scenes = folder / "scenes"
     write_data_sets(scenes, seed=0, pairs=8, descriptions=4, heldout=2)

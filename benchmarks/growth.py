@@ -45,7 +45,7 @@ from minigpt4.errors import (  # noqa: E402
     NothingCheckedError,
     run_guarded,
 )
-from minigpt4.runners.processes import Processes  # noqa: E402
+from minigpt4.runners.distributed import Processes  # noqa: E402
 
 CURVES = {"padded": "sdpa", "packed": "prefix"}  # modes of the throughput table
 SHORTEST, LONGEST = 4, 26  # tokens of a caption, but where they are what grows

@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from minigpt4.cli.tiny_world.data_sets import write_data_sets
 from minigpt4.errors import MiniGPT4Error, NothingCheckedError, run_guarded
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 CONFIG = "train_configs/tiny_stage1_pretrain.yaml"
 # Figures of the log that depend on the clock.

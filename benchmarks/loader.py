@@ -29,9 +29,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet, to_device
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import ConfigError, run_guarded
 from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD, build_blip2_image_train
 

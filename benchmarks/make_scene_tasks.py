@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.cli.tiny_world.data_sets import read_heldout
-from minigpt4.cli.tiny_world.phrases import Question, questions
-from minigpt4.cli.tiny_world.scenes import COLORS, Scene
 from minigpt4.errors import ConfigError, MiniGPT4Error, run_guarded
+from minigpt4.tools.tiny_world.data_sets import read_heldout
+from minigpt4.tools.tiny_world.phrases import Question, questions
+from minigpt4.tools.tiny_world.scenes import COLORS, Scene
 
 TASKS = Path(__file__).parent / "scene_tasks"
 _CHOICES = 4

@@ -21,9 +21,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.errors import ConfigError, run_guarded
+from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
 from minigpt4.models.minigpt4 import target_loss
-from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.splice import Joined, Learnt, Segment, join, pad
+from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 
 IMAGE, VOCABULARY = 32, 1000
 LEAST_WASTE, LEAST_SHARE, MOST_DIFFERENCE = 1.35, 0.95, 1e-5

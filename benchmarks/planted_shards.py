@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minigpt4.cli.tiny_world.phrases import caption
-from minigpt4.cli.tiny_world.scenes import draw_scene, sample_scene
+from minigpt4.tools.tiny_world.phrases import caption
+from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
 
 Files = dict[str, bytes]  # suffix → content
 

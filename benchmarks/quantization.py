@@ -28,16 +28,16 @@ from transformers.utils import logging as transformers_logging
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from assets.tiny.making.pretrain_vision import scenes_to_pixels  # noqa: E402
 from benchmarks.training_steps import about, described  # noqa: E402
 from minigpt4.chat import choose_device  # noqa: E402
-from minigpt4.cli.tiny_world.phrases import caption  # noqa: E402
-from minigpt4.cli.tiny_world.pretrain_vision import scenes_to_pixels  # noqa: E402
-from minigpt4.cli.tiny_world.scenes import sample_scene  # noqa: E402
 from minigpt4.config import load_config  # noqa: E402
 from minigpt4.errors import ConfigError, run_guarded  # noqa: E402
 from minigpt4.models.build import choose_dtype  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.registry import MODELS  # noqa: E402
+from minigpt4.tools.tiny_world.phrases import caption  # noqa: E402
+from minigpt4.tools.tiny_world.scenes import sample_scene  # noqa: E402
 
 YAML, OWN = ROOT / "eval_configs" / "tiny_eval.yaml", ROOT / "assets" / "tiny" / "llama"
 LEAST_COSINE = {"int8": 0.99, "nf4": 0.9}

@@ -1,6 +1,6 @@
 """The embedded default's own loss curves over several seeds, for the report to compare with.
 
-    python benchmarks/reference_curves.py --seeds 3 --json minigpt4/report/tiny_curves.json
+    python benchmarks/reference_curves.py --seeds 3 --json minigpt4/tools/report/tiny_curves.json
 
 Every seed draws its own scenes and trains both stages by the shipped YAML files under torchrun,
 with a line of the log for every ten steps.
@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from minigpt4.cli.quickstart import train_stage1, train_stage2
-from minigpt4.cli.tiny_world.data_sets import write_data_sets
 from minigpt4.errors import run_guarded
 from minigpt4.files import write_atomically
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 OPTIONS = ["run.log_freq=10"]
 # What shapes a curve; the report says where a run has another value.

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.cli.tiny_world.data_sets import write_data_sets
+from minigpt4.assembly import build_datasets, build_model
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, to_device
 from minigpt4.errors import run_guarded
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.preparation import build_datasets, build_model
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 YAML = "train_configs/tiny_stage1_pretrain.yaml"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.cli import quickstart
-from minigpt4.cli.tiny_world.data_sets import read_heldout, write_data_sets
 from minigpt4.errors import NothingCheckedError, run_guarded
+from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
 
 ASSETS = Path("assets/tiny")
 # figure: (at least, at most) for every seed; None = no bar, reported only
@@ -74,7 +74,7 @@ def samples_per_second(runs: Path) -> float:
 
 def run_control(seed: int, output: Path, arguments: argparse.Namespace) -> float:
     """Share of exact captions after stage 1 on shuffled pairs."""
-    from minigpt4.cli.tiny_world import answers, scoring
+    from minigpt4.tools.tiny_world import answers, scoring
 
     scenes = output / "scenes"
     write_data_sets(

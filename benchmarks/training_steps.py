@@ -20,12 +20,12 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.models.compiling import compile_layers
-from minigpt4.models.gradient_checkpointing import checkpoint_layers
 from minigpt4.models.language_model import decoder_layers
+from minigpt4.models.llm_input import IGNORED, IMAGE_MARK
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.q_former import QFormerSize, build_q_former, build_query_tokens
-from minigpt4.models.splice import IGNORED, IMAGE_MARK
+from minigpt4.models.speed.compiling import compile_layers
+from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
 from minigpt4.models.visual_encoder import (
     VisualEncoderSize,
     build_ln_vision,

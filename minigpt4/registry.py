@@ -280,7 +280,7 @@ TEXT_PROCESSORS = Registry("text processor", home="minigpt4.processors")
 LR_SCHEDULES = Registry("lr schedule", home="minigpt4.runners")
 RUNNERS = Registry("runner", home="minigpt4.runners")
 TASKS = Registry("task", home="minigpt4.tasks")
-METRICS = Registry("metric", home="minigpt4.tasks")
+METRICS = Registry("metric", home="minigpt4.metrics")
 ALL_REGISTRIES = (
     BUILDERS,
     MODELS,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt4.cli.tiny_world.data_sets import write_data_sets
 from minigpt4.errors import run_guarded
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")

@@ -18,12 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.recorded.comparison import Comparison, Unit  # noqa: E402
-from tests.recorded.data import find_data  # noqa: E402
-from tests.recorded.manifests import find_manifests  # noqa: E402
-from tests.recorded.model import find_models  # noqa: E402
-from tests.recorded.training import find_trajectories  # noqa: E402
-from tests.recorded.words import find_conversations, find_tokenizers  # noqa: E402
+from tests.helpers.recorded.comparison import Comparison, Unit  # noqa: E402
+from tests.helpers.recorded.data import find_data  # noqa: E402
+from tests.helpers.recorded.manifests import find_manifests  # noqa: E402
+from tests.helpers.recorded.model import find_models  # noqa: E402
+from tests.helpers.recorded.training import find_trajectories  # noqa: E402
+from tests.helpers.recorded.words import find_conversations, find_tokenizers  # noqa: E402
 
 FORMS = (
     find_tokenizers,

@@ -5,7 +5,7 @@ import ast
 import importlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +15,10 @@ from torch.distributed.run import get_args_parser
 
 import demo
 import train
-from docs.generate import messages
 from docs.generate.configuration import configuration_page, flattened, keys_of, meanings_of
 from minigpt4.chat.generation import GenerationOptions
-from minigpt4.checks import Positive
 from minigpt4.config import Config, load_config
+from minigpt4.config.checks import Positive
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
 from minigpt4.errors import ConfigError
@@ -54,11 +53,6 @@ def name_of(page: Path) -> str:
 
 def test_the_configuration_page_is_that_of_the_code():
     assert (ROOT / "docs/configuration.md").read_text() == configuration_page(), AGAIN
-
-
-def test_the_index_of_messages_is_that_of_the_code():
-    mends = (ROOT / "docs/troubleshooting.md").read_text()
-    assert (ROOT / "docs/messages.md").read_text() == messages.messages_page(mends), AGAIN
 
 
 def test_a_key_shows_type_range_default_and_meaning():
@@ -131,53 +125,42 @@ def test_every_key_of_a_shipped_yaml_is_on_the_page(file: Path):
             assert ".".join(parts) in rows[section], dotted
 
 
-def test_every_text_of_an_error_or_warning_is_in_the_index():
-    """Collected in another way than the index: the literals below raise, Fault and logger calls."""
-    page = (ROOT / "docs/messages.md").read_text().replace("\\|", "|")
-    lacking, seen = [], 0
-    for file in [*sorted((ROOT / "minigpt4").rglob("*.py")), ROOT / "train.py", ROOT / "demo.py"]:
+def quoted_messages(page: str) -> Iterator[str]:
+    """The messages that a page quotes: between backticks in the first cell of a row."""
+    for line in page.splitlines():
+        if line.startswith("| "):
+            for quote in re.findall(r"`([^`]+)`", re.split(r"(?<!\\)\|", line)[1]):
+                yield quote.replace("\\|", "|")
+
+
+def texts_of_the_program() -> list[str]:
+    """Every string of the sources, with … for what is filled in while running."""
+    files = [*(ROOT / "minigpt4").rglob("*.py"), *(ROOT / "dataset").glob("*.py")]
+    found = []
+    for file in [*files, ROOT / "train.py", ROOT / "demo.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
-            call = node.exc if isinstance(node, ast.Raise) else node
-            if not isinstance(call, ast.Call):
-                continue
-            if not isinstance(node, ast.Raise) and not re.fullmatch(
-                r"Fault|logger\.(info|warning|error)", ast.unparse(call.func)
-            ):
-                continue
-            for part in literals(call.args):
-                seen += 1
-                words = max(re.split(r"%[-+.\d]*[sdgf]", part), key=len).split()
-                if len(words) > 2 and " ".join(words) not in page:
-                    lacking.append(f"{file.name}: {part}")
-    assert seen > 300
-    assert not lacking
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%[-+.\d]*[sdgf]|\{[\d:.]*f?\}", "…", node.value))
+    for script in [ROOT / "Makefile", *(ROOT / "dataset").glob("*.sh")]:
+        echoed = re.findall(r'echo "(?:error: )?(.*?)"', script.read_text())
+        found += [re.sub(r"\$\(\w+\)|\$+\(\(.*?\)\)|\$\w+", "…", text) for text in echoed]
+    return [re.sub("…+", "…", " ".join(text.split())) for text in found]
 
 
-def literals(nodes: Sequence[ast.AST]) -> Iterator[str]:
-    for node in nodes:
-        for part in ast.walk(node):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                yield part.value
-
-
-def test_the_index_takes_messages_and_leaves_out_content():
-    texts = {message.text for message in messages.all_messages()}
-    assert "… is a placeholder; put the path of your file there" in texts
-    assert "missing; it has no default" in texts
-    assert "no caption" in texts
-    assert not any(text.startswith("Frozen parts of") for text in texts)  # a docstring
-    assert "the same, as for train.py" not in texts  # a help text
-    assert "Describe this image in detail." not in texts  # a question
-
-
-def test_what_troubleshooting_quotes_the_program_says():
-    texts = [message.text for message in messages.all_messages()]
-    page = (ROOT / "docs/troubleshooting.md").read_text()
-    quoted = list(messages.quotes(page))
+def test_messages_quoted_in_troubleshooting_exist_in_the_program():
+    texts = texts_of_the_program()
+    quoted = list(quoted_messages((ROOT / "docs/troubleshooting.md").read_text()))
     assert len(quoted) >= 40
-    assert [quote for quote, _ in quoted if not any(quote in text for text in texts)] == []
-    index = (ROOT / "docs/messages.md").read_text()
-    assert index.count("(troubleshooting.md#") >= len(quoted)
+    assert [quote for quote in quoted if not any(quote in text for text in texts)] == []
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor that a code-hosting site gives a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
 
 
 def test_the_index_of_the_pages_names_all_of_them():
@@ -196,7 +179,7 @@ def test_links_and_anchors_lead_somewhere(page: Path):
         assert file.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
-            assert anchor in map(messages.anchor_of, headings), target
+            assert anchor in map(anchor_of, headings), target
 
 
 def commands_of(page: Path) -> list[str]:

@@ -18,8 +18,8 @@ from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
 from minigpt4.registry import ALL_REGISTRIES
 from tests.conftest import ROOT, EntryPoint
-from tests.messages import one_line
-from tests.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
+from tests.helpers.messages import one_line
+from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"`([\w.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))

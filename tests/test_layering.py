@@ -8,16 +8,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigpt4"
 FLOORS = [
-    {"errors", "weight_names"},
-    {"registry", "checks", "download", "files", "json_lists"},
-    {"row_files"},
-    {"checkpoint"},
-    {"config", "processors", "datasets", "models", "conversation", "configs", "deltas"},
-    {"chat"},
-    {"tasks", "hugging_face", "looks"},
-    {"runners"},
-    {"frontends"},
-    {"alignment", "report"},
+    {"errors"},
+    {"registry", "files"},
+    {"config", "configs", "weights", "metrics"},
+    {"processors", "datasets", "models"},
+    {"conversation"},
+    {"chat", "assembly"},
+    {"tasks", "runners"},
+    {"evaluation"},
+    {"preflight"},
+    {"apps"},
+    {"tools"},
     {"cli"},
     {"__main__"},
 ]

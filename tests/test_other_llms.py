@@ -14,14 +14,14 @@ from transformers import GPT2Config, MambaConfig, MistralConfig, OPTConfig, PreT
 import train
 from minigpt4.__main__ import main
 from minigpt4.chat import Chat, ChatSession, check_chat, load_chat
-from minigpt4.cli.tiny_world.data_sets import read_heldout
 from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
+from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.conftest import ROOT, EntryPoint
-from tests.llama_folders import write_config, write_tokenizer
-from tests.messages import one_line
-from tests.other_llms import (
+from tests.helpers.llama_folders import write_config, write_tokenizer
+from tests.helpers.messages import one_line
+from tests.helpers.other_llms import (
     CHATML,
     save_gpt_neox,
     save_llama_2,

@@ -19,11 +19,10 @@ from torch import nn
 
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.conftest import ROOT
-from tests.parity import check_unit, find_units, main, unchecked_files
-from tests.recorded import GOLDEN
-from tests.recorded.comparison import Comparison, Recorded, Unit, compare, equal, failures
-from tests.recorded.generation import Generator, compare_generation
-from tests.recorded.model import (
+from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.comparison import Comparison, Recorded, Unit, compare, equal, failures
+from tests.helpers.recorded.generation import Generator, compare_generation
+from tests.helpers.recorded.model import (
     Case,
     Mode,
     build_model,
@@ -33,6 +32,7 @@ from tests.recorded.model import (
     find_cases,
     one_case,
 )
+from tests.parity import check_unit, find_units, main, unchecked_files
 
 UNITS = find_units(GOLDEN)
 CASES = find_cases(GOLDEN)

@@ -24,7 +24,7 @@ from minigpt4.cli import (
     serve,
 )
 from tests.conftest import ROOT, EntryPoint
-from tests.datasets.files import pair, picture, write_pairs, write_tar
+from tests.helpers.data_files import pair, picture, write_pairs, write_tar
 
 PAGES = [
     "README.md",
@@ -41,14 +41,14 @@ REPORT = (
 )
 # Commands that another test or .ci/run runs as they stand.
 TRIED_ELSEWHERE = {
-    "make quickstart": "tests/cli/test_quickstart.py, and whole in .ci/run",
-    "make quickstart SEED=1": "tests/cli/test_quickstart.py passes a seed",
+    "make quickstart": "tests/tools/tiny_world/test_quickstart.py, and whole in .ci/run",
+    "make quickstart SEED=1": "tests/tools/tiny_world/test_quickstart.py passes a seed",
     "make test": ".ci/run",
-    "make demo": "tests/test_demo_browser.py starts demo.py on the same YAML",
+    "make demo": "tests/apps/test_demo_browser.py starts demo.py on the same YAML",
     "make lint": ".ci/run",
-    "python demo.py --cfg-path eval_configs/tiny_eval.yaml": "tests/test_demo_browser.py",
-    "python -m minigpt4 make-scenes --output output/scenes": "tests/cli/test_tiny_world.py",
-    "python -m minigpt4 make-tiny-towers --output output/tiny_towers": "test_make_tiny_towers.py",
+    "python demo.py --cfg-path eval_configs/tiny_eval.yaml": "tests/apps/test_demo_browser.py",
+    "python -m minigpt4 make-scenes --output output/scenes": "tests/tools/tiny_world",
+    "python -m assets.tiny.making --output output/tiny_towers": "test_make_tiny_towers.py",
     "python benchmarks/tiny_world.py --seeds 3 --json output/tiny_world.json": "tests/benchmarks",
     "python benchmarks/kill_resume.py --kills 100 --processes 2": "tests/test_survival.py, reduced",
     "python benchmarks/bad_shards.py": "tests/benchmarks/test_bad_shards.py, reduced",
@@ -60,14 +60,14 @@ TRIED_ELSEWHERE = {
     "python benchmarks/looks.py --json output/looks.json --sheet output/looks.png": (
         "tests/benchmarks/test_looks.py, reduced"
     ),
-    "make lmms-env": "slow tests of tests/frontends/test_lmms_eval.py",
-    REPORT: "tests/report, and tests/cli/test_quickstart.py at the end of a quickstart",
-    CHECK_SHARDS: "tests/cli/test_check_shards.py",
+    "make lmms-env": "slow tests of tests/apps/test_lmms_eval.py",
+    REPORT: "tests/tools/report, and tests/tools/tiny_world/test_quickstart.py",
+    CHECK_SHARDS: "tests/tools/data_check/test_check_shards.py",
     "make dataset-env": "slow tests of tests/dataset/test_download.py",
     "bash dataset/download_cc_sbu.sh": "tests/dataset/test_download.py",
     "bash dataset/download_laion.sh": "tests/dataset/test_download.py",
     "python -m minigpt4 check-shards data/cc_sbu data/laion --output bad_samples.jsonl": (
-        "tests/cli/test_check_shards.py"
+        "tests/tools/data_check/test_check_shards.py"
     ),
     "python tests/parity.py tests/golden": "tests/test_parity.py checks the same, unit by unit",
 }
@@ -106,9 +106,9 @@ def test_there_are_commands():
 def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
     words = shlex.split(command)
     if command in commands_of("docs/export.md"):
-        return  # tests/cli/test_export.py runs the whole page on the embedded default
+        return  # tests/tools/export/test_export.py runs the whole page on the embedded default
     if command in commands_of("docs/your_data.md"):
-        return  # tests/test_own_data.py runs the whole page likewise
+        return  # tests/datasets/own_rows/test_own_data.py runs the whole page likewise
     if command in commands_of("docs/extending.md"):
         return  # tests/test_extending.py runs its examples
     if words[:2] == ["python", "dataset/convert_links.py"]:
@@ -162,7 +162,7 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
         cached_features(run_entry, words[words.index("--cfg-path") + 1], stand_ins, tmp_path)
         return
     if command in commands_of("docs/server.md"):
-        return  # tests/frontends/test_server.py runs the page's requests and its first command
+        return  # tests/apps/test_server.py runs the page's requests and its first command
     if words[:4] == ["python", "-m", "minigpt4", "apply-delta"]:  # run in test_apply_delta.py
         parser = argparse.ArgumentParser()
         apply_delta.add_arguments(parser)

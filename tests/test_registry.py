@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from minigpt4.checks import NotNegative, Positive, PositiveFloat
+from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.config.plugins import import_plugins
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
@@ -27,7 +27,7 @@ from minigpt4.registry import (
     near,
     nearest,
 )
-from tests.messages import one_line, several_lines
+from tests.helpers.messages import one_line, several_lines
 
 HOME = "minigpt4.errors"  # any module that can be imported
 SHAPES = Registry("shape", home=HOME)

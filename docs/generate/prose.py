@@ -58,15 +58,3 @@ processors:
     random_crop: True
 ```
 """
-MESSAGES = """\
-# Messages: every text that the program can say
-
-*Written by `python -m docs.generate` from the sources; a test holds that it is up to date.*
-
-Search this page for a few words of what you read; `…` stands for what is put in while running:
-names, numbers, paths, other messages. A message is often made of two or three of these texts. What
-to do about the common ones: [troubleshooting.md](troubleshooting.md).
-
-An *error* ends the program in one line, exit code 2, or names what is left out; after a *warning*
-it goes on; a *notice* is for your information. Without a word: part of a message.
-"""

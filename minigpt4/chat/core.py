@@ -29,7 +29,6 @@ from minigpt4.chat.generation import (
 )
 from minigpt4.chat.kept_states import KeptStates, positions_of
 from minigpt4.chat.sessions import ChatSession, Usage
-from minigpt4.chat.templates import load_template
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import (
     IMAGE_TEXT,
@@ -38,12 +37,13 @@ from minigpt4.conversation import (
     plain_text,
     stop_texts,
 )
+from minigpt4.conversation.templates import load_template
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
+from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import Segment, splice
 
 _ENCODED = 64  # images whose tokens are kept, of all chats together
 _GLANCE = 0.2  # seconds between two looks at whether one who waits has given up

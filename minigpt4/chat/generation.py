@@ -15,11 +15,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from minigpt4.checks import NotNegative, Positive, PositiveFloat
+from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.conversation import OWN, TEMPLATES, Template
 from minigpt4.errors import ConfigError, MiniGPT4Error
+from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import IMAGE_MARK
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from minigpt4.registry import Fault, bind
 

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from minigpt4.models.splice import Segment
+from minigpt4.models.llm_input import Segment
 
 Positions = Sequence[Hashable]  # what stands at each position: a token id, or a part of an image
 

@@ -9,10 +9,10 @@ import torch
 
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import GenerationOptions, option_faults
-from minigpt4.chat.templates import load_template
-from minigpt4.checks import check_model_folder
 from minigpt4.config import Config, check_config, load_config
+from minigpt4.config.checks import check_model_folder
 from minigpt4.conversation import SHIPPED, Template
+from minigpt4.conversation.templates import load_template
 from minigpt4.errors import ConfigError
 from minigpt4.models.language_model import vocabulary_fault
 from minigpt4.processors.image_processors import ImageProcessor

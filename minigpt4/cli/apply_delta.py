@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         folder.absolute() for folder in (arguments.base, arguments.delta, arguments.target)
     )
     _check_places(base_folder, delta_folder, target)
-    from minigpt4.deltas import (
+    from minigpt4.tools.export.deltas import (
         WeightsFolder,
         check_pair,
         check_result,

@@ -37,6 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)
     config = load_config(arguments.cfg_path, arguments.options)
-    from minigpt4.runners.feature_cache import cache_features
+    from minigpt4.tools.feature_cache.feature_cache import cache_features
 
     cache_features(config, arguments.output, arguments.dtype)

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from minigpt4.apps.arguments import add_model_arguments, plan_chat
 from minigpt4.errors import ConfigError
-from minigpt4.frontends.arguments import add_model_arguments, plan_chat
 
 _EPILOG = """
 The same command goes on where an earlier one was cut short, also with another number of processes
@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.frontends.captions import Job, write_captions
-    from minigpt4.frontends.captions_input import CaptionInput
+    from minigpt4.apps.captions import Job, write_captions
+    from minigpt4.apps.captions_input import CaptionInput
 
     job = Job(
         CaptionInput(arguments.input, arguments.prompt),

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from minigpt4.frontends.arguments import add_model_arguments, plan_chat
+from minigpt4.apps.arguments import add_model_arguments, plan_chat
 
 _EPILOG = """
 At the keyboard /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves. From a pipe each
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.frontends.terminal import Terminal, check_picture, tell, typed_lines
+    from minigpt4.apps.terminal import Terminal, check_picture, tell, typed_lines
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

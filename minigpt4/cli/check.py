@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.cfg is None) == (arguments.cfg_path is None):
         raise ConfigError("check: name one YAML: python -m minigpt4 check CFG")
     config = load_config(arguments.cfg or arguments.cfg_path, arguments.options)
-    from minigpt4.runners.preflight import described, memory_report, preflight, purpose_of
+    from minigpt4.preflight.preflight import described, memory_report, preflight, purpose_of
 
     if arguments.print_config:
         sys.stdout.write(described(config))

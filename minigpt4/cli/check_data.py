@@ -18,10 +18,10 @@ from minigpt4.files import write_atomically
 from minigpt4.registry import Fault
 
 if TYPE_CHECKING:
-    from minigpt4.cli.data_check.figures import Figures
-    from minigpt4.cli.data_check.reader import Reader
-    from minigpt4.cli.data_check.reading import Found, Rows
     from minigpt4.datasets.samples import DataSet
+    from minigpt4.tools.data_check.figures import Figures
+    from minigpt4.tools.data_check.reader import Reader
+    from minigpt4.tools.data_check.reading import Found, Rows
 
 _EPILOG = """
 A YAML is checked with the tokens of its language model, whose tokenizer alone is read; a file,
@@ -123,9 +123,9 @@ def _check(
     rows: "Rows", reader: "Reader | None", arguments: argparse.Namespace, listed: TextIO | None
 ) -> "Figures":
     """Read one data set, and print what is found in it."""
-    from minigpt4.cli.data_check.figures import Figures
-    from minigpt4.cli.data_check.reading import looked_at
     from minigpt4.datasets.samples import BadSample
+    from minigpt4.tools.data_check.figures import Figures
+    from minigpt4.tools.data_check.reading import looked_at
 
     figures = Figures(rows.name, reader)
     shown: list[str] = []
@@ -172,9 +172,9 @@ def _listing(file: Path | None) -> Iterator[TextIO | None]:
 
 
 def _rows_of_file(target: str, image_root: str | None) -> "Rows":
-    from minigpt4.checks import check_folder
-    from minigpt4.cli.data_check.reading import Rows
-    from minigpt4.datasets.pairs import check_storage, stream_rows
+    from minigpt4.config.checks import check_folder
+    from minigpt4.datasets.own_rows.pairs import check_storage, stream_rows
+    from minigpt4.tools.data_check.reading import Rows
 
     if complaint := check_storage(target):
         raise DataError(complaint)
@@ -185,9 +185,9 @@ def _rows_of_file(target: str, image_root: str | None) -> "Rows":
 
 def _rows_of_config(config: Config) -> "Iterator[Rows]":
     """The data sets of a YAML, and what each holds out for an evaluation in a file of its own."""
-    from minigpt4.cli.data_check.reading import Rows
-    from minigpt4.datasets.pairs import stream_rows
+    from minigpt4.datasets.own_rows.pairs import stream_rows
     from minigpt4.registry import BUILDERS, TEXT_PROCESSORS, bind, build_named, defaults
+    from minigpt4.tools.data_check.reading import Rows
 
     for name in config.datasets:
         builder, options = config.builder_of(name), config.dataset_options(name)
@@ -215,14 +215,14 @@ def _reader(config: Config, faults: list[Fault]) -> "Reader | None":
     """The language model's reading of a row; None where too little is known of it."""
     from transformers import AutoConfig
 
-    from minigpt4.cli.data_check.reader import Reader
+    from minigpt4.assembly import build_template
     from minigpt4.models.build import load_prompts, visual_encoder_tokens
     from minigpt4.models.language_model import most_positions
     from minigpt4.models.tokenizer import load_tokenizer
     from minigpt4.models.towers import PATCHES_PER_TOKEN
-    from minigpt4.runners.plan import make_plan
-    from minigpt4.runners.preparation import build_template
+    from minigpt4.preflight.plan import make_plan
     from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+    from minigpt4.tools.data_check.reader import Reader
 
     model = make_plan(config, "training", faults).model
     lacking = [fault for fault in faults if fault.key.split(".")[-1] in _READ]

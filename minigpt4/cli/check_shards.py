@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check and print; the exit code says whether anything is bad."""
-    from minigpt4.datasets.shards import check_shards, list_shards
+    from minigpt4.datasets.caption_shards import check_shards, list_shards
 
     if arguments.workers < 0:
         raise MiniGPT4Error(f"--workers: {arguments.workers} is negative")
@@ -99,8 +99,8 @@ def check_shard(shard: str) -> ShardReport:
     """Every sample of a shard, read as a training reads it."""
     import torch
 
+    from minigpt4.datasets.caption_shards import ShardSource
     from minigpt4.datasets.samples import BadSample, DataSet, read_sample
-    from minigpt4.datasets.shards import ShardSource
     from minigpt4.processors.text_processors import build_blip_caption
 
     pixels = torch.empty(0)  # to be decoded is enough
@@ -176,7 +176,7 @@ def _check_all(shards: Sequence[str], workers: int, take: Callable[[ShardReport]
         return
     # Forked from a fresh process, which has no threads; it imports torch once for all.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minigpt4.datasets.shards", "minigpt4.processors"])
+    context.set_forkserver_preload(["minigpt4.datasets.caption_shards", "minigpt4.processors"])
     # It and its workers inherit this: Ctrl-C reaches the whole group, and one process is to tell.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 
 if TYPE_CHECKING:
-    from minigpt4.weight_names import Tensors
+    from minigpt4.weights.names import Tensors
 
 PICKLED = (".pth", ".pt", ".bin")
 SAFE = ".safetensors"
@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     to_safe = _direction(source, target)
     if target.exists():
         raise MiniGPT4Error(f"{target}: exists already; nothing is overwritten")
-    from minigpt4.checkpoint import load_weights, save_atomically
     from minigpt4.files import write_atomically
+    from minigpt4.weights.checkpoint import load_weights, save_atomically
 
     tensors, dropped = tensors_of(load_weights(source), str(source))
     if to_safe:
@@ -89,7 +89,7 @@ def pickled_form(tensors: "Tensors") -> dict[str, Any]:
 
     The former is that of checkpoints and of BLIP-2's file, here and in the original.
     """
-    from minigpt4.weight_names import trained_part
+    from minigpt4.weights.names import trained_part
 
     if any(map(trained_part, tensors)):
         return {"model": tensors}

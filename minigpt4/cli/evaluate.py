@@ -7,17 +7,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.alignment.server_arguments import (
+from minigpt4.config import Config, find_faults, load_config, raise_faults
+from minigpt4.errors import ConfigError
+from minigpt4.tools.alignment.server_arguments import (
     add_server_arguments,
     check_server_arguments,
     read_server,
 )
-from minigpt4.config import Config, find_faults, load_config, raise_faults
-from minigpt4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from minigpt4.alignment.asking import Server
-    from minigpt4.tasks.metrics import Parts
+    from minigpt4.metrics import Parts
+    from minigpt4.tools.alignment.asking import Server
 
 _EPILOG = """
 Metrics, and what each needs in a data set's rows: docs/evaluation.md. Verdicts of a judge are kept
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = _read_config(arguments)
     server = read_server(arguments)
 
-    from minigpt4.runners.evaluation import rescore, run_evaluation
+    from minigpt4.evaluation.evaluation import rescore, run_evaluation
 
     parts = _read_parts(arguments, server)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
@@ -113,9 +113,9 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
 
 
 def _read_parts(arguments: argparse.Namespace, server: "Server | None") -> "Parts":
-    from minigpt4.alignment.judging import ServerJudge
-    from minigpt4.tasks.metrics import Objects, Parts
-    from minigpt4.tasks.metrics.object_words import load_annotated_objects, load_object_words
+    from minigpt4.metrics import Objects, Parts
+    from minigpt4.metrics.object_words import load_annotated_objects, load_object_words
+    from minigpt4.tools.alignment.judging import ServerJudge
 
     words = load_object_words(arguments.object_words) if arguments.object_words else None
     of_images = load_annotated_objects(arguments.objects) if arguments.objects else {}

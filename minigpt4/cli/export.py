@@ -51,7 +51,7 @@ def _export(config: Config, folder: Path) -> None:
     import torch
 
     from minigpt4.chat import build_chat, check_chat
-    from minigpt4.hugging_face import save_hugging_face
+    from minigpt4.tools.export.hugging_face import save_hugging_face
 
     check_config(config, sections=("model",), extra=check_chat)
     tokenizer_file = _check_exportable(config, folder)
@@ -87,8 +87,8 @@ def _bring_back(folder: Path, file: Path) -> None:
         )
     if file.exists():
         raise MiniGPT4Error(f"--to minigpt4 {file}: exists already; nothing is overwritten")
-    from minigpt4.checkpoint import save_atomically
-    from minigpt4.hugging_face import load_projection
+    from minigpt4.tools.export.hugging_face import load_projection
+    from minigpt4.weights.checkpoint import save_atomically
 
     save_atomically({"model": load_projection(folder)}, file)
     logger.info("%s: the projection of %s, for model.ckpt; nothing else is taken", file, folder)

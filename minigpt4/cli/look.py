@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minigpt4.apps.arguments import add_model_arguments, plan_chat
 from minigpt4.errors import ConfigError, MiniGPT4Error
-from minigpt4.frontends.arguments import add_model_arguments, plan_chat
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.looks import open_picture, write_looks
+    from minigpt4.tools.interpret import open_picture, write_looks
 
     for file in arguments.image:
         open_picture(file)  # before the model loads

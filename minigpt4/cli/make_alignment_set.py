@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.alignment.server_arguments import (
+from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
+from minigpt4.errors import ConfigError
+from minigpt4.tools.alignment.server_arguments import (
     add_server_arguments,
     check_server_arguments,
     read_server,
 )
-from minigpt4.errors import ConfigError
-from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
 
 if TYPE_CHECKING:
-    from minigpt4.alignment.asking import Server
+    from minigpt4.tools.alignment.asking import Server
 
 _EPILOG = """
 The same command goes on wherever an earlier one was cut short; descriptions, replies and reviews
@@ -74,10 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.alignment.describing import Describing
-    from minigpt4.alignment.procedure import Job, make_alignment_set
     from minigpt4.chat import generation_options
     from minigpt4.chat.generation import change_options
+    from minigpt4.tools.alignment.describing import Describing
+    from minigpt4.tools.alignment.procedure import Job, make_alignment_set
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     describing = Describing(

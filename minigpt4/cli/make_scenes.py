@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from minigpt4.cli.tiny_world.data_sets import write_data_sets
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

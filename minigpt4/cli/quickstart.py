@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.cli.tiny_world.data_sets import VALIDATION, read_heldout, write_data_sets
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.tools.tiny_world.data_sets import VALIDATION, read_heldout, write_data_sets
 
 if TYPE_CHECKING:  # torch takes seconds to import; the other commands do without
     from minigpt4.chat import Chat
@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
     summary, examples = evaluate(output, scenes, seed)
     summary |= {"stage1_seconds": stage1_seconds, "stage2_seconds": stage2_seconds}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    from minigpt4.cli.tiny_world.sheet import draw_contact_sheet
+    from minigpt4.tools.tiny_world.sheet import draw_contact_sheet
 
     draw_contact_sheet(examples, output / "contact_sheet.png")
     look_inside(output, scenes, seed)
-    from minigpt4.report.making import make_report
+    from minigpt4.tools.report.making import make_report
 
     page = make_report(
         [_run_of(output, stage) for stage in ("stage1", "stage2")], output / "report"
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _validated(data_set: str, held_out: Path) -> list[str]:
     """Options: measure on held-out scenes while it learns, and with exchanged pictures."""
     return [
-        "plugins=[minigpt4.cli.tiny_world.scoring]",  # metrics that know scenes
+        "plugins=[minigpt4.tools.tiny_world.scoring]",  # metrics that know scenes
         f"datasets.{data_set}.build_info.val_storage={held_out}",
         "run.valid_splits=[val]",
         "run.valid_control=True",
@@ -122,7 +122,7 @@ def _epoch(checkpoint: Path) -> int:
 
 def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures before training, after stage 1 and after stage 2, and examples for the sheet."""
-    from minigpt4.cli.tiny_world import answers, scoring
+    from minigpt4.tools.tiny_world import answers, scoring
 
     exact: dict[str, float] = {}
     failure: dict[str, float] = {}
@@ -172,8 +172,8 @@ def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], lis
 
 def look_inside(output: Path, scenes: Path, seed: int) -> None:
     """Where the words of stage 2 look, of a few held-out scenes; beside its run, for the report."""
-    from minigpt4.cli.tiny_world import answers
-    from minigpt4.looks import write_looks
+    from minigpt4.tools.interpret import write_looks
+    from minigpt4.tools.tiny_world import answers
 
     folder = _run_of(output, "stage2") / "looks"
     folder.mkdir(exist_ok=True)

@@ -20,6 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the page; ends with its path."""
-    from minigpt4.report.making import make_report
+    from minigpt4.tools.report.making import make_report
 
     print(f"report: {make_report(arguments.folders, arguments.output)}")

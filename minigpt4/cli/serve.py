@@ -4,9 +4,9 @@ import argparse
 import logging
 import os
 
+from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
+from minigpt4.apps.server.limits import Limits
 from minigpt4.errors import ConfigError
-from minigpt4.frontends.arguments import add_model_arguments, open_socket, plan_chat
-from minigpt4.frontends.server.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.frontends.server.app import Service
-    from minigpt4.frontends.server.pictures import Fetcher
-    from minigpt4.frontends.server.serving import is_loopback, serve
+    from minigpt4.apps.server.app import Service
+    from minigpt4.apps.server.pictures import Fetcher
+    from minigpt4.apps.server.serving import is_loopback, serve
 
     open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     if key is None and not is_loopback(arguments.host):

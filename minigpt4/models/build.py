@@ -9,32 +9,24 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from minigpt4.checkpoint import (
-    kind_of_file,
-    load_into,
-    load_trained,
-    load_weights,
-    trained_weights,
-)
-from minigpt4.checks import (
+from minigpt4.config.checks import (
     FileOrUrl,
     ModelFolder,
     Positive,
     check_file,
 )
-from minigpt4.download import BLIP2_Q_FORMER, EVA_VIT_G, fetch
 from minigpt4.errors import CheckpointError, ConfigError
-from minigpt4.models.device_map import DeviceMap, move_around
 from minigpt4.models.language_model import (
     check_vocabulary,
     empty_language_model,
     load_language_model,
 )
+from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.lora import LACKING, LoraOptions, add_lora, has_peft
 from minigpt4.models.minigpt4 import MiniGPT4, Trainable
 from minigpt4.models.q_former import QFormerSize, build_q_former
-from minigpt4.models.quantization import Quantize, check_quantize, choose_quantization
-from minigpt4.models.splice import IMAGE_MARK
+from minigpt4.models.speed.device_map import DeviceMap, move_around
+from minigpt4.models.speed.quantization import Quantize, check_quantize, choose_quantization
 from minigpt4.models.tokenizer import Bos, load_tokenizer
 from minigpt4.models.towers import PATCHES_PER_TOKEN, Towers
 from minigpt4.models.visual_encoder import (
@@ -45,7 +37,15 @@ from minigpt4.models.visual_encoder import (
     shorten_weights,
 )
 from minigpt4.registry import MODELS, Hidden
-from minigpt4.weight_names import Tensors, convert_q_former, convert_visual_encoder
+from minigpt4.weights.checkpoint import (
+    kind_of_file,
+    load_into,
+    load_trained,
+    load_weights,
+    trained_weights,
+)
+from minigpt4.weights.download import BLIP2_Q_FORMER, EVA_VIT_G, fetch
+from minigpt4.weights.names import Tensors, convert_q_former, convert_visual_encoder
 
 EVA_VIT_G_SIZE, BLIP2_SIZE, LORA = VisualEncoderSize(), QFormerSize(), LoraOptions()
 Precision = Literal["auto", "fp32", "fp16", "bf16"]

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
-from minigpt4.models.device_map import DeviceMap, memory_for_layers
-from minigpt4.models.quantization import Quantize, check_quantized, quantization_config
+from minigpt4.models.speed.device_map import DeviceMap, memory_for_layers
+from minigpt4.models.speed.quantization import Quantize, check_quantized, quantization_config
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
 
 # Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].

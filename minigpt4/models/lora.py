@@ -11,9 +11,9 @@ from typing import Annotated
 from torch import nn
 from transformers import PreTrainedModel
 
-from minigpt4.checks import Positive
+from minigpt4.config.checks import Positive
 from minigpt4.errors import ConfigError, one_line
-from minigpt4.models.quantization import silence
+from minigpt4.models.speed.quantization import silence
 
 LACKING = "needs peft, which is not installed; pip install -e '.[lora]'"
 

@@ -17,14 +17,14 @@ from transformers import Blip2QFormerModel, PreTrainedModel
 
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import most_positions
+from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
 from minigpt4.models.lora import lora_dropouts
-from minigpt4.models.packing import pack, packed_logits, packing_fault
-from minigpt4.models.quantization import quantized_layers
 from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments, stage_rows
-from minigpt4.models.splice import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
+from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
+from minigpt4.models.speed.quantization import quantized_layers
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.models.towers import Towers
-from minigpt4.weight_names import TRAINABLE, trained_part
+from minigpt4.weights.names import TRAINABLE, trained_part
 
 Packing = Literal["auto", "on", "off"]
 Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]

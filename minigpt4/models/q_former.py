@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.checks import Dimension
+from minigpt4.config.checks import Dimension
 
 
 @dataclass(frozen=True)

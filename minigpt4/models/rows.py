@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from minigpt4.errors import DataError
-from minigpt4.models.splice import IMAGE_MARK, Learnt, Segment
+from minigpt4.models.llm_input import IMAGE_MARK, Learnt, Segment
 from minigpt4.models.tokenizer import Tokenizer
 
 

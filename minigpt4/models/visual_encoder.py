@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import nn
 
-from minigpt4.checks import Dimension, check_ratio
+from minigpt4.config.checks import Dimension, check_ratio
 
 
 @dataclass(frozen=True)

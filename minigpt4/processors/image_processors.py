@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from minigpt4.checks import Positive, check_positive
+from minigpt4.config.checks import Positive, check_positive
 from minigpt4.registry import IMAGE_PROCESSORS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -6,7 +6,7 @@ Source: BLIP's caption processor; exact against ``tests/golden/processors/blip_c
 import re
 from collections.abc import Callable
 
-from minigpt4.checks import Positive
+from minigpt4.config.checks import Positive
 from minigpt4.registry import TEXT_PROCESSORS
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")

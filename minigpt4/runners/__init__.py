@@ -1,5 +1,5 @@
 """Runners: data sets, a model and a task → a trained projection on disk."""
 
-from minigpt4.runners import lr_schedules, runner_base
+from minigpt4.runners import lr_schedules, trainer
 
-__all__ = ["lr_schedules", "runner_base"]
+__all__ = ["lr_schedules", "trainer"]

@@ -7,7 +7,7 @@ where that is by then, not at ``init_lr``.
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from minigpt4.errors import ConfigError
 from minigpt4.registry import LR_SCHEDULES
@@ -103,3 +103,20 @@ class LinearWarmupStepLR:
         if epoch == 0:
             return self._warmup.at(step)
         return max(self._min_lr, self._init_lr * self._decay_rate**epoch)
+
+
+def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
+    """The schedule that a run's settings name."""
+    schedule: LRSchedule = LR_SCHEDULES.build(
+        settings["lr_sched"],
+        {
+            "init_lr": settings["init_lr"],
+            "min_lr": settings["min_lr"],
+            "max_epoch": settings["max_epoch"],
+            "iters_per_epoch": iters_per_epoch,
+            "warmup_steps": settings["warmup_steps"],
+            "warmup_lr": settings["warmup_lr"],
+            "decay_rate": settings["lr_decay_rate"],
+        },
+    )
+    return schedule

@@ -9,12 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from minigpt4.checkpoint import load_weights
-from minigpt4.checks import check_file
 from minigpt4.config import Config
+from minigpt4.config.checks import check_file
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.runners.run_folder import STATE, RunFolder, load_state
 from minigpt4.runners.run_record import record
+from minigpt4.weights.checkpoint import load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.checkpoint import load_weights, save_atomically
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
 from minigpt4.files import write_atomically
 from minigpt4.runners.run_record import record
+from minigpt4.weights.checkpoint import load_weights, save_atomically
 
 # They say whether to go on, not what with.
 _NOT_COMPARED = ("resume", "resume_ckpt_path")

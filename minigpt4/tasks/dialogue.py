@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template
 from minigpt4.datasets.samples import Turn
+from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.rows import Exchange
-from minigpt4.models.splice import IMAGE_MARK
 
 
 def exchanges(

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from benchmarks import looks
-from minigpt4.cli.tiny_world.scenes import Scene, Thing
 from minigpt4.errors import DataError
+from minigpt4.tools.tiny_world.scenes import Scene, Thing
 
 
 def test_a_box_covers_its_thing_and_no_more():

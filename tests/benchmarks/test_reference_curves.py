@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.reference_curves import SETTINGS, collect
-from tests.report.folders import log_rows, make_run, settings
+from tests.tools.report.folders import log_rows, make_run, settings
 
 
 def test_curves_and_settings_of_each_seed_and_stage(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks import make_scene_tasks
-from minigpt4.cli.tiny_world.data_sets import read_heldout
+from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.conftest import EntryPoint
 
 TASKS = ("scene_choice", "scene_rounds", "scene_yes_no")

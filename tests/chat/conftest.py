@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt4.chat import Chat, load_chat
-from minigpt4.cli.tiny_world.data_sets import read_heldout
+from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.conftest import ROOT
 
 TINY = ROOT / "eval_configs" / "tiny_eval.yaml"

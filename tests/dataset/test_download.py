@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.samples import BadSample, RawSample
-from minigpt4.datasets.shards import ShardSource, list_shards
 from tests.conftest import ROOT
-from tests.datasets.files import write_tar
+from tests.helpers.data_files import write_tar
 from tests.test_train import stage1_options, train
 
 LAION = ROOT / "dataset" / "download_laion.sh"

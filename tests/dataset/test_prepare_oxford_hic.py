@@ -30,11 +30,11 @@ import train
 from dataset import oxford_hic_tables, prepare_oxford_hic
 from minigpt4.chat import load_chat
 from minigpt4.datasets import images
-from minigpt4.datasets.alignment import AlignmentSource
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import RawSample
-from minigpt4.datasets.shards import ShardSource, list_shards
 from tests.conftest import ROOT, EntryPoint
-from tests.datasets.files import noise, picture
+from tests.helpers.data_files import noise, picture
 from tests.test_readme import commands_of
 
 SCRIPT = "dataset/prepare_oxford_hic.py"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from minigpt4.datasets import shards
+from minigpt4.datasets import caption_shards as shards
+from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.samples import BadSample, RawSample
-from minigpt4.datasets.shards import ShardSource
-from tests.datasets.files import pair, picture, write_tar
+from tests.helpers.data_files import pair, picture, write_tar
 
 JSON = b'{"caption": "x"}'
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.feature_source import FeatureSource, Group, load_index, row_of, save_group
 from minigpt4.datasets.features import CachedFeatures, save_features
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample, stack, to_device
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
-from tests.datasets.files import data_set, pair, write_tar
-from tests.messages import one_line
+from tests.helpers.data_files import data_set, pair, write_tar
+from tests.helpers.messages import one_line
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt4.datasets.alignment import AlignmentSource
+from minigpt4.datasets.caption_shards import ShardSource
+from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.processors.image_processors import build_blip2_image_train
-from tests.datasets.files import data_set, noise, pair, picture, write_pairs, write_tar
+from tests.helpers.data_files import data_set, noise, pair, picture, write_pairs, write_tar
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ import torch
 import torchvision
 from PIL import Image
 
+from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.images import HugeImageError, load_fast, load_image
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
 from tests.conftest import ROOT
-from tests.datasets.files import data_set
-from tests.messages import one_line
+from tests.helpers.data_files import data_set
+from tests.helpers.messages import one_line
 
 ORANGE = (230, 120, 30)
 

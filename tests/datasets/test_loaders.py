@@ -15,18 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
+from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.images import load_image
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet, RawSample, to_device
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import (
     ImageProcessor,
     build_blip2_image_eval,
     build_blip2_image_train,
 )
-from tests.datasets.files import data_set, noise, pair, write_shards, write_tar
-from tests.messages import one_line
+from tests.helpers.data_files import data_set, noise, pair, write_shards, write_tar
+from tests.helpers.messages import one_line
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from minigpt4.datasets.alignment import AlignmentSource
+from minigpt4.datasets.caption_shards import ShardSource
+from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import DataSet
-from minigpt4.datasets.shards import ShardSource
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
 from minigpt4.registry import BUILDERS
-from tests.datasets.files import (
+from tests.helpers.data_files import (
     data_set,
     noise,
     pair,

@@ -11,10 +11,10 @@ from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
 from tests.conftest import ROOT
-from tests.llama_folders import write_tokenizer
-from tests.recorded import GOLDEN
-from tests.recorded.comparison import files_of, read_json
-from tests.recorded.manifests import build_on_meta
+from tests.helpers.llama_folders import write_tokenizer
+from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.comparison import files_of, read_json
+from tests.helpers.recorded.manifests import build_on_meta
 
 YAMLS = sorted(file for part in ("train", "eval") for file in (ROOT / f"{part}_configs").glob("*"))
 # Embedding rows (Vicuna v0 adds one), width, feed-forward, layers and heads.

@@ -13,7 +13,7 @@ from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.language_model import check_vocabulary, load_language_model, vocabulary_fault
 from minigpt4.models.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import ROOT, EntryPoint
-from tests.llama_folders import (
+from tests.helpers.llama_folders import (
     GOLDEN_TOKENIZER,
     llama_tensors,
     write_config,
@@ -22,7 +22,7 @@ from tests.llama_folders import (
     write_tokenizer_without,
     write_weights,
 )
-from tests.messages import one_line
+from tests.helpers.messages import one_line
 
 VICUNA_0, LATER = 32001, 32000
 TINY = "eval_configs/tiny_eval.yaml"

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from minigpt4.errors import CheckpointError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import MODELS
-from tests.recorded.comparison import failures
-from tests.recorded.model import Case, compare_mode, compare_vision, one_case
+from tests.helpers.recorded.comparison import failures
+from tests.helpers.recorded.model import Case, compare_mode, compare_vision, one_case
 
 Tensors = dict[str, torch.Tensor]
 

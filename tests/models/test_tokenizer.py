@@ -13,9 +13,9 @@ from minigpt4.models.tokenizer import (
     SentencePieceTokenizer,
     load_tokenizer,
 )
-from tests.messages import one_line
-from tests.other_llms import save_tokenizer
-from tests.recorded import GOLDEN
+from tests.helpers.messages import one_line
+from tests.helpers.other_llms import save_tokenizer
+from tests.helpers.recorded import GOLDEN
 
 FOLDER = GOLDEN / "tokenizer"
 

@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 
 import train
 from minigpt4.chat import load_chat
-from minigpt4.checkpoint import load_trained
 from minigpt4.config import check_config, load_config
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
-from minigpt4.weight_names import trained_part
+from minigpt4.weights.checkpoint import load_trained
+from minigpt4.weights.names import trained_part
 from tests.conftest import EntryPoint
-from tests.messages import one_line
-from tests.recorded.model import build_model as build_recorded
-from tests.recorded.model import one_case
+from tests.helpers.messages import one_line
+from tests.helpers.recorded.model import build_model as build_recorded
+from tests.helpers.recorded.model import one_case
 
 TINY, STAGE1 = "eval_configs/tiny_eval.yaml", "train_configs/tiny_stage1_pretrain.yaml"
 LISTS = {

@@ -8,10 +8,10 @@ from minigpt4.models.visual_encoder import (
     resize_position_embedding,
     shorten_weights,
 )
-from minigpt4.weight_names import convert_q_former, convert_visual_encoder
-from tests.recorded import GOLDEN
-from tests.recorded.comparison import read_json
-from tests.recorded.manifests import on_meta
+from minigpt4.weights.names import convert_q_former, convert_visual_encoder
+from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.comparison import read_json
+from tests.helpers.recorded.manifests import on_meta
 
 
 def test_resizing_keeps_the_class_token_and_the_dtype() -> None:

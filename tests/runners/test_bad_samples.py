@@ -10,7 +10,7 @@ from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.runners import bad_samples
 from minigpt4.runners.bad_samples import BadSampleLog
-from tests.messages import one_line
+from tests.helpers.messages import one_line
 
 IN_A_SHARD = BadSample("/x/0.tar/000012", "unreadable image", "cut", "/x/0.tar")
 WHOLE_SHARD = BadSample("/x/1.tar", "empty shard", shard="/x/1.tar")

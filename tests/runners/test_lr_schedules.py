@@ -2,8 +2,8 @@ import pytest
 
 from minigpt4.errors import ConfigError
 from minigpt4.registry import LR_SCHEDULES
-from tests.recorded import GOLDEN
-from tests.recorded.comparison import files_of, read_json
+from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.comparison import files_of, read_json
 
 
 def test_every_schedule_of_ours_is_recorded() -> None:

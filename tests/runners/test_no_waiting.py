@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.runners.trainer import RunnerBase
 from tests.conftest import EntryPoint
 from tests.test_train import STAGE1, stage1_options
 

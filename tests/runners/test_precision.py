@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from minigpt4.assembly import build_model, make_accelerator, precision_faults
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.build import choose_dtype
 from minigpt4.registry import RUNNERS, bind
-from minigpt4.runners.preparation import build_model, make_accelerator, precision_faults
-from tests.messages import one_line, several_lines
+from tests.helpers.messages import one_line, several_lines
 
 TINY = "eval_configs/tiny_eval.yaml"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

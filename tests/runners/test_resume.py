@@ -15,8 +15,8 @@ import torch
 import train
 from benchmarks.kill_resume import compare, equal
 from minigpt4.runners.run_folder import is_whole, load_state
-from minigpt4.runners.runner_base import RunnerBase
-from minigpt4.runners.training_state import restore_rng, rng_state
+from minigpt4.runners.run_state import restore_rng, rng_state
+from minigpt4.runners.trainer import RunnerBase
 from tests.conftest import EntryPoint
 from tests.test_train import STAGE1, only_run, stage1_options
 

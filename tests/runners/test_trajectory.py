@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt4.runners.runner_base import RunnerBase
-from tests.parity import find_units
-from tests.recorded import GOLDEN
-from tests.recorded.comparison import failures
-from tests.recorded.training import (
+from minigpt4.runners.trainer import RunnerBase
+from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.comparison import failures
+from tests.helpers.recorded.training import (
     Trajectory,
     build_runner,
     compare_trajectory,
     final_error,
     train_recorded,
 )
+from tests.parity import find_units
 
 TRAJECTORIES = [
     Trajectory(file)

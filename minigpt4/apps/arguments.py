@@ -1,0 +1,98 @@
+"""Arguments: what every front end asks for on its command line → a chat and a port that are ready.
+
+Nothing heavy is imported until the arguments are parsed: a wrong one fails at once.
+"""
+
+import argparse
+import logging
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minigpt4.config import Config, load_config
+from minigpt4.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from minigpt4.chat import Chat
+
+logger = logging.getLogger(__name__)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-path``, ``--options``, ``--device``, ``--gpu-id`` and ``--print-config``."""
+    parser.add_argument("--cfg-path", required=True, help="YAML of the chat (eval_configs/)")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
+    )
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto")
+    parser.add_argument("--gpu-id", type=int, default=0, help="which GPU (default 0)")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every value and where it came from"
+    )
+
+
+@dataclass(frozen=True)
+class ChatPlan:
+    """A chat that nothing is wrong with, not yet loaded."""
+
+    config: Config
+    device: "torch.device"
+
+    def load(self) -> "Chat":
+        """The chat; what is being loaded is logged.
+
+        Raises:
+            MiniGPT4Error: for weights that are missing or do not fit together.
+        """
+        from minigpt4.chat import build_chat
+
+        return build_chat(self.config, self.device)
+
+
+def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
+    """Check everything before anything is loaded, and say what memory it should need.
+
+    Returns:
+        None where the config was only to be printed.
+
+    Raises:
+        ConfigError: one line for every fault.
+    """
+    config = load_config(arguments.cfg_path, arguments.options)
+
+    from minigpt4.chat import choose_device
+    from minigpt4.preflight.preflight import chat_memory, described, preflight
+    from minigpt4.registry import Fault
+
+    if arguments.print_config:
+        sys.stdout.write(described(config))
+    device, others = None, []
+    try:
+        device = choose_device(arguments.device, arguments.gpu_id)
+    except ConfigError as error:
+        key, _, text = str(error).partition(": ")
+        others.append(Fault(key, text))
+    plan = preflight(config, "chat", device.type if device else arguments.device, others)
+    assert device is not None  # else that was a fault
+    if arguments.print_config:
+        return None
+    if memory := chat_memory(plan):
+        logger.info("%s", memory)
+    return ChatPlan(config, device)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: where there can be none.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        text = f"--host {host} --port {port}: cannot serve there ({error})"
+        raise ConfigError(f"{text}; choose another --port") from error

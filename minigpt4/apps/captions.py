@@ -1,0 +1,280 @@
+"""Captions: many pictures, one question about each → one ordered file, by one or more processes.
+
+Which pictures are answered together depends on the input and the batch size alone, so that neither
+the number of processes nor a run cut short changes a caption.
+"""
+
+import itertools
+import logging
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from minigpt4.apps.arguments import ChatPlan
+from minigpt4.apps.captions_input import CaptionInput, Row
+from minigpt4.apps.captions_output import CaptionOutput, settings_of
+from minigpt4.assembly import Device, make_accelerator, run_settings
+from minigpt4.chat import Chat, GenerationOptions
+from minigpt4.datasets.images import load_image
+from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
+from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.runners.distributed import Processes
+
+_WINDOW = 16  # batches within which rows are sorted by length: what waits to be written is bounded
+_AHEAD = 3  # batches whose pictures are read while the model answers
+_TIMEOUT = 3600.0  # seconds that one process may be behind the others
+
+Batch = list[tuple[int, Row]]  # rows with their place in the input
+Numbered = list[tuple[int, dict[str, Any]]]  # rows of the output, likewise
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to caption, and how the work is cut.
+
+    Attributes:
+        rows: Pictures with their prompts.
+        output: File of the captions.
+        batch_size: Pictures answered together.
+        threads: Read pictures in the background.
+        overwrite: Start anew, whatever the output holds.
+    """
+
+    rows: CaptionInput
+    output: Path
+    batch_size: int = 16
+    threads: int = 4
+    overwrite: bool = False
+
+
+def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> bool:
+    """Caption all rows that the output lacks; whether there is one caption at least.
+
+    Args:
+        plan: Of the chat.
+        job: What to do.
+        prompt: The one for rows without their own, for the record.
+        device: As asked for; with several processes each has its own.
+
+    Raises:
+        MiniGPT4Error: for an output that is another run's, a full disk, numbers that overflow.
+    """
+    if any(job.output.resolve() == file.resolve() for file in job.rows.lists):
+        raise ConfigError(f"--output {job.output}: is an input; choose another")
+    accelerator = make_accelerator(device)
+    processes = Processes(accelerator, _TIMEOUT)
+    total, digest = job.rows.measure()
+    if not total:
+        raise ConfigError("--input: there is no row in it")
+    if len(set(processes.gather([digest]))) > 1:
+        raise DataError("--input: changed while it was read; give the same command again")
+    settings = settings_of(plan.config, prompt, total, digest)
+    output, done = _open_output(processes, job, settings)
+    try:
+        if done < total:
+            set_seed(run_settings(plan.config)["seed"])  # of an untrained projection
+            alone = accelerator.num_processes == 1
+            chat = (plan if alone else replace(plan, device=accelerator.device)).load()
+            if processes.main:
+                _warn(plan, chat)
+            _work(chat, job, processes, output, (done, total), accelerator.num_processes)
+        accelerator.end_training()
+        return output is None or _summarise(output, done == total)
+    finally:
+        if output is not None:
+            output.close()
+
+
+def _open_output(
+    processes: Processes, job: Job, settings: dict[str, Any]
+) -> tuple[CaptionOutput | None, int]:
+    """The output, which the main process has alone, and how many rows are done."""
+    output: CaptionOutput | None = None
+    told: list[int | MiniGPT4Error] = []
+    if processes.main:
+        try:
+            output = CaptionOutput(job.output, settings, job.overwrite)
+            told = [output.rows]
+        except MiniGPT4Error as error:
+            told = [error]
+    (done,) = processes.gather(told)
+    if isinstance(done, MiniGPT4Error):
+        raise done
+    return output, done
+
+
+def caption_options(options: GenerationOptions) -> GenerationOptions:
+    """Without drawing, unless a seed is there: else a run that goes on could not be the same."""
+    if options.do_sample and options.seed is None:
+        options = replace(options, do_sample=False)
+    return options
+
+
+def _warn(plan: ChatPlan, chat: Chat) -> None:
+    if not plan.config.model.get("ckpt"):
+        logger.warning("model.ckpt names no projection: an untrained one writes the captions")
+    if chat.options.do_sample and chat.options.seed is None:
+        logger.info("captions take the likeliest words; chat.seed=0 would draw them")
+    if isinstance(chat.image_processor, ImageProcessor) and chat.image_processor.random:
+        logger.warning("the image processor is random: another run gives other captions")
+
+
+def _work(
+    chat: Chat,
+    job: Job,
+    processes: Processes,
+    output: CaptionOutput | None,
+    progress: tuple[int, int],
+    world_size: int,
+) -> None:
+    """Answer all batches that hold a row not yet done; so many are done, of so many."""
+    done, total = progress
+    options = caption_options(chat.options)
+    batches = make_batches(job.rows, job.batch_size, done)
+    own = _share(batches, processes.rank, world_size)
+    calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
+    with (
+        logging_redirect_tqdm(),
+        tqdm(
+            desc="captions",
+            total=total,
+            initial=done,
+            disable=not processes.main,
+            mininterval=calm,
+            unit="picture",
+        ) as bar,
+    ):
+        # The processes go in step, batch by batch; one without a batch adds nothing.
+        for batch, pictures in read_ahead(own, chat, job.threads):
+            rows = processes.gather(_answer(chat, options, batch, pictures, processes.rank))
+            if output is not None:
+                bar.update(output.add(rows))
+
+
+def make_batches(rows: Iterable[Row], batch_size: int, done: int = 0) -> Iterator[Batch]:
+    """Batches of rows with prompts of about the same length, for little padding.
+
+    Args:
+        rows: In the order of the input.
+        batch_size: Rows of a batch; the last one of a window may be smaller.
+        done: So many rows need no batch; those that share one with others are in it all the same.
+    """
+    numbered = enumerate(rows)
+    while window := list(itertools.islice(numbered, batch_size * _WINDOW)):
+        # The longest first: what does not fit into memory fails at once.
+        window.sort(key=lambda pair: -len(pair[1].prompt))
+        for first in range(0, len(window), batch_size):
+            batch = window[first : first + batch_size]
+            if any(number >= done for number, _ in batch):
+                yield batch
+
+
+def _share(batches: Iterator[Batch], rank: int, world_size: int) -> Iterator[Batch]:
+    """One process's batches; all have equally many, of which the last may be empty."""
+    while turn := list(itertools.islice(batches, world_size)):
+        yield turn[rank] if rank < len(turn) else []
+
+
+def read_ahead(
+    batches: Iterable[Batch], chat: Chat, threads: int
+) -> Iterator[tuple[Batch, list[torch.Tensor | DataError]]]:
+    """Batches with the pixels of their pictures, which threads read while the model answers.
+
+    A picture that cannot be read is the error that says why.
+    """
+
+    def read(path: Path) -> torch.Tensor | DataError:
+        try:
+            return chat.image_processor(load_image(path, shown=True))
+        except DataError as error:
+            return error
+
+    waiting: deque[tuple[Batch, list[Future[torch.Tensor | DataError]]]] = deque()
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        # Around all threads: each sets the same filter, and they take it from each other.
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        try:
+            for batch in batches:
+                waiting.append((batch, [pool.submit(read, row.path) for _, row in batch]))
+                if len(waiting) > _AHEAD:
+                    batch, futures = waiting.popleft()
+                    yield batch, [future.result() for future in futures]
+            while waiting:
+                batch, futures = waiting.popleft()
+                yield batch, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(
+    chat: Chat,
+    options: GenerationOptions,
+    batch: Batch,
+    pictures: Sequence[torch.Tensor | DataError],
+    rank: int,
+) -> Numbered:
+    """The rows of one batch."""
+    try:
+        captions = caption_batch(chat, options, [row.prompt for _, row in batch], pictures)
+    except (MiniGPT4Error, torch.OutOfMemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            text = f"the GPU's memory is too small for {len(batch)} pictures at once"
+            error = MiniGPT4Error(f"{text}; go on with a smaller --batch-size")
+        error.rank_local = rank > 0  # the others cannot know
+        raise error from None
+    return [
+        (
+            number,
+            row.told(error=str(text)) if isinstance(text, DataError) else row.told(caption=text),
+        )
+        for (number, row), text in zip(batch, captions, strict=True)
+    ]
+
+
+def caption_batch(
+    chat: Chat,
+    options: GenerationOptions,
+    questions: Sequence[str],
+    pictures: Sequence[torch.Tensor | DataError],
+) -> list[str | DataError]:
+    """What ``chat.ask`` answers to each question about its picture, all at once.
+
+    Args:
+        chat: Who answers.
+        options: How.
+        questions: What users type.
+        pictures: Pixels ``[3, s, s]`` each, or why there are none.
+
+    Returns:
+        For each picture its answer, or why there is none.
+    """
+    readable = {n: p for n, p in enumerate(pictures) if isinstance(p, torch.Tensor)}
+    captions: list[str | DataError] = [p if isinstance(p, DataError) else "" for p in pictures]
+    if readable:
+        asked = [questions[place] for place in readable]
+        answers = chat.ask_each(asked, list(readable.values()), options)
+        for place, answer in zip(readable, answers, strict=True):
+            captions[place] = answer
+    return captions
+
+
+def _summarise(output: CaptionOutput, was_done: bool) -> bool:
+    """Tell what the output holds; whether there is one caption at least."""
+    if was_done:
+        logger.info("nothing to do: all rows are there")
+    captions = output.rows - output.failed
+    text = "%s: %d rows; captions: %d, errors: %d"
+    logger.info(text, output.path, output.rows, captions, output.failed)
+    return captions > 0

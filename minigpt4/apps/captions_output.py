@@ -1,0 +1,173 @@
+"""Caption output: one file of JSON lines in input order, to which rows are only ever added.
+
+Whatever is in it is done; a run that was cut short goes on behind its last whole line. What it was
+made of lies beside it, so that nothing else is mixed into it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.apps.captions_input import encode
+from minigpt4.config import Config
+from minigpt4.errors import ConfigError, MiniGPT4Error, one_line
+from minigpt4.files import take_lock, write_atomically
+
+_RECORD = ".settings.json"  # behind the output's name
+_NAMED = 3  # settings that a message names
+
+
+class CaptionOutput:
+    """The output file, locked while this process works on it.
+
+    Args:
+        path: Where it lies.
+        settings: What its rows are made of; an output of others is refused.
+        overwrite: Start anew, whatever is there.
+
+    Attributes:
+        rows: How many it holds.
+        failed: How many of them tell an error.
+
+    Raises:
+        MiniGPT4Error: for an output of other settings, one that another process is writing, or one
+            that cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.path = path
+        self.rows = self.failed = 0
+        self._waiting: dict[int, dict[str, Any]] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not inherited by other programs: the lock goes with this process, however it ends.
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except (OSError, ValueError) as error:
+            text = f"--output {path}: cannot be written ({one_line(error)}); choose another"
+            raise ConfigError(text) from error
+        try:
+            self._begin(settings, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def add(self, numbered: Sequence[tuple[int, dict[str, Any]]]) -> int:
+        """Take rows in any order, with their place in the input; write those whose turn it is.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            MiniGPT4Error: when the disk is full.
+        """
+        self._waiting.update((number, row) for number, row in numbered if number >= self.rows)
+        ready: list[dict[str, Any]] = []
+        while (row := self._waiting.pop(self.rows + len(ready), None)) is not None:
+            ready.append(row)
+        if not ready:
+            return 0
+        try:
+            left = memoryview(b"".join(map(encode, ready)))
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise MiniGPT4Error(
+                f"{self.path}: cannot be written ({one_line(error)}); what is in it is safe: free "
+                "space, and the same command goes on"
+            ) from error
+        self._count(ready)
+        return len(ready)
+
+    def _count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows += len(rows)
+        self.failed += sum("error" in row for row in rows)
+
+    def _begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        self._lock()
+        record = self.path.with_name(self.path.name + _RECORD)
+        if overwrite:
+            os.ftruncate(self._file, 0)
+        if os.fstat(self._file).st_size == 0:
+            content = json.dumps(settings, indent=2, default=str) + "\n"
+            write_atomically(record, lambda file: file.write(content.encode()))
+            return
+        saved = _read(record)
+        if saved is None:
+            self._refuse("is there already, and no run that could go on has written it")
+        if differing := _differences(saved, json.loads(json.dumps(settings, default=str))):
+            named = ", ".join(differing[:_NAMED]) + (", …" if len(differing) > _NAMED else "")
+            self._refuse(f"was made with other settings ({named})")
+        self._go_on()
+
+    def _lock(self) -> None:
+        if not take_lock(self._file):
+            text = f"--output {self.path}: another process is writing it; wait, or choose another"
+            raise ConfigError(text)
+
+    def _go_on(self) -> None:
+        """Count what is there, and take away half a line at the end."""
+        whole = 0
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._count([dict(json.loads(line))])
+                except (ValueError, TypeError):
+                    self._refuse(f"holds something else in line {self.rows + 1}")
+                whole += len(line)
+        os.ftruncate(self._file, whole)
+
+    def _refuse(self, reason: str) -> None:
+        raise ConfigError(
+            f"--output {self.path}: {reason}; choose another, or start anew with --overwrite"
+        )
+
+
+def settings_of(config: Config, prompt: str, rows: int, digest: str) -> dict[str, Any]:
+    """What captions are made of: the input, the prompt, the model and how it generates.
+
+    Trained weights count by their content: a training may have written others under the same name.
+    """
+    named = config.model.get("ckpt") or []
+    files = [named] if isinstance(named, str) else list(named)
+    weights = {file: _digest_of(file) for file in files}
+    sections = {name: part for name, part in config.resolved().items() if name != "run"}
+    own = {"--prompt": prompt, "--input": {"rows": rows, "sha256": digest}}
+    return {**own, "trained weights": weights, **sections}
+
+
+def _digest_of(file: str) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(record: Path) -> Any:
+    try:
+        return json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """Dotted names of what differs."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [name]
+    keys = list(dict.fromkeys([*one, *other]))
+    if name.startswith(("--input", "trained")):
+        return [] if one == other else [name]
+    return [
+        found
+        for key in keys
+        for found in _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+    ]

@@ -1,0 +1,293 @@
+"""Desk: what the page's events do.
+
+Values come as the browser sent them (``preprocess=False``): gradio would open files first, and fail
+without saying why.
+"""
+
+import html
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from minigpt4.apps import transcript
+from minigpt4.apps.page.messages import (
+    asked,
+    check_question,
+    from_text,
+    place_of,
+    read_message,
+    read_options,
+    says,
+    show,
+)
+from minigpt4.apps.page.visits import PageTurn, Visit, Visits
+from minigpt4.errors import DataError, MiniGPT4Error
+
+if TYPE_CHECKING:
+    from minigpt4.chat import Chat, ChatSession, GenerationOptions, Ticket
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = (
+    "num_beams",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "min_length",
+    "repetition_penalty",
+    "length_penalty",
+    "seed",
+)  # in the order of the page's settings
+_GLANCE = 0.5  # seconds between two looks at the queue
+_FRAME = 0.05  # seconds between two states of a growing answer
+
+View = tuple[Any, Any, Any]  # values of chat box, question box and status line
+SAME: View = (gr.skip(), gr.skip(), gr.skip())
+
+
+class Desk:
+    """Answers the page's events, once there is a chat.
+
+    Args:
+        visits: Who is here.
+        options: How answers are made where the visitor changes nothing.
+        places: Questions that may wait.
+        progress: What is being loaded, for as long as there is no chat.
+    """
+
+    def __init__(
+        self,
+        visits: Visits,
+        options: "GenerationOptions",
+        places: int,
+        progress: Callable[[], str],
+    ) -> None:
+        self.visits = visits
+        self.options = options
+        self.places = places
+        self._progress = progress
+        self._chat: Chat | None = None
+
+    def open(self, chat: "Chat") -> None:
+        """From now on questions are answered."""
+        chat.waiting.places = self.places
+        self._chat = chat
+
+    def loading(self) -> tuple[Any, Any]:
+        """The status line, and the timer that asks for it until the chat is there."""
+        if self._chat is not None:
+            return status(), gr.Timer(active=False)
+        return status(self._progress()), gr.skip()
+
+    def ask(self, visitor: str, message: object, *settings: object) -> Iterator[View]:
+        """Answer what stands in the question box; it is emptied once that begins."""
+        visit = self._visit(visitor)
+        try:
+            question, pictures = read_message(message, self.visits.uploads)
+        except DataError as error:
+            complain(error)
+            yield SAME
+            return
+        place = len(visit.turns)
+        yield from self._answer(visitor, visit, place, question, pictures, settings)
+
+    def retry(self, visitor: str, *settings: object) -> Iterator[View]:
+        """Answer the last question once more."""
+        yield from self._again(visitor, None, None, settings)
+
+    def edit(
+        self, visitor: str, index: object, question: object, *settings: object
+    ) -> Iterator[View]:
+        """Ask an earlier question differently; the chat goes on from there.
+
+        Args:
+            visitor: Whose chat.
+            index: Of the message.
+            question: As the chat box shows it.
+            *settings: See :data:`OPTIONS`.
+        """
+        place = place_of(index, self._visit(visitor).turns)
+        yield from self._again(visitor, place, question, settings)
+
+    def undo(self, visitor: str) -> View:
+        """Take the last question back into the question box."""
+        visit = self._visit(visitor)
+        try:
+            visit.settle()
+        except DataError as error:
+            complain(error)
+            return SAME
+        if not visit.turns:
+            return show(visit.turns), ready(), status()
+        turn = visit.turns.pop()
+        visit.session = turn.before
+        return show(visit.turns), ready(turn.question, turn.pictures), status()
+
+    def stop(self, visitor: str) -> None:
+        """End the answer where it is; the model remembers it so."""
+        self.visits.find(visitor)[0].cancelled.set()
+
+    def restart(self, visitor: str) -> View:
+        try:
+            self.visits.restart(visitor)
+        except DataError as error:
+            complain(error)
+        return [], ready(""), status()
+
+    def suggest(
+        self, message: object, question: str | None = None, picture: Path | None = None
+    ) -> Any:
+        """The question box with an example in it, too."""
+        try:
+            text, pictures = read_message(message, self.visits.uploads)
+        except DataError:
+            text, pictures = "", []
+        files = [*map(str, pictures), *([str(picture)] if picture else [])]
+        return gr.update(value={"text": text if question is None else question, "files": files})
+
+    def save(self, visitor: str, kind: str) -> str:
+        """The conversation as text."""
+        turns = self._visit(visitor).transcript()
+        return transcript.as_json(turns) if kind == "json" else transcript.as_markdown(turns)
+
+    def _visit(self, visitor: str) -> Visit:
+        visit, new = self.visits.find(visitor)
+        if new:
+            gr.Info("This is a new chat: an earlier one is not remembered any more.")
+        return visit
+
+    def _again(
+        self, visitor: str, place: int | None, shown: object, settings: Sequence[object]
+    ) -> Iterator[View]:
+        visit = self._visit(visitor)
+        try:
+            visit.settle()
+            place = len(visit.turns) - 1 if place is None else place
+            if not 0 <= place < len(visit.turns):
+                raise DataError("that question is not there any more")
+        except DataError as error:
+            complain(error)
+            yield show(visit.turns), gr.skip(), gr.skip()
+            return
+        turn = visit.turns[place]
+        question = from_text(shown) if isinstance(shown, str) else turn.question
+        yield from self._answer(
+            visitor, visit, place, question, turn.pictures, settings, from_box=False
+        )
+
+    def _answer(
+        self,
+        visitor: str,
+        visit: Visit,
+        place: int,
+        question: str,
+        pictures: list[Path],
+        settings: Sequence[object],
+        from_box: bool = True,
+    ) -> Iterator[View]:
+        """Answer a question as the turn at ``place``; what followed goes once that has worked."""
+        # Where nothing comes of a question, it goes back to the box that it was taken from.
+        back = (question, pictures) if from_box else ()
+        words, earlier, began = question.strip(), visit.turns[:place], False
+        try:
+            chat = self._open_chat()
+            with visit.answering(pictures):
+                check_question(words, pictures, earlier, self.options.max_length)
+                changes = read_options(OPTIONS, settings, self.options)
+                followed = visit.turns[place:]
+                before = (followed[0].before if followed else visit.session) or chat.start()
+                session = before.copy()
+                ticket = chat.waiting.join(visitor)
+                began = True
+                shown = [*show(earlier), *asked(words, pictures)]
+                yield shown, running(emptied=from_box), status()
+                parts = [*pictures, words]
+                answer = yield from grow(chat, visit, ticket, parts, session, shown, changes)
+                if answer or not visit.cancelled.is_set():
+                    visit.turns = [*earlier, PageTurn(words, pictures, before, answer)]
+                    visit.session, back = session, ()
+                    tell_dropped(session.dropped - before.dropped)
+            if not visit.ended:
+                yield show(visit.turns), ready(*back), status()
+        except Exception as error:  # whatever happens, the page stays usable
+            complain(error)
+            lost = not began or visit.ended
+            yield SAME if lost else (show(visit.turns), ready(*back), status())
+
+    def _open_chat(self) -> "Chat":
+        if self._chat is None:
+            raise DataError("the model is still loading; please wait a moment")
+        return self._chat
+
+
+def grow(
+    chat: "Chat",
+    visit: Visit,
+    ticket: "Ticket",
+    parts: Sequence[Any],
+    session: "ChatSession",
+    shown: list[dict[str, Any]],
+    changes: dict[str, Any],
+) -> Generator[View, None, str]:
+    """Views while a question waits and its answer grows; then the answer, which the session has."""
+    answer, last, told = "", 0.0, -1
+    try:
+        while not (visit.cancelled.is_set() or ticket.wait(_GLANCE)):
+            if (ahead := ticket.ahead()) != told:
+                told = ahead
+                yield gr.skip(), gr.skip(), status(places(ahead))
+        yield gr.skip(), gr.skip(), status("Looking and thinking")
+        stream = chat.stream(
+            parts, (), session, ticket=ticket, cancelled=visit.cancelled, **changes
+        )
+        for answer in stream:
+            if time.monotonic() - last > _FRAME:
+                yield [*shown, says(answer)], gr.skip(), status("Writing")
+                last = time.monotonic()
+    finally:
+        ticket.leave()
+    return answer
+
+
+def places(ahead: int) -> str:
+    return "1 answer comes before yours" if ahead == 1 else f"{ahead} answers come before yours"
+
+
+def status(text: str = "") -> str:
+    """The line above the question box; it pulses while there is something to wait for."""
+    return f'<p role="status">{html.escape(text)} …</p>' if text else ""
+
+
+def ready(question: str | None = None, pictures: Sequence[Path] = ()) -> Any:
+    """The question box when it may be used; with a question, which replaces what stands there."""
+    value = {"text": question, "files": [str(picture) for picture in pictures]}
+    changes = {} if question is None else {"value": value}
+    return gr.update(submit_btn=True, stop_btn=False, **changes)
+
+
+def running(emptied: bool) -> Any:
+    """The question box while an answer is made."""
+    changes = {"value": {"text": "", "files": []}} if emptied else {}
+    return gr.update(submit_btn=False, stop_btn=True, **changes)
+
+
+def tell_dropped(turns: int) -> None:
+    if turns:
+        what = "the oldest turn" if turns == 1 else f"the {turns} oldest turns"
+        gr.Info(f"The context was full: the model does not remember {what} any more.")
+
+
+def complain(error: Exception) -> None:
+    """Show a user's mistake as one line; ours goes to the log."""
+    text = str(error)
+    if not isinstance(error, MiniGPT4Error):
+        logger.error("an answer failed", exc_info=error)
+        text = "the answer failed inside the server, whose log says why; please ask again"
+    if text.split(" ")[0].isalpha():  # a word, and no file's or option's name
+        text = text[:1].upper() + text[1:]
+    gr.Warning(html.escape(f"{text}.", quote=False))

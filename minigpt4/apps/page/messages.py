@@ -1,0 +1,165 @@
+"""Messages: what a browser sends and what it is shown; anything can be sent, only text is shown."""
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minigpt4.apps.page.visits import PageTurn
+from minigpt4.chat import GenerationOptions
+from minigpt4.chat.generation import change_options
+from minigpt4.datasets.images import load_image
+from minigpt4.errors import ConfigError, DataError
+
+MOST_PICTURES = 4  # in one message
+MOST_PICTURES_OF_A_CHAT = 24
+MOST_BEAMS = 10
+_SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what browsers show, too
+_LONGEST_TOKEN = 16  # characters; no question of more than that for each token fits
+_one_at_a_time = threading.Lock()  # a decoded picture may take a quarter of a gigabyte
+
+
+def read_message(value: object, uploads: Path) -> tuple[str, list[Path]]:
+    """Text and uploaded files of a question.
+
+    Raises:
+        DataError: for anything else, and for a file that was not uploaded.
+    """
+    message = value if isinstance(value, dict) else {"text": value}
+    text, files = message.get("text") or "", message.get("files") or []
+    if not isinstance(text, str) or not isinstance(files, list):
+        raise DataError("that is no question with pictures")
+    return text, [_uploaded(file, uploads) for file in files]
+
+
+def _uploaded(file: object, uploads: Path) -> Path:
+    """A file in the folder of uploads; no other file of the server is opened for a visitor."""
+    name = file.get("path") if isinstance(file, dict) else None
+    try:
+        path = Path(str(name)).resolve()
+        if path.is_relative_to(uploads) and path.is_file():
+            return path
+    except (OSError, ValueError):  # a name of a megabyte, or with a zero in it
+        pass
+    raise DataError(f"{Path(str(name)).name[:100]} is not here (any more); please add it again")
+
+
+def check_picture(path: Path) -> None:
+    """Decode an uploaded picture once.
+
+    Raises:
+        DataError: where that cannot be done; the server's folders are not named.
+    """
+    try:
+        with _one_at_a_time:
+            Image.open(path, formats=_SHOWN).close()
+            load_image(path)
+    except (DataError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        many = re.search(r"\d+ x \d+ pixels; [\d,]+ are the most", str(error))
+        if many or isinstance(error, Image.DecompressionBombError):
+            most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+            raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+        text = f"{path.name} is not a readable picture; try a JPEG, PNG or WebP"
+        raise DataError(text) from error
+
+
+def check_question(
+    text: str, pictures: Sequence[Path], earlier: Sequence[PageTurn], max_length: int
+) -> None:
+    """Refuse what needs no model to be refused.
+
+    Args:
+        text: The question.
+        pictures: Shown with it.
+        earlier: The turns before it.
+        max_length: Of the context, in tokens.
+
+    Raises:
+        DataError: in one line.
+    """
+    if not text:
+        raise DataError("type a question first, or click one")
+    if len(text) > max_length * _LONGEST_TOKEN:
+        raise DataError(
+            f"the question has {len(text):,} characters, far more than the model can read; ask less"
+        )
+    if len(pictures) > MOST_PICTURES:
+        raise DataError(f"{len(pictures)} pictures in one message; {MOST_PICTURES} are the most")
+    before = sum(len(turn.pictures) for turn in earlier)
+    if not before and not pictures:
+        raise DataError("add a picture first, or click one")
+    if before + len(pictures) > MOST_PICTURES_OF_A_CHAT:
+        raise DataError(
+            f"a chat shows {MOST_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
+        )
+    for picture in pictures:
+        check_picture(picture)
+
+
+def read_options(
+    names: Sequence[str], values: Sequence[object], options: GenerationOptions
+) -> dict[str, Any]:
+    """The settings as changes of the options.
+
+    Raises:
+        ConfigError: for a value that cannot be, or more beams than a visitor may ask for.
+    """
+    changes = dict(zip(names, values, strict=True))
+    seed = changes["seed"]  # a text, for it may be empty
+    changes["seed"] = int(seed) if isinstance(seed, str) and seed.isdecimal() else seed or None
+    try:
+        beams = change_options(options, changes).num_beams
+    except ConfigError as error:  # a visitor knows of no YAML
+        raise ConfigError(str(error).replace("chat.", "")) from error
+    if beams > MOST_BEAMS:
+        raise ConfigError(f"num_beams: {beams} is more than this page allows, {MOST_BEAMS}")
+    return changes
+
+
+def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
+    """Turns as the chat box takes them: pictures, question and answer, each by itself."""
+    shown = []
+    for turn in turns:
+        shown += asked(turn.question, turn.pictures)
+        shown.append(says(turn.answer or "(an empty answer)"))
+    return shown
+
+
+def asked(question: str, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+    # Pictures are a message of their own: gradio cannot edit a text in one message with them.
+    files = [{"path": str(picture)} for picture in pictures]
+    messages = [{"role": "user", "content": files}] if files else []
+    return [*messages, {"role": "user", "content": [_text(question)]}]
+
+
+def place_of(index: object, turns: Sequence[PageTurn]) -> int:
+    """Which turn a message of the chat box belongs to; -1 where there is no such message."""
+    message = index[0] if isinstance(index, list | tuple) and index else index
+    if not isinstance(message, int) or message < 0:
+        return -1
+    for place, turn in enumerate(turns):
+        message -= 3 if turn.pictures else 2
+        if message < 0:
+            return place
+    return -1
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [_text(text)]}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": as_text(text)}
+
+
+def as_text(text: str) -> str:
+    """Words for the chat box, which takes HTML: what would begin a tag or an entity is escaped."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=[#\w])", "&amp;", text))
+
+
+def from_text(shown: str) -> str:
+    """What :func:`as_text` was given: an edited question comes back as it was shown."""
+    return shown.replace("&lt;", "<").replace("&amp;", "&")

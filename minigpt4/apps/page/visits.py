@@ -1,0 +1,174 @@
+"""Visits: what each visitor of the page has said and shown, and when it is forgotten.
+
+The page's own copy of a chat is only shown; what counts lies here, under the visitor's key, so
+nothing a browser sends can put words or pictures into a chat.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4.apps.transcript import Turn
+from minigpt4.errors import DataError
+
+if TYPE_CHECKING:
+    from minigpt4.chat import ChatSession
+
+MOST_VISITS = 1000  # the one longest unseen makes room
+_OPEN = 24 * 3600.0  # seconds that a page left open and unused is remembered
+_SETTLE = 60.0  # seconds in which an answer that is told to stop has to stop
+
+
+@dataclass
+class PageTurn:
+    """A question and its answer; ``before`` is what the model remembered until then."""
+
+    question: str
+    pictures: list[Path]
+    before: "ChatSession"
+    answer: str
+
+
+@dataclass
+class Visit:
+    """One visitor's chat.
+
+    Attributes:
+        session: What the model remembers; None before the first answer.
+        turns: What was said, the oldest first.
+        asked: Pictures of the question that is being answered.
+        cancelled: Ends the answer that is being made.
+        ended: Forgotten; no answer joins it any more.
+    """
+
+    session: "ChatSession | None" = None
+    turns: list[PageTurn] = field(default_factory=list)
+    asked: list[Path] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    ended: bool = False
+    _answering: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def answering(self, pictures: list[Path]) -> Iterator[None]:
+        """While an answer to a question about these pictures is made; one at a time.
+
+        Raises:
+            DataError: while another one is made.
+        """
+        if not self._answering.acquire(blocking=False):
+            raise DataError("the last answer is still being written; wait for it, or stop it")
+        try:
+            self.cancelled.clear()
+            self.asked = pictures
+            if self.ended:
+                self.cancelled.set()
+            yield
+        finally:
+            self.asked = []
+            self._answering.release()
+
+    def settle(self) -> None:
+        """End the answer that is being made where it is, and wait until it has joined."""
+        self.cancelled.set()
+        if not self._answering.acquire(timeout=_SETTLE):
+            raise DataError("the last answer does not stop; please try again in a moment")
+        self._answering.release()
+
+    def transcript(self) -> list[Turn]:
+        """The turns to take away; pictures by name."""
+        return [
+            Turn(turn.question, turn.answer, [picture.name for picture in turn.pictures])
+            for turn in self.turns
+        ]
+
+
+class Visits:
+    """All visits, and the folder into which pictures are uploaded.
+
+    Args:
+        uploads: Its files are deleted when no chat shows them any more.
+        keep: Seconds that a chat outlives its connection, and a file its upload.
+    """
+
+    def __init__(self, uploads: Path, keep: float) -> None:
+        self.uploads = uploads.resolve()
+        self.keep = keep
+        self._lock = threading.Lock()
+        self._visits: OrderedDict[str, Visit] = OrderedDict()  # the longest unseen first
+        self._forget_at: dict[str, float] = {}
+        self._of_the_page: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._visits)
+
+    def keep_files(self) -> None:
+        """What lies in the folder now belongs to the page itself and stays."""
+        self._of_the_page = set(self._files())
+
+    def find(self, visitor: str) -> tuple[Visit, bool]:
+        """A visitor's visit, and whether it is new."""
+        with self._lock:
+            new = visitor not in self._visits
+            visit = self._visits.setdefault(visitor, Visit())
+            self._visits.move_to_end(visitor)
+            self._forget_at[visitor] = time.monotonic() + _OPEN
+            while len(self._visits) > MOST_VISITS:
+                self._forget(next(iter(self._visits)))
+            return visit, new
+
+    def restart(self, visitor: str) -> None:
+        """Forget a visitor's chat, once its last answer has ended, and open another.
+
+        Raises:
+            DataError: where that answer does not end.
+        """
+        with self._lock:
+            visit = self._visits.get(visitor)
+            if visit:
+                self._forget(visitor)
+        if visit:
+            visit.settle()
+        self.find(visitor)
+
+    def leave(self, visitor: str) -> None:
+        """The page was closed, or the connection lost: a while later the chat is forgotten."""
+        with self._lock:
+            if visit := self._visits.get(visitor):
+                visit.cancelled.set()
+                self._forget_at[visitor] = time.monotonic() + self.keep
+
+    def sweep(self) -> None:
+        """Forget visits whose time is over, and delete files that no chat shows."""
+        with self._lock:
+            now = time.monotonic()
+            for visitor in [v for v, end in self._forget_at.items() if end < now]:
+                self._forget(visitor)
+            shown = set(self._of_the_page)
+            for visit in self._visits.values():
+                shown |= {*visit.asked, *(p for turn in visit.turns for p in turn.pictures)}
+        uploaded_before = time.time() - self.keep
+        for file in self._files():
+            with suppress(OSError):  # it may be gone, or another upload fill its folder again
+                if file not in shown and file.stat().st_mtime < uploaded_before:
+                    file.unlink()
+                    file.parent.rmdir()
+
+    def close(self) -> None:
+        """End every answer that is being made."""
+        with self._lock:
+            for visit in self._visits.values():
+                visit.cancelled.set()
+
+    def _forget(self, visitor: str) -> None:
+        visit = self._visits.pop(visitor)
+        self._forget_at.pop(visitor)
+        visit.ended = True
+        visit.cancelled.set()
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.uploads.rglob("*") if path.is_file()]

@@ -1,0 +1,174 @@
+"""Answering: the chat makes an answer in a thread; the event loop reads it as it grows."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from minigpt4.apps.server.messages import Dialogue, Picture, Words
+from minigpt4.apps.server.replies import RequestError
+from minigpt4.chat import Chat, Part, Ticket
+from minigpt4.datasets.images import load_image
+from minigpt4.errors import DataError
+
+STOPPING = "the server is stopping; please ask again in a moment"
+_GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be answered, and how.
+
+    Attributes:
+        dialogue: Questions and answers.
+        pictures: The encoded image behind each address in them.
+        options: Changes of the chat's options.
+        stops: Texts at which the answer is cut.
+    """
+
+    dialogue: Dialogue
+    pictures: dict[str, bytes]
+    options: dict[str, Any]
+    stops: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The answer so far; the last one says how it ended.
+
+    Attributes:
+        text: All of it, as far as it can no longer change.
+        finish: None while it grows.
+        usage: Tokens, as OpenAI counts them; of the last one only.
+    """
+
+    text: str
+    finish: Literal["stop", "length"] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class Answer:
+    """One answer that is being made, or waits to be.
+
+    Args:
+        chat: Makes it.
+        order: What to answer.
+        ticket: Its place in the chat's queue, given up at the end.
+        seconds: Of writing, after which it is cut.
+    """
+
+    def __init__(self, chat: Chat, order: Order, ticket: Ticket, seconds: float) -> None:
+        self._chat = chat
+        self._order = order
+        self._ticket = ticket
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Progress | Exception] = asyncio.Queue()
+        self._cancelled = threading.Event()
+        self.begun = False  # its turn has come
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def cut(self) -> None:
+        """End it where it is; while it waits there is nothing to cut, and it fails."""
+        self._cancelled.set()
+
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        """The answer as it grows; closing this ends it.
+
+        Raises:
+            MiniGPT4Error: what a client has done wrong.
+            Exception: any other.
+        """
+        try:
+            finish = None
+            while finish is None:
+                item = await self._items.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                finish = item.finish
+        finally:
+            self.cut()
+
+    def _work(self) -> None:
+        try:
+            while not self._ticket.wait(_GLANCE) and not self._cancelled.is_set():
+                pass
+            if self._cancelled.is_set():
+                raise RequestError(503, STOPPING, code="stopping")
+            self.begun = True
+            timer = threading.Timer(self._seconds, self.cut)
+            timer.daemon = True
+            timer.start()
+            try:
+                self._make()
+            finally:
+                timer.cancel()
+        except Exception as error:  # handed over: the event loop tells the client
+            self._tell(error)
+        finally:
+            self._ticket.leave()
+
+    def _make(self) -> None:
+        chat, order = self._chat, self._order
+        history = [(self._parts(words), answer) for words, answer in order.dialogue.turns]
+        question = self._parts(order.dialogue.question)
+        session = chat.start(history)
+        text, found = "", False
+        for grown in chat.stream(
+            question,
+            session=session,
+            ticket=self._ticket,
+            cancelled=self._cancelled,
+            **order.options,
+        ):
+            text, found = cut_at_stops(grown, order.stops)
+            if found:
+                self.cut()  # and read on: what it took is known at its end
+            else:
+                self._tell(Progress(certain(text, order.stops)))
+        usage = session.usage
+        assert usage is not None  # an answer has ended
+        stopped = found or usage.end == "stop"
+        counts = {
+            "prompt_tokens": usage.prompt,
+            "completion_tokens": usage.answer,
+            "total_tokens": usage.prompt + usage.answer,
+            "prompt_tokens_details": {"cached_tokens": usage.kept},
+        }
+        self._tell(Progress(text, "stop" if stopped else "length", counts))
+
+    def _parts(self, words: Words) -> list[Part]:
+        """Pictures are opened when it is their turn: those of all who wait may be too large."""
+        return [self._open(part) if isinstance(part, Picture) else part for part in words]
+
+    def _open(self, picture: Picture) -> Image.Image:
+        try:
+            return load_image(self._order.pictures[picture.place], shown=True)
+        except DataError as error:
+            text = f"{picture.place}: {error}"
+            raise RequestError(400, text, picture.place, "invalid_image") from error
+
+    def _tell(self, item: Progress | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+
+def cut_at_stops(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop text in it, and whether there is one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def certain(text: str, stops: Sequence[str]) -> str:
+    """Of a growing text what can be sent: no end that may turn into a stop text, or be stripped."""
+    held = 0
+    for stop in stops:
+        most = min(len(stop) - 1, len(text))
+        held = max(held, next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0))
+    return text[: len(text) - held].rstrip()

@@ -1,0 +1,139 @@
+"""Templates: what ``chat.template`` says → how turns are written, in a chat as in training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt4.conversation.turns import OWN, TEMPLATES, Conversation, Message, Template
+from minigpt4.errors import CheckpointError, ConfigError, one_line
+from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer, special_words
+from minigpt4.registry import bind, nearest
+
+# Texts that no chat template holds; they show where it puts what is said.
+_QUESTION, _ANSWER, _NEXT = "Zquestionz", "Zanswerz", "Znextz"
+_TRIALS = [  # questions and answers in turn
+    ["What is this?"],
+    ["What is this?", "A red circle,\nand a ring."],
+    ["What is this?", "A red circle.", "Are you sure?"],
+    ["One", "two", "three?", "Four.", "And  five?"],
+    ["One", "two", "three?", "Four.", "And  five?", "6"],
+]
+
+
+def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) -> Template:
+    """The template that ``chat.template`` names, holds as a set of keys, or leaves to the model.
+
+    Args:
+        spec: A name, ``own``, the keys of a :class:`Template`, or one that is made already.
+        llama_model: Folder or hub id of the language model, for ``own``.
+
+    Raises:
+        ConfigError: for a name or keys that are unknown, and a language model whose own chat
+            template is none that turns can be written with.
+    """
+    if isinstance(spec, Template):
+        return spec
+    if isinstance(spec, Mapping):
+        bound, faults = bind(Template, spec, "chat.template")
+        if faults:
+            raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+        return Template(**bound)
+    if spec == OWN:
+        return own_template(llama_model)
+    if spec not in TEMPLATES:
+        text = f"chat.template: unknown template {spec!r}; {nearest(spec, [*TEMPLATES, OWN])}"
+        raise ConfigError(text)
+    return TEMPLATES[spec]
+
+
+def own_template(llama_model: str) -> Template:
+    """The chat template that came with a language model, cut out of what it makes of a trial.
+
+    Raises:
+        ConfigError: where there is none, or it writes other conversations otherwise.
+    """
+    try:
+        ours, tokenizer = load_tokenizer(llama_model), load_auto_tokenizer(llama_model)
+    except CheckpointError as error:
+        raise ConfigError(f"chat.template: {OWN}: {error}") from error
+    if not tokenizer.chat_template:
+        raise _refusal(llama_model, "has no chat template of its own")
+    bos = "" if ours.bos_id is None else ours.piece(ours.bos_id)
+    try:
+        writer = _Writer(tokenizer, bos)
+        template = _cut_out(writer, llama_model)
+        agrees = all(_agrees(writer, template, trial) for trial in _TRIALS)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a program in a template does
+        text = f"has a chat template that fails ({type(error).__name__}: {one_line(error)})"
+        raise _refusal(llama_model, text) from error
+    if not agrees:
+        text = "has a chat template that writes turns now so, now otherwise"
+        raise _refusal(llama_model, text)
+    return template
+
+
+def _refusal(llama_model: str, text: str) -> ConfigError:
+    return ConfigError(
+        f"chat.template: {OWN}: {llama_model} {text}; write it out: system, user, assistant, "
+        "opening, separator and stop under chat.template (docs/extending.md)"
+    )
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A language model's own chat template; ``bos`` stands in front of every row without it."""
+
+    tokenizer: Any
+    bos: str
+
+    def __call__(self, texts: Sequence[str], opening: bool = False, **names: object) -> str:
+        roles = ("user", "assistant")
+        text = self.tokenizer.apply_chat_template(
+            [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)],
+            tokenize=False,
+            add_generation_prompt=opening,
+            **names,
+        )
+        return str(text)
+
+    def asks_for_the_date(self) -> bool:
+        """Whether it fails where the function that tells the date is none."""
+        try:
+            self([_QUESTION], strftime_now="")
+        except TypeError:
+            return True
+        return False
+
+
+def _cut_out(write: _Writer, llama_model: str) -> Template:
+    """What stands around the texts of a trial; what does not fit shows in another trial."""
+    asked = write([_QUESTION])
+    opened = write([_QUESTION], opening=True)
+    if write.asks_for_the_date():
+        raise _refusal(llama_model, "has a chat template with the date in it, which changes")
+    start, _, separator = asked.partition(_QUESTION)
+    _, _, answered = write([_QUESTION, _ANSWER]).partition(_QUESTION)
+    before_answer, _, ending = answered.partition(_ANSWER)
+    _, _, followed = write([_QUESTION, _ANSWER, _NEXT]).partition(_ANSWER)
+    user = followed.partition(_NEXT)[0].removeprefix(ending)
+    system = start.removesuffix(user).removeprefix(write.bos)
+    assistant, opening = before_answer.removeprefix(separator), opened.removeprefix(asked)
+    if system.endswith(separator):
+        system = system.removesuffix(separator)
+    elif system:  # it ends otherwise than a question: then a question's end begins the answer
+        separator, assistant, opening = "", separator + assistant, separator + opening
+    words = [word for word in special_words(write.tokenizer) if word in ending]
+    stop = min(words, key=ending.index, default=ending.strip() or user.strip())
+    return Template(system, user, assistant, opening, separator, stop, ending)
+
+
+def _agrees(write: _Writer, template: Template, trial: Sequence[str]) -> bool:
+    """Whether a template writes a conversation as the language model's own does."""
+    conversation = Conversation(template)
+    for number, text in enumerate(trial):
+        conversation.messages.append(Message("assistant" if number % 2 else "user", text))
+    asking = len(trial) % 2 == 1
+    ours = conversation.prompt() if asking else conversation.transcript()
+    return write(trial, opening=asking) in (ours, write.bos + ours)

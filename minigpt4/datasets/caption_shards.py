@@ -1,0 +1,269 @@
+"""Webdataset shards: tar files of pictures and json captions, as img2dataset writes them."""
+
+import glob
+import json
+import math
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+from webdataset.tariterators import group_by_keys
+
+from minigpt4.config.checks import is_placeholder
+from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Text, printable
+from minigpt4.datasets.splits import ALL, Side, place_of
+from minigpt4.errors import one_line, shown
+
+TextOf = Callable[[Mapping[str, Any], int], Text]
+LARGEST_FILE = (
+    256 << 20
+)  # bytes; a longer picture or json is bad: a window holds a thousand of them
+MOST_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_LACKING = ("no image", "no json")  # causes of a sample that may have been cut in two
+_LONGEST_HEADER = 16 << 10  # bytes; a path has at most 4096
+_LONGEST_SKIP = 8 << 30  # bytes of one file
+_RECORD = 20 * tarfile.BLOCKSIZE  # a tar's end is filled up to a multiple of it
+
+
+def list_shards(storage: str | list[str]) -> list[str]:
+    """Every tar a ``storage`` names: braces (``{00000..01255}.tar``), globs, folders."""
+    shards: list[str] = []
+    for pattern in [storage] if isinstance(storage, str) else storage:
+        for name in braceexpand.braceexpand(pattern):
+            if os.path.isdir(name):
+                shards += sorted(str(file) for file in Path(name).glob("*.tar"))
+            elif glob.has_magic(name):
+                shards += sorted(glob.glob(name))
+            else:
+                shards.append(name)
+    return shards
+
+
+def _spans(pattern: str) -> float:
+    """How many names the ranges of a pattern make, at most."""
+    ranges = _RANGE.findall(pattern)
+    if any(len(number) > 18 for bounds in ranges for number in bounds):
+        return math.inf
+    return math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
+
+
+def check_shards(storage: str | list[str]) -> str | None:
+    """Complaint about a ``storage`` that names no shard on disk."""
+    for pattern in [storage] if isinstance(storage, str) else storage:
+        if is_placeholder(pattern):
+            return f"{pattern!r} is a placeholder; put the path of your shards there"
+        if _spans(pattern) > MOST_SHARDS:
+            return f"{shown(pattern)} names more than {MOST_SHARDS:,} shards"
+    try:
+        shards = list_shards(storage)
+    except ValueError:  # braceexpand's own error for unbalanced braces
+        return f"{storage!r} has unbalanced braces"
+    if not shards:
+        return f"{storage!r} names no shard (.tar)"
+    if not any(map(os.path.isfile, shards)):
+        return f"none of the {len(shards)} shards exists; the first is {shards[0]}"
+    return None
+
+
+class ShardSource:
+    """Shards, each a unit; their samples are shuffled in windows while still encoded.
+
+    Args:
+        shards: Tar files.
+        window: Consecutive samples that are shuffled together.
+        text_of: Makes the text of a json's fields and its number of images, or raises a
+            ``RowError``; without it that is the caption, and a sample has one image.
+        side: Of a split; samples are on it by their keys.
+    """
+
+    units_per_group = 1
+
+    def __init__(
+        self,
+        shards: list[str],
+        window: int,
+        text_of: TextOf | None = None,
+        side: Side = ALL,
+    ) -> None:
+        self.shards = shards
+        self.side = side
+        self.units = len(shards)
+        self.window = window
+        self._text_of = text_of
+
+    def files(self, unit: int) -> list[Path]:
+        return [Path(self.shards[unit])]
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        for sample in self._read(self.shards[unit]):
+            if self.side.has(place_of(sample.key.rpartition("/")[2])):
+                yield sample
+
+    def _read(self, shard: str) -> Iterator[RawSample | BadSample]:
+        files = _Files(shard)
+        twice: list[Exception] = []
+
+        def note(error: Exception) -> bool:
+            twice.append(error)
+            return True
+
+        empty = True
+        for fields in group_by_keys(files, keys=_split_name, handler=note):
+            sample = _parse(shard, fields, self._text_of)
+            empty = False
+            # The sample in which a shard breaks off lost its other half with the rest.
+            if not (files.fault and isinstance(sample, BadSample) and sample.cause in _LACKING):
+                yield sample
+            if twice:
+                # As in webdataset, the first file of a name counts.
+                text = "the first one of a name is taken"
+                yield BadSample(sample.key, "duplicate file", text, shard)
+                twice.clear()
+        if files.fault:
+            yield files.fault
+        elif empty:
+            yield BadSample(shard, "empty shard", shard=shard)
+
+
+class _Files:
+    """The files of a shard in the form that webdataset groups into samples; never raises.
+
+    Differs from webdataset's own reading: that takes a tar which is cut between two files, or in
+    a header, for a whole one.
+
+    Attributes:
+        fault: What ended the reading before the tar's end.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+        self.fault: BadSample | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            # As a stream: it never goes back, so a hostile header cannot lead it in a circle.
+            with open(self.shard, "rb") as file, _Tar.open(fileobj=file, mode="r|*") as tar:
+                assert isinstance(tar, _Tar)
+                while entry := tar.next():
+                    tar.members = []  # type: ignore[attr-defined]  # or it remembers all
+                    if entry.isreg() and not entry.issparse():
+                        content = self._read(tar, entry)
+                        yield {"fname": entry.name, "data": content, "__url__": self.shard}
+                if not tar.ended:
+                    raise tarfile.ReadError("its end is missing: it was cut, or is damaged")
+                if tar.fileobj.read(2 * _RECORD).strip(b"\0"):
+                    raise tarfile.ReadError("more lies behind its end: several tars in one?")
+        except FileNotFoundError:
+            self.fault = BadSample(self.shard, "missing shard", shard=self.shard)
+        except Exception as error:  # on broken bytes tarfile and its unpackers raise any kind
+            self.fault = self._broken(error)
+
+    def _read(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
+        """The content of a file that a sample needs; None where it is too long."""
+        if _split_name(entry.name)[1].lower().rpartition(".")[2] not in (*IMAGE_SUFFIXES, "json"):
+            return b""
+        if entry.size > LARGEST_FILE:
+            return None
+        file = tar.extractfile(entry)
+        return file.read() if file else b""
+
+    def _broken(self, error: Exception) -> BadSample:
+        if Path(self.shard).is_file() and not Path(self.shard).stat().st_size:
+            return BadSample(self.shard, "empty shard", "0 bytes", self.shard)
+        text = f"the rest of it is lost ({one_line(error)})"
+        return BadSample(self.shard, "broken shard", text, self.shard)
+
+
+class _Entry(tarfile.TarInfo):
+    """A header; one that would keep its reader busy for hours is refused.
+
+    Tells its tar where the end was found that every whole tar has.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
+        entry = super().frombuf(buf, encoding, errors)
+        # Long names and the like, whose patterns take the square of their length.
+        if entry.type not in tarfile.REGULAR_TYPES and entry.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {entry.size:,} bytes")
+        return entry
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Entry":
+        try:
+            entry = super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tarfile_.ended = True  # type: ignore[attr-defined]
+            raise
+        # Behind the end of a file, a stream is skipped block by block all the same.
+        if tarfile_.offset - entry.offset > _LONGEST_SKIP:
+            raise tarfile.ReadError(f"a file of {entry.size:,} bytes")
+        return entry
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose reader learns whether it was read to its end."""
+
+    tarinfo = _Entry
+    ended = False
+
+
+def _split_name(name: str) -> tuple[str | None, str]:
+    """Key and suffix, split at the first dot behind the folders; no key for another name.
+
+    Source: webdataset's ``base_plus_ext``, whose pattern can take hours over a long name.
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return (folder + slash + stem, suffix) if stem and dot else (None, "")
+
+
+def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSample | BadSample:
+    """A tar's fields of one key as a sample: ``jpg|jpeg|png|webp`` and ``json["caption"]``.
+
+    With ``text_of`` there may be none or several images (``0.jpg``, ``1.jpg``), in that order.
+    """
+    key = f"{shard}/{printable(fields['__key__'])}"
+
+    def bad(cause: str, detail: str = "") -> BadSample:
+        return BadSample(key, cause, detail, shard)
+
+    suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
+    if text_of and not suffixes:
+        suffixes = _numbered(fields)
+    if not suffixes and not text_of:
+        return bad("no image", f"none of {', '.join(IMAGE_SUFFIXES)}")
+    if any(fields[suffix] is None for suffix in suffixes):
+        return bad("huge image", f"more than {LARGEST_FILE:,} bytes")
+    if "json" not in fields:
+        return bad("no json")
+    if fields["json"] is None:
+        return bad("unreadable json", f"more than {LARGEST_FILE:,} bytes")
+    try:
+        told = json.loads(fields["json"])
+    except (ValueError, RecursionError, MemoryError) as error:
+        return bad("unreadable json", one_line(error))
+    images = tuple(fields[suffix] for suffix in suffixes)
+    if text_of:
+        try:
+            text = text_of(told if isinstance(told, dict) else {}, len(images))
+        except RowError as error:
+            return bad(error.cause, error.detail)
+        return RawSample(key, images, text, shard, evaluation_facts(told))
+    caption = told.get("caption") if isinstance(told, dict) else None
+    if not isinstance(caption, str):
+        return bad("no caption", f"{shown(caption)} is not a text")
+    return RawSample(key, images[0], caption, shard)
+
+
+def _numbered(fields: Mapping[str, Any]) -> list[str]:
+    """The suffixes of a sample's several images, ``0.jpg`` before ``10.jpg``."""
+    found = [re.fullmatch(r"(\d{1,9})\.(\w+)", name) for name in fields]
+    images = [match for match in found if match and match[2] in IMAGE_SUFFIXES]
+    return [match[0] for match in sorted(images, key=lambda match: int(match[1]))]

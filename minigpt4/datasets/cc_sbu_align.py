@@ -1,0 +1,185 @@
+"""A folder of curated pairs: ``filter_cap.json`` and ``image/``, the form of ``cc_sbu_align``."""
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.config.checks import is_placeholder
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
+from minigpt4.datasets.splits import ALL, Side, place_of
+from minigpt4.errors import DataError, one_line, shown
+
+ANNOTATION_FILE = "filter_cap.json"
+
+logger = logging.getLogger(__name__)
+
+
+def check_alignment_folder(storage: str) -> str | None:
+    """Complaint about a folder that does not hold the two parts."""
+    if is_placeholder(storage):
+        return f"{storage!r} is a placeholder; put the folder of your pairs there"
+    folder = Path(storage)
+    if not os.path.isdir(folder):  # also for names that no folder can have
+        return f"no such folder: {storage}"
+    if not (folder / ANNOTATION_FILE).is_file():
+        return f"{storage} holds no {ANNOTATION_FILE}"
+    if not (folder / "image").is_dir():
+        return f"{storage} holds no image/"
+    return None
+
+
+class AlignmentSource:
+    """Annotated pairs, each a unit; names and texts are held in memory, pictures are not."""
+
+    window = 1  # the order of the units is shuffled already
+    units_per_group = 512
+
+    def __init__(self, folder: Path, side: Side = ALL) -> None:
+        self.folder = folder
+        self.side = side
+        found = read_entries(folder)
+        self.entries = [entry for entry in found if side.has(place_of(Path(entry.key).name))]
+        self.units = len(self.entries)
+        if not self.readable and side.part == "train":
+            raise DataError(f"{folder}: no pair is left to train on beside val_fraction")
+
+    @property
+    def readable(self) -> int:
+        """Pairs that have a picture and a text."""
+        return sum(isinstance(entry, RawSample) for entry in self.entries)
+
+    def files(self, unit: int) -> list[Path]:
+        image = getattr(self.entries[unit], "image", None)
+        return [self.folder / ANNOTATION_FILE, *([image] if isinstance(image, Path) else [])]
+
+    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
+        yield self.entries[unit]
+
+
+def read_entries(folder: Path) -> list[RawSample | BadSample]:
+    """Every annotated pair, in the order of the file.
+
+    Those without an image or a text are a ``BadSample``; each kind is counted in one line.
+
+    Raises:
+        DataError: for annotations that cannot be read, an id that is a path, or without a single
+            image.
+    """
+    file = folder / ANNOTATION_FILE
+    entries = [
+        (_id_of(entry, f"{file}: annotations[{number}]"), entry.get("caption"))
+        for number, entry in enumerate(_annotations(file))
+    ]
+    pictures = _pictures(folder / "image")
+    samples: list[RawSample | BadSample] = []
+    wordless, missing = [], []
+    for image_id, text in entries:
+        name = printable(image_id)
+        if not isinstance(text, str):
+            wordless.append(name)
+            samples.append(BadSample(name, "no caption", f"{shown(text)} is not a text"))
+        elif image_id not in pictures:
+            missing.append(name)
+            samples.append(BadSample(name, "no image", f"none in {folder / 'image'}"))
+        else:
+            samples.append(RawSample(name, pictures[image_id][0], text))
+    if len(wordless) + len(missing) == len(samples):
+        raise DataError(_nothing_found(file, [name for name, _ in entries]))
+    if wordless:
+        text = "%s: %d captions are no text and left out (first: %s)"
+        logger.warning(text, folder, len(wordless), ", ".join(wordless[:3]))
+    if missing:
+        text = "%s: %d of %d images are missing and left out (first: %s)"
+        logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))
+    _tell_doubles(folder, [name for name, _ in entries], pictures)
+    return samples
+
+
+def _annotations(file: Path) -> list[dict[str, Any]]:
+    """The file's entries; each is an object with a caption of any kind.
+
+    Raises:
+        DataError: for a file of another form; it says where.
+    """
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not json"
+        reason = "cannot be read" if isinstance(error, OSError) else reason
+        raise _form_fault(file, f"{reason}: {one_line(error)}") from error
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        found = f"{type(content).__name__} without a list of that name"
+        raise _form_fault(file, f"found a {found}")
+    for number, entry in enumerate(annotations):
+        if not isinstance(entry, dict):
+            raise _form_fault(file, f"annotations[{number}] is {shown(entry)}")
+        for key in ("image_id", "caption"):
+            if key not in entry:
+                raise _form_fault(file, f'annotations[{number}] has no "{key}"')
+    return annotations
+
+
+def _form_fault(file: Path, text: str) -> DataError:
+    form = '{"annotations": [{"image_id": …, "caption": …}, …]}'
+    return DataError(f"{file}: must hold {form}; {text}")
+
+
+def _id_of(entry: dict[str, Any], place: str) -> str:
+    """An entry's id as the name of a file; 2, "2" and 2.0 are the same one."""
+    given = entry["image_id"]
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)  # which programs for tables make of numbers beside an empty cell
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or given != given:
+        raise DataError(f"{place}: image_id must be a text or a number, not {shown(given)}")
+    image_id = str(given)
+    if not image_id.strip() or image_id in (".", "..") or re.search(r"[/\\\0]", image_id):
+        text = "is no name of a file in image/; write it without folders and without suffix"
+        raise DataError(f"{place}: image_id {shown(image_id)} {text}")
+    return image_id
+
+
+def _pictures(folder: Path) -> dict[str, list[Path]]:
+    """Pictures by their names without suffix; the one that counts comes first.
+
+    Of ``a.jpg`` and ``a.png`` that is the jpg, the only kind that the original looks for.
+    """
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found if entry.is_file())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({one_line(error)})") from error
+    pictures: dict[str, list[Path]] = {}
+    for kind in IMAGE_SUFFIXES:
+        for image in (folder / name for name in names):
+            if image.suffix.lower() == f".{kind}":
+                pictures.setdefault(image.stem, []).append(image)
+    return pictures
+
+
+def _nothing_found(file: Path, names: Sequence[str]) -> str:
+    if not names:
+        return f"{file}: its list of annotations is empty"
+    text = f"{file}: none of its {len(names)} images is in {file.parent / 'image'}"
+    ends = tuple(f".{kind}" for kind in IMAGE_SUFFIXES)
+    mend = "; write ids without the suffix" if names[0].lower().endswith(ends) else ""
+    return f"{text} (first: {printable(names[0])}){mend}"
+
+
+def _tell_doubles(
+    folder: Path, names: Sequence[str], pictures: Mapping[str, Sequence[Path]]
+) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        text = "%s: %d ids have more than one caption; each is a pair of its own (first: %s)"
+        logger.warning(text, folder, len(twice), printable(twice[0]))
+    chosen = [pictures[name] for name in dict.fromkeys(names) if len(pictures.get(name, ())) > 1]
+    if chosen:
+        text = "%s: %d ids have more than one picture; %s is taken rather than %s, and so on"
+        first, second = (printable(image.name) for image in chosen[0][:2])
+        logger.warning(text, folder, len(chosen), first, second)

@@ -1,0 +1,1 @@
+"""A user's own rows: files, folders and shards of ``type: pairs``."""

@@ -1,0 +1,1 @@
+"""Evaluation: validation during a training, and evaluation of data sets."""

@@ -1,0 +1,228 @@
+"""Evaluation: every sample of the data sets once → outputs, scores and a summary on disk.
+
+``train.py`` comes here with ``run.evaluate: True``, and so does ``python -m minigpt4 evaluate``.
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from minigpt4.assembly import (
+    build_datasets,
+    build_model,
+    make_accelerator,
+    run_settings,
+)
+from minigpt4.chat import Chat, GenerationOptions, generation_options
+from minigpt4.config import Config
+from minigpt4.datasets.samples import DataSet, reference, to_device
+from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
+from minigpt4.errors import ConfigError, MiniGPT4Error
+from minigpt4.evaluation.files import (
+    OutputFolder,
+    Row,
+    Summary,
+    check_outputs,
+    score_outputs,
+    table,
+)
+from minigpt4.metrics import Parts, build_metrics
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.preflight.preflight import check_evaluation
+from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.registry import TASKS
+from minigpt4.tasks.multiple_choice import output_fields
+
+logger = logging.getLogger(__name__)
+
+
+def run_evaluation(
+    config: Config, parts: Parts | None = None, question: str | None = None
+) -> Summary:
+    """The evaluation that a config describes, from its check to its files.
+
+    Args:
+        config: As loaded.
+        parts: What metrics may need beside outputs and references.
+        question: Asked of every sample instead of what the model was trained with.
+
+    Raises:
+        MiniGPT4Error: for a fault in the config, the weights, the data or a metric.
+    """
+    check_evaluation(config)
+    settings = run_settings(config)
+    build_metrics(settings["metrics"], parts)  # what one lacks shows before hours of work
+    OutputFolder(Path(settings["output_dir"])).check([*config.datasets])
+    accelerator = make_accelerator(settings["device"])
+    set_seed(settings["seed"])  # an untrained projection must be the same in every process
+    datasets = build_datasets(config, pictures=True)
+    model = build_model(config, accelerator.device)
+    if accelerator.is_main_process and not config.model.get("ckpt"):
+        logger.warning("model.ckpt names no projection: an untrained one is evaluated")
+    options = generation_options(config)
+    summary = evaluate(model, datasets, accelerator, settings, options, parts, question)
+    accelerator.end_training()
+    return summary
+
+
+def evaluate(
+    model: MiniGPT4,
+    datasets: Sequence[DataSet],
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+    options: GenerationOptions,
+    parts: Parts | None = None,
+    question: str | None = None,
+) -> Summary:
+    """Generate for every sample without drawing, score, and write what came out.
+
+    ``<output_dir>/<data set>.jsonl`` holds a row for each sample, ``<output_dir>/summary.json`` the
+    summary; each is written whole or not at all, by the main process. Outputs are there before they
+    are scored: a metric that fails loses none.
+
+    Args:
+        model: With the projection to evaluate.
+        datasets: At least one.
+        accelerator: Processes and device; the number of processes does not change the files.
+        settings: Of the run: task, seed, metrics, batch_size_eval, num_workers, output_dir.
+        options: How to generate; always without sampling.
+        parts: What metrics may need beside outputs and references.
+        question: Asked of every sample instead of what the model was trained with.
+
+    Returns:
+        For each data set the number of its samples, of those that cannot be read, and each metric's
+        mean over the others with its interval; in the main process, which alone scores.
+
+    Raises:
+        DataError: for a data set without a single sample that can be read.
+        MiniGPT4Error: for a metric that fails.
+    """
+    task = _build_task(model, accelerator, settings, question)
+    folder = OutputFolder(Path(settings["output_dir"]))
+    rows: dict[str, list[Row]] = {}
+    for dataset in datasets:
+        processor = dataset.eval_image_processor or dataset.image_processor
+        if (
+            accelerator.is_main_process
+            and isinstance(processor, ImageProcessor)
+            and processor.random
+        ):
+            text = "datasets.%s: its image processor is random; vis_processor.eval can name another"
+            logger.warning(text, dataset.name)
+        chat = Chat(model, processor, replace(options, do_sample=False))
+        own = _evaluate_data_set(task, chat, dataset, accelerator, settings)
+        if question is not None:
+            own = [row if "error" in row else {**row, "question": question} for row in own]
+        rows[dataset.name] = own
+        check_outputs(dataset.name, rows[dataset.name])
+        if accelerator.is_main_process:
+            folder.write_outputs(dataset.name, rows[dataset.name])
+    if not accelerator.is_main_process:
+        return {}
+    try:
+        return _score(folder, rows, settings["metrics"], parts)
+    except MiniGPT4Error as error:
+        mend = f"evaluate --rescore --output {folder.path} scores them without generating"
+        fault = MiniGPT4Error(f"{error}; the outputs are safe: {mend}")
+        fault.exit_code = error.exit_code
+        raise fault from error
+
+
+def rescore(path: Path, metrics: Sequence[str], parts: Parts | None = None) -> Summary:
+    """Score the outputs of an earlier evaluation again, in its folder; nothing is generated.
+
+    Args:
+        path: The evaluation's folder.
+        metrics: Their scores take the place of those that are there.
+        parts: What metrics may need beside outputs and references.
+
+    Raises:
+        MiniGPT4Error: for a folder without outputs, or a metric that fails.
+    """
+    build_metrics(metrics, parts)
+    folder = OutputFolder(path)
+    return _score(folder, folder.read_outputs(), metrics, parts)
+
+
+def _score(
+    folder: OutputFolder,
+    rows: dict[str, list[Row]],
+    metrics: Sequence[str],
+    parts: Parts | None,
+) -> Summary:
+    """Scores and summary of every data set, written and told."""
+    summary = {
+        name: score_outputs(name, own, metrics, parts or Parts()) for name, own in rows.items()
+    }
+    folder.write_scores(rows, summary)
+    logger.info("%s\noutputs and scores: %s", table(summary), folder.path)
+    return summary
+
+
+def _build_task(
+    model: MiniGPT4, accelerator: Accelerator, settings: dict[str, Any], question: str | None
+) -> Any:
+    name, injected = settings["task"], {"seed": settings["seed"], "prompts": model.prompts}
+    if question is not None:
+        if "question" not in inspect.signature(TASKS.get(name)).parameters:
+            raise ConfigError(f"--prompt: the task {name!r} takes no question; leave it out")
+        injected["question"] = question
+    return TASKS.build(name, {}, rank=accelerator.process_index, **injected)
+
+
+def _evaluate_data_set(
+    task: Any,
+    chat: Chat,
+    dataset: DataSet,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+) -> list[Row]:
+    """A row for each sample, in the order of the data set; the same in every process."""
+    share = (accelerator.process_index, accelerator.num_processes)
+    batches = OrderedBatches(dataset, settings["batch_size_eval"], *share)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=settings["num_workers"]))
+    rows: list[Row] = []
+    calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
+    with (
+        logging_redirect_tqdm(),
+        tqdm(
+            desc=dataset.name,
+            total=batches.dataset.source.units if dataset.length else None,
+            disable=not accelerator.is_main_process,
+            mininterval=calm,
+        ) as bar,
+    ):
+        # The processes go in step, batch by batch; one whose batches are all done adds nothing.
+        while found := gather_object(_answer(task, chat, next(loader, None))):
+            rows += found
+            bar.update(len(found))
+    return rows
+
+
+def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
+    """The rows of one process's batch."""
+    if batch is None:
+        return []
+    rows: dict[int, Row] = {
+        number: {"image": bad.key, "error": bad.reason} for number, bad in batch.unreadable.items()
+    }
+    if batch.batch is not None:
+        ready = to_device(batch.batch, chat.model.device)
+        outputs = task.evaluation_step(chat, ready, batch.numbers)
+        keys, texts = ready["keys"], map(reference, ready["text"])
+        facts = ready.get("facts") or [{} for _ in keys]
+        told = zip(batch.numbers, keys, texts, facts, outputs, strict=True)
+        for number, key, text, known, output in told:
+            told_of = {"image": key, "reference": text, **known}
+            rows[number] = {**told_of, **output_fields(output)}
+    return [rows[number] for number in sorted(rows)]

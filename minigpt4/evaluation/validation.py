@@ -1,0 +1,376 @@
+"""Validation: what a training's model makes of the samples that its data sets hold out."""
+
+import hashlib
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import DataLoader
+
+from minigpt4.chat import Chat, GenerationOptions
+from minigpt4.chat.generation import NonFiniteLogitsError
+from minigpt4.datasets.loaders import leave_signals_to_the_trainer
+from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
+from minigpt4.datasets.streams import OrderedBatches
+from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
+from minigpt4.evaluation.validation_batches import as_png, encoded, first_of, with_other_pictures
+from minigpt4.files import write_atomically
+from minigpt4.metrics import build_metrics, lower_is_better, score_rows
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.runners.distributed import Processes
+from minigpt4.runners.json_lines import JsonLines
+from minigpt4.tasks.multiple_choice import output_fields
+
+FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
+SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
+_FALLING = ("loss", "perplexity")
+
+Figures = dict[str, dict[str, float]]  # data set → figure → value
+Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far, as ``best.json`` tells it."""
+
+    metric: str
+    value: float
+    epoch: int
+    step: int
+
+
+@dataclass
+class _Sums:
+    """Over the target tokens of a data set."""
+
+    tokens: int = 0
+    loss: float = 0.0
+    hits: int = 0
+
+    def add(self, other: Sequence[float]) -> None:
+        self.tokens += int(other[0])
+        self.loss += other[1]
+        self.hits += int(other[2])
+
+    def figures(self) -> dict[str, float]:
+        loss = self.loss / self.tokens
+        # Beyond what a float can hold it is told as such, not raised.
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        accuracy = self.hits / self.tokens
+        return dict(zip(FIGURES, (loss, accuracy, perplexity), strict=True))
+
+
+class Validation:
+    """Measures a model on what data sets hold out, and remembers the best.
+
+    Nothing of the training feels it: random numbers are put back. The number of processes changes
+    no figure but in its last digits, since each sample is read by one of them.
+
+    Args:
+        datasets: Of the training; those that hold nothing out are passed over.
+        task: Of the training, with one rank's prompts for all.
+        processes: Of the run.
+        folder: Of the run: ``validation.jsonl`` and ``pictures/`` go there.
+        options: How texts are generated; always without sampling.
+        batch_size: Samples per process and step.
+        num_workers: Worker processes of each data set's reading.
+        captions: Samples of each data set whose text is generated: its first ones.
+        control: Also with each sample's picture exchanged for that of another.
+        metrics: What generated texts are scored with.
+        best_metric: Which figure tells the best model: its name alone means over the data sets, or
+            ``<data set>/<figure>``.
+        best_mode: Whether the smallest or the largest is best; ``auto`` knows.
+
+    Raises:
+        ConfigError: where no data set holds anything out.
+        MiniGPT4Error: for a metric whose library is not installed.
+
+    Attributes:
+        best: So far.
+        done_step: Step (of the whole run) of the latest validation; -1 before.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[DataSet],
+        task: Any,
+        processes: Processes,
+        folder: Path,
+        options: GenerationOptions,
+        *,
+        batch_size: int,
+        num_workers: int,
+        captions: int,
+        control: bool,
+        metrics: Sequence[str],
+        best_metric: str,
+        best_mode: str,
+    ) -> None:
+        self._datasets = [dataset for dataset in datasets if dataset.eval_source is not None]
+        if not self._datasets:
+            raise ConfigError("run.valid_splits: no data set holds anything out")
+        self._task = task
+        self._processes = processes
+        self._folder = folder
+        if captions:
+            build_metrics(metrics)  # one whose library is missing is told before the first step
+        self._options = replace(options, do_sample=False)
+        self._batch_size, self._workers = batch_size, num_workers
+        self._captions, self._control, self._metrics = captions, control, metrics
+        self._best_metric = best_metric
+        self._smallest = is_smaller_better(best_metric, best_mode)
+        self.rows = JsonLines(folder / "validation.jsonl")
+        self.best: Best | None = None
+        self.done_step = -1
+
+    def run(
+        self, model: MiniGPT4, epoch: int, step: int, stopped: Callable[[], bool]
+    ) -> Figures | None:
+        """Every held-out sample once; the generated texts are written down.
+
+        Args:
+            model: In train mode, which it is in again afterwards.
+            epoch: Of the training, from 0.
+            step: Within the epoch; 0 before the first.
+            stopped: Whether the run was told to stop; the validation is left then.
+
+        Returns:
+            Figures of each data set, the same in every process; None where it was left.
+
+        Raises:
+            DataError: for a data set that holds out no readable sample.
+            MiniGPT4Error: where a file cannot be written, or a metric fails.
+        """
+        figures: Figures = {}
+        rows: list[Row] = []
+        with _undisturbed(model):
+            for dataset in self._datasets:
+                found = self._gathered(model, dataset, stopped)
+                if found is None:
+                    return None
+                figures[dataset.name], told = found
+                rows += ({"epoch": epoch, "step": step, "data_set": dataset.name} | r for r in told)
+        if self._processes.main:
+            self._write(rows)
+        return figures
+
+    def is_best(self, figures: Figures, epoch: int, step: int) -> bool:
+        """Whether no earlier validation was as good; remembers it then."""
+        value = best_value(self._best_metric, figures)
+        if value is None:
+            return False
+        before = self.best.value if self.best else math.inf if self._smallest else -math.inf
+        if not (value < before if self._smallest else value > before):
+            return False
+        self.best = Best(self._best_metric, value, epoch, step)
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, as plain values."""
+        best = asdict(self.best) if self.best else None
+        return {"best": best, "done_step": self.done_step, "bytes": self.rows.size}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` gave, in the same folder."""
+        self.best = Best(**state["best"]) if state["best"] else None
+        self.done_step = state["done_step"]
+        if self._processes.main:
+            self.rows.truncate(state["bytes"])
+
+    def _gathered(
+        self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, float], list[Row]] | None:
+        """Figures and generated rows of one data set, of all processes."""
+        try:
+            own = self._own_share(model, dataset, stopped)
+        except MiniGPT4Error as error:
+            error.rank_local = True  # the others do not know of it
+            raise
+        return self._summarise(dataset.name, self._processes.gather([own]))
+
+    def _own_share(
+        self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Counts, sums and rows of the batches that this process reads."""
+        batches = OrderedBatches(
+            dataset, self._batch_size, self._processes.rank, self._processes.count
+        )
+        chat = Chat(model, batches.dataset.image_processor, self._options)
+        counts = {"samples": 0, "unreadable": 0, "left": 0}
+        sums, shuffled = _Sums(), _Sums()
+        rows: list[Row] = []
+        first_bad = ""
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self._workers,
+            worker_init_fn=leave_signals_to_the_trainer,
+        )
+        for found in loader:
+            if stopped():
+                counts["left"] = 1
+                break
+            counts["samples"] += len(found.numbers) + len(found.unreadable)
+            counts["unreadable"] += len(found.unreadable)
+            for bad in found.unreadable.values():
+                first_bad = first_bad or f"{bad.key}: {bad.reason}"
+            if found.batch is None:
+                continue
+            pixels = found.batch["image"]
+            batch = encoded(model, to_device(found.batch, model.device))
+            targets = self._task.rows(model, batch, found.numbers[0])
+            sums.add(model.target_scores(batch["image"], targets))
+            other = with_other_pictures(batch) if self._control else None
+            if other is not None:
+                shuffled.add(model.target_scores(other["image"], targets))
+            wanted = sum(number < self._captions for number in found.numbers)
+            if wanted:
+                asked = [first_of(each, wanted) for each in (batch, other) if each is not None]
+                rows += self._generated(chat, asked, found.numbers[:wanted], pixels)
+        own: dict[str, Any] = {"counts": counts, "bad": first_bad, "rows": rows}
+        return own | {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
+
+    def _generated(
+        self, chat: Chat, asked: Sequence[Batch], numbers: list[int], pixels: torch.Tensor
+    ) -> list[Row]:
+        """What the model says to the samples of a batch, with their pictures as they were read.
+
+        Args:
+            chat: Of the model.
+            asked: The batch; where there is a control, also with other pictures.
+            numbers: Of its samples.
+            pixels: Of its images, as the workers gave them.
+        """
+        try:
+            said, *others = [self._task.evaluation_step(chat, each, numbers) for each in asked]
+        except NonFiniteLogitsError as error:  # no reason to end the training
+            logger.warning("validation: no texts of %d samples: %s", len(numbers), error)
+            return []
+        batch, rows, place = asked[0], [], 0
+        for index, count in enumerate(batch["image_counts"]):
+            row = {"number": numbers[index], "image": batch["keys"][index]}
+            row |= {"reference": reference(batch["text"][index]), **batch["facts"][index]}
+            row |= output_fields(said[index])
+            if others:
+                row["shuffled"] = str(others[0][index])
+            if count:
+                row["thumbnail"] = as_png(pixels[place])
+            rows.append(row)
+            place += count
+        return rows
+
+    def _summarise(
+        self, name: str, shares: list[dict[str, Any]]
+    ) -> tuple[dict[str, float], list[Row]] | None:
+        """One data set's figures and rows out of every process's share."""
+        total = {key: sum(share["counts"][key] for share in shares) for key in shares[0]["counts"]}
+        if total.pop("left"):
+            return None
+        sums, shuffled = _Sums(), _Sums()
+        for share in shares:
+            sums.add(share["sums"])
+            shuffled.add(share["shuffled"])
+        if not sums.tokens:
+            first = next((share["bad"] for share in shares if share["bad"]), "")
+            text = f"datasets.{name}: nothing that can be read is held out for the validation"
+            raise DataError(f"{text}; the first: {first}" if first else text)
+        figures: dict[str, float] = dict(total)
+        if not total["unreadable"]:
+            del figures["unreadable"]
+        figures |= sums.figures()
+        rows = sorted((row for share in shares for row in share["rows"]), key=_number)
+        figures |= self._score(rows, "output", "score")
+        if shuffled.tokens:
+            figures |= {SHUFFLED + key: value for key, value in shuffled.figures().items()}
+            other = [row for row in rows if "shuffled" in row]
+            found = self._score(other, "shuffled", "shuffled_score")
+            figures |= {SHUFFLED + key: value for key, value in found.items()}
+        return figures, rows
+
+    def _score(self, rows: Sequence[Row], field: str, into: str) -> dict[str, float]:
+        """Means of the metrics over rows, to each of which its own scores are added."""
+        if not rows:
+            return {}
+        asked = [
+            {**row, "output": row[field], "references": row.get("references") or [row["reference"]]}
+            for row in rows
+        ]
+        scores = score_rows(self._metrics, asked)
+        for row, own in zip(rows, scores.rows, strict=True):
+            row[into] = own
+        return scores.means
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Rows behind each other; each picture once, under a name that its pixels give."""
+        lines = []
+        for row in rows:
+            kept = {key: value for key, value in row.items() if key not in ("number", "thumbnail")}
+            if "thumbnail" in row:
+                name = hashlib.blake2b(row["thumbnail"], digest_size=8).hexdigest()
+                kept["picture"] = f"pictures/{name}.png"
+                self._keep_picture(self._folder / kept["picture"], row["thumbnail"])
+            lines.append(kept)
+        if lines:
+            self.rows.append(*lines)
+
+    def _keep_picture(self, path: Path, content: bytes) -> None:
+        if path.exists():
+            return
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MiniGPT4Error(f"{path.parent}: cannot be written ({error})") from error
+        write_atomically(path, lambda file: file.write(content))
+
+
+def is_smaller_better(name: str, mode: str = "auto") -> bool:
+    """Whether the smallest value of a figure is the best."""
+    figure = name.rpartition("/")[2].removeprefix(SHUFFLED)
+    if mode != "auto":
+        return mode == "min"
+    return figure in _FALLING if figure in FIGURES else lower_is_better(figure)
+
+
+def best_value(name: str, figures: Figures) -> float | None:
+    """A figure's value: of one data set where it is named so, else the mean; None where it is no
+    number.
+    """
+    dataset, _, figure = name.rpartition("/")
+    values = [own[figure] for key, own in figures.items() if figure in own and dataset in ("", key)]
+    mean = sum(values) / len(values) if values else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+@contextmanager
+def _undisturbed(model: MiniGPT4) -> Iterator[None]:
+    """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
+    training, positions = model.training, model.positions
+    states = random.getstate(), numpy.random.get_state()
+    model.train(False)
+    try:
+        # Generation's shapes are many: graphs made for each would cost more than they bring.
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        model.positions = positions
+        model.train(training)
+
+
+def _numbers(sums: _Sums) -> tuple[float, ...]:
+    return sums.tokens, sums.loss, sums.hits
+
+
+def _number(row: Row) -> int:
+    return int(row["number"])

@@ -1,0 +1,1 @@
+"""Speed and memory: packing, compiling, checkpointing, quantization, placement, sharding."""

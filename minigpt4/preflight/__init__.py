@@ -1,0 +1,1 @@
+"""Preflight: every check that runs before anything is loaded."""

@@ -1,0 +1,1 @@
+"""Tools: each can be deleted with its command, page and tests; none imports another."""

@@ -1,0 +1,1 @@
+"""Export: to and from Hugging Face folders, safetensors and weight deltas."""

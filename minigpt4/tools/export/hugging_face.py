@@ -1,0 +1,250 @@
+"""Hugging Face: a chat → a folder that transformers loads by itself; its projection, back.
+
+The folder holds a ``Blip2ForConditionalGeneration``, whose parts are ours under other names, with
+tokenizer, image processor, chat template and generation settings. What it cannot carry is listed in
+``docs/export.md``.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import normalizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from minigpt4.chat.core import Chat
+from minigpt4.chat.generation import build_generation_config
+from minigpt4.conversation import Conversation, Template
+from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.models.lora import merge_lora
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.tokenizer import Tokenizer
+from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.tools.export.deltas import WeightsFolder
+from minigpt4.weights.checkpoint import load_into
+from minigpt4.weights.names import Tensors, convert_to_blip2
+
+# Stands for one image token in a text. It is the export's name for ``<unk>``, which a LLaMA never
+# writes: a word of its own would need a row more in the embedding, and change the logits.
+IMAGE_TOKEN = "<image>"
+# What a tokenizer of another kind would split otherwise.
+_SAMPLES = ("###Human: <Img>", "</Img> What is  this? ###", " two\n", "café 你好 😀", "</s> a")
+_PROJECTION = {
+    "llama_proj.weight": "language_projection.weight",
+    "llama_proj.bias": "language_projection.bias",
+}
+
+
+def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
+    """Write the folder, whole or not at all. The chat's frozen weights may become shorter.
+
+    Args:
+        chat: With Q-Former, on the CPU.
+        tokenizer_file: ``tokenizer.model`` of its language model.
+        folder: Absent or empty.
+
+    Raises:
+        MiniGPT4Error: when the tokenizer cannot be carried, or the folder not be written.
+    """
+    model = chat.model
+    processor = build_processor(chat, tokenizer_file)
+    merge_lora(model.llama_model)
+    assert model.visual_encoder is not None
+    for part in (model.visual_encoder, model.llama_model):
+        shorten_without_loss(part)
+    config = build_config(model, processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    with init_empty_weights(include_buffers=False):
+        exported = Blip2ForConditionalGeneration(config)
+    load_into(exported, convert_to_blip2(model.state_dict()), "export")
+    exported.generation_config = build_generation_config(chat.options, model.tokenizer)
+    exported.generation_config.stop_strings = list(chat.template.stops)
+    with _whole_folder(folder) as partial:
+        transformers_logging.disable_progress_bar()  # it would stand beside an error's one line
+        try:
+            exported.save_pretrained(partial)
+        finally:
+            transformers_logging.enable_progress_bar()
+        processor.save_pretrained(partial)
+
+
+def load_projection(folder: Path) -> Tensors:
+    """The projection of an exported folder, under our names.
+
+    Raises:
+        CheckpointError: for a folder without weights, or weights without a projection.
+    """
+    weights = WeightsFolder(folder)
+    if not set(_PROJECTION.values()) <= weights.tensors.keys():
+        raise CheckpointError(f"{folder}: not a BLIP-2 model (no language_projection in it)")
+    return {ours: weights.read(theirs).clone() for ours, theirs in _PROJECTION.items()}
+
+
+def build_config(model: MiniGPT4, image_token: int) -> Blip2Config:
+    """The dimensions of our model in transformers' words.
+
+    Its vision tower has one epsilon. Ours has 1e-6 in the blocks, which it takes, and 1e-5 in
+    ``ln_vision``.
+    """
+    encoder: Any = model.visual_encoder
+    block = encoder.blocks[0]
+    assert model.q_former is not None
+    assert model.query_tokens is not None
+    vision = Blip2VisionConfig(
+        hidden_size=encoder.embed_dim,
+        intermediate_size=block.mlp.fc1.out_features,
+        num_hidden_layers=len(encoder.blocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=encoder.patch_embed.img_size[0],
+        patch_size=encoder.patch_embed.patch_size[0],
+        layer_norm_eps=block.norm1.eps,
+    )
+    text = model.llama_model.config.to_dict()
+    text.pop("_name_or_path", None)  # where it lay on this machine
+    # Early LLaMA folders name other ids here; the tokenizer's are those that count.
+    text |= {"bos_token_id": model.tokenizer.bos_id, "eos_token_id": model.tokenizer.eos_id}
+    return Blip2Config(
+        vision_config=vision.to_dict(),
+        qformer_config=model.q_former.config.to_dict(),
+        text_config=text,
+        num_query_tokens=model.query_tokens.shape[1],
+        image_token_index=image_token,
+    )
+
+
+def shorten_without_loss(part: torch.nn.Module) -> None:
+    """Half precision for each parameter that holds nothing beyond it, as published weights do."""
+    for parameter in part.parameters():
+        for dtype in (torch.float16, torch.bfloat16):
+            shorter = parameter.data.to(dtype)
+            if parameter.dtype == torch.float32 and torch.equal(shorter.float(), parameter.data):
+                parameter.data = shorter
+
+
+def build_processor(chat: Chat, tokenizer_file: Path) -> Blip2Processor:
+    """Image processor and tokenizer, which give our pixels and ids.
+
+    Raises:
+        CheckpointError: when the tokenizer would give other ids.
+    """
+    tokenizer = build_tokenizer(tokenizer_file, chat.model.tokenizer)
+    assert chat.model.query_tokens is not None
+    count = chat.model.query_tokens.shape[1]
+    tokenizer.chat_template = chat_template(chat.template, count)
+    images = chat.image_processor
+    assert isinstance(images, ImageProcessor)
+    side = {"height": images.image_size, "width": images.image_size}
+    mean, std = list(images.mean), list(images.std)
+    image_processor = BlipImageProcessor(size=side, image_mean=mean, image_std=std)
+    return Blip2Processor(image_processor, tokenizer, num_query_tokens=count)
+
+
+def build_tokenizer(file: Path, ours: Tokenizer) -> PreTrainedTokenizerFast:
+    """Our tokenizer as a pipeline of the tokenizers library, with ``<image>`` for ``<unk>``.
+
+    transformers' own ``LlamaTokenizer`` gives a word start to the beginning of a text only, the
+    original's to each stretch between special tokens; so only its vocabulary is taken.
+
+    Raises:
+        CheckpointError: for a file of another kind, for which the ids would differ.
+    """
+    if ours.bos_id is None:
+        raise CheckpointError("model.bos: off cannot be exported; set auto, as LLaMA was taught")
+    with tempfile.TemporaryDirectory() as alone:  # settings beside the file may be of any release
+        shutil.copy(file, Path(alone) / "tokenizer.model")
+        theirs = LlamaTokenizer.from_pretrained(alone)
+    content = json.loads(theirs.backend_tokenizer.to_str())["model"]
+    words = {IMAGE_TOKEN if i == theirs.unk_token_id else w: i for w, i in content["vocab"].items()}
+    merges = [tuple(merge) for merge in content["merges"]]
+    pipeline = Pipeline(
+        BPE(words, merges, unk_token=IMAGE_TOKEN, fuse_unk=True, byte_fallback=True)
+    )
+    pipeline.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    pipeline.decoder = theirs.backend_tokenizer.decoder
+    bos, eos = ours.piece(ours.bos_id), ours.piece(ours.eos_id)
+    pipeline.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, ours.bos_id)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pipeline,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=IMAGE_TOKEN,
+        pad_token=eos,
+        padding_side="left",
+    )
+    for text in _SAMPLES:
+        if tokenizer.encode(text, add_special_tokens=False) != ours.encode(text):
+            raise CheckpointError(f"{file}: cannot be exported: the ids of {text!r} would differ")
+    return tokenizer
+
+
+def chat_template(template: Template, image_tokens: int) -> str:
+    """Our conversation template for ``apply_chat_template``.
+
+    A message's content is a text, or a list of images and texts as transformers writes them.
+    """
+    quote = json.dumps
+    return (
+        "{{ bos_token + " + quote(Conversation(template).transcript()) + " }}"
+        "{% for message in messages %}"
+        "{% set role = "
+        + quote(template.user)
+        + " if message.role == 'user' else "
+        + quote(template.assistant)
+        + " %}{{ role }}"
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type == 'image' %}<Img>{{ "
+        + f"{quote(IMAGE_TOKEN)} * {image_tokens}"
+        + " }}</Img>"
+        "{% if not loop.last %}{{ "
+        + quote(template.separator)
+        + " + role if loop.nextitem.type == 'image' else ' ' }}{% endif %}"
+        "{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}{% endif %}"
+        "{{ "
+        + quote(template.separator)
+        + " if message.role == 'user' else "
+        + quote(template.behind_answer)
+        + " }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ " + quote(template.opening) + " }}{% endif %}"
+    )
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all of it is there."""
+    partial = folder.with_name(f".{folder.name}.writing")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+        partial.mkdir(parents=True)
+        yield partial
+        os.rename(partial, folder)  # replaces an empty folder, and no other
+    except (OSError, SafetensorError) as error:
+        raise MiniGPT4Error(
+            f"{folder}: cannot be written ({one_line(error)}); free space or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Feature cache: the frozen tower's output of every image, computed once."""

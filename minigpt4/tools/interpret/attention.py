@@ -1,0 +1,244 @@
+"""Attention: an answer's tokens → how much each looks at every image token and at every patch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from minigpt4.chat import Chat
+from minigpt4.chat.core import ImageInput
+from minigpt4.chat.generation import Watch, cut_at, end_ids, first_ids, generate_ids
+from minigpt4.errors import ConfigError, DataError
+from minigpt4.models.language_model import learned_positions
+from minigpt4.models.llm_input import Segment, splice
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.towers import PATCHES_PER_TOKEN
+from minigpt4.tools.interpret.overlay import open_picture, pixels_seen
+from minigpt4.tools.interpret.words import shown_word
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where the T tokens of an answer looked, over N images of Q tokens each.
+
+    Attributes:
+        answer: The text.
+        tokens: Its T tokens as people read them.
+        to_tokens: ``[T, N, Q]``: the share of a token's attention that goes to each image token. A
+            token's shares of all positions, text among them, sum to 1.
+        maps: ``[T, N, rows, columns]``: the same, handed on to the patches of the picture.
+    """
+
+    answer: str
+    tokens: list[str]
+    to_tokens: torch.Tensor
+    maps: torch.Tensor
+
+    @property
+    def image_share(self) -> torch.Tensor:
+        """``[T]``: how much of each token's attention goes to images at all."""
+        return self.to_tokens.sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def attention_to_image(
+    chat: Chat,
+    images: Sequence[ImageInput],
+    question: str,
+    answer: str | None = None,
+    layer: int | None = None,
+) -> Attention:
+    """Where each token of an answer looks in the images.
+
+    A token's row is that of the position *before* it: the one that predicts it. Rows are means over
+    heads, and over the language model's layers unless one is chosen.
+
+    Places come from one product. With a Q-Former image tokens are learned queries, not places, so
+    what falls on a query is handed on along its own cross-attention to the patches, mean over heads
+    and cross-attention layers, the class token's column left out (a map then sums to somewhat less
+    than the token's share). Without one a token is four neighbouring patches, which get a quarter
+    each. It is no rollout: the Q-Former's self-attention, residuals and values are not followed,
+    nor anything inside the visual encoder, whose patches have seen each other long before.
+
+    The language model runs once more with its eager attention for this, and is put back; others who
+    ask the same chat wait meanwhile.
+
+    Args:
+        chat: Any whose language model can give attention weights.
+        images: Shown before the question.
+        question: Asked as in :meth:`minigpt4.chat.Chat.ask`.
+        answer: A text to look at instead of the model's own greedy answer.
+        layer: Of the language model, from 0; the mean of all without.
+
+    Raises:
+        ConfigError: for a layer that does not exist, or a model that gives no weights.
+        DataError: for a bad image, an empty question or answer, or a text that does not fit.
+    """
+    if not images:
+        raise DataError("no image to look at; give one at least")
+    if answer is not None and not answer.strip():
+        raise DataError("the answer is empty; give a text to look at, or leave it to the model")
+    _check_layer(layer, chat.model.llama_model.config.num_hidden_layers)
+    prompt = _prompt_segments(chat, images, question)
+    with chat.waiting.join():
+        ids = _greedy_ids(chat, prompt) if answer is None else chat.model.tokenizer.encode(answer)
+        _check_room(chat, prompt, len(ids))
+        rows = answer_attention(chat.model, prompt, ids, layer)
+        patches = patch_shares(chat.model, pixels_seen(chat, images))
+    to_tokens = torch.stack([rows[:, list(place)] for place in image_positions(prompt)], dim=1)
+    flat = torch.einsum("tnq,nqp->tnp", to_tokens, patches)
+    side = math.isqrt(flat.shape[-1])
+    tokenizer = chat.model.tokenizer
+    return Attention(
+        cut_at(tokenizer.decode(ids), *chat.template.stops),
+        [shown_word(tokenizer, i) for i in ids],
+        to_tokens,
+        flat.unflatten(-1, (side, side)),
+    )
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that has weights to show, for as long as this lasts."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _prompt_segments(chat: Chat, images: Sequence[ImageInput], question: str) -> list[Segment]:
+    """What the language model reads before the answer, as a chat has it."""
+    session = chat.start([([*map(open_picture, images), question], "")])
+    session.conversation.messages.pop()  # the answer, which is yet to come
+    return chat.model.prompt_segments(session.conversation.prompt(), session.images)
+
+
+def _check_layer(layer: int | None, layers: int) -> None:
+    if layer is not None and not 0 <= layer < layers:
+        raise ConfigError(
+            f"no layer {layer}: this language model has attention layers 0 to {layers - 1}"
+        )
+
+
+def _check_room(chat: Chat, prompt: Sequence[Segment], answer: int) -> None:
+    """Refuse what the language model cannot read; ``answer`` is in tokens."""
+    most, taken = chat.options.max_length, sum(map(len, prompt)) + answer
+    positions = learned_positions(chat.model.llama_model)
+    longest = most if positions is None else min(most, positions)
+    if taken > longest:
+        raise DataError(
+            f"question, images and answer take {taken} tokens, but only {longest} fit; ask less"
+        )
+
+
+def _greedy_ids(chat: Chat, prompt: Sequence[Segment]) -> list[int]:
+    """The model's own answer, without what ends it."""
+    model, stops = chat.model, chat.template.stops
+    options = replace(chat.options, do_sample=False, num_beams=1)
+    _check_room(chat, prompt, options.max_new_tokens)
+    spliced = splice([prompt], model.embed_tokens, model.device, pad_side="left")
+    watch = Watch(model.tokenizer, stops, None, None)
+    written = generate_ids(
+        model,
+        spliced.embeds,
+        spliced.attention_mask,
+        options,
+        [watch],
+        ends=end_ids(model, stops),
+    )
+    (ids,) = written[:, len(first_ids(model.tokenizer)) :].tolist()
+    decode = model.tokenizer.decode
+    answer = cut_at(decode(ids), *stops)
+    while ids and cut_at(decode(ids[:-1]), *stops) == answer:
+        ids.pop()
+    return list(ids)
+
+
+@torch.no_grad()
+def answer_attention(
+    model: MiniGPT4, prompt: Sequence[Segment], ids: list[int], layer: int | None = None
+) -> torch.Tensor:
+    """``[T, S]`` in fp32: of the positions that predict the ``ids``, the shares of all S positions.
+
+    Args:
+        model: Whose language model is asked.
+        prompt: Segments before the ids.
+        ids: Of the answer, T of them.
+        layer: One of the language model's; the mean of all without.
+
+    Raises:
+        ConfigError: for a layer that does not exist, or a model that gives no weights.
+    """
+    language_model = model.llama_model
+    row = splice([[*prompt, ids]], model.embed_tokens, model.device)
+    with eager_attention(language_model):
+        output = language_model.base_model(
+            inputs_embeds=row.embeds,
+            attention_mask=row.attention_mask,
+            use_cache=False,
+            output_attentions=True,
+        )
+    # What RWKV calls attentions are no weights; hybrids have them in some layers only.
+    square = (row.lengths[0],) * 2
+    found = getattr(output, "attentions", None) or ()
+    weights = [w for w in found if w is not None and w.shape[2:] == square]
+    if not weights:
+        raise ConfigError(
+            f"a {type(language_model).__name__} gives no attention weights: there is nothing to "
+            "look at; nearest words need none"
+        )
+    _check_layer(layer, len(weights))
+    first = sum(map(len, prompt)) - 1
+    chosen = weights if layer is None else [weights[layer]]
+    # One layer at a time: they may lie on several devices.
+    rows = [w[0, :, first : first + len(ids)].float().mean(0).cpu() for w in chosen]
+    return torch.stack(rows).mean(0)
+
+
+def image_positions(prompt: Sequence[Segment]) -> list[range]:
+    """Where each image's tokens stand in a prompt."""
+    found, position = [], 0
+    for segment in prompt:
+        if isinstance(segment, torch.Tensor):
+            found.append(range(position, position + len(segment)))
+        position += len(segment)
+    return found
+
+
+@torch.no_grad()
+def patch_shares(model: MiniGPT4, pixels: torch.Tensor) -> torch.Tensor:
+    """``[N, Q, P]``: which patches each image token was made of, of pixels ``[N, 3, s, s]``.
+
+    Patches go row by row from the top left. See :func:`attention_to_image` for what this leaves
+    out.
+    """
+    former = model.q_former
+    if former is None:
+        own = torch.eye(model.encode_img(pixels.to(model.device)).shape[1]) / PATCHES_PER_TOKEN
+        return own.repeat_interleave(PATCHES_PER_TOKEN, dim=1).expand(len(pixels), -1, -1)
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def ask(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return args, options | {"output_attentions": True}
+
+    def keep(_: Any, args: Any, output: Any) -> None:
+        seen.append(output.cross_attentions)
+
+    hooks = [
+        former.register_forward_pre_hook(ask, with_kwargs=True),
+        former.register_forward_hook(keep),
+    ]
+    try:
+        with eager_attention(former):
+            model.encode_img(pixels.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (layers,) = seen
+    return torch.stack([w.float().mean(1).cpu() for w in layers]).mean(0)[:, :, 1:]

@@ -1,0 +1,166 @@
+"""``report.html``: folders in, one page out that needs nothing beside itself."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from minigpt4.errors import DataError, MiniGPT4Error, one_line
+from minigpt4.files import write_atomically
+from minigpt4.tools.report.charts import Chart, draw
+from minigpt4.tools.report.difference import differing_keys
+from minigpt4.tools.report.evaluations import Evaluation, is_evaluation, read_evaluation
+from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_said
+from minigpt4.tools.report.facts import Card, make_card
+from minigpt4.tools.report.figures import (
+    normal_charts,
+    training_charts,
+    validated,
+    validated_name,
+    validation_charts,
+)
+from minigpt4.tools.report.looks import read_looks
+from minigpt4.tools.report.reading import Notes
+from minigpt4.tools.report.runs import Run, is_run, name_runs, read_run
+from minigpt4.tools.report.troubles import read_bad_samples, read_lost_steps
+
+_PAGE = Path(__file__).parent / "page"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Found:
+    """What the folders hold."""
+
+    runs: list[Run] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+
+
+def make_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write ``report.html`` and the charts as PNG files.
+
+    Args:
+        folders: Of runs and evaluations.
+        output: Made where it is missing.
+
+    Returns:
+        The page.
+
+    Raises:
+        MiniGPT4Error: where there is nothing to report on, or the output cannot be written.
+    """
+    found = read_folders(folders)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / "report.html"
+        content = _render(found, output).encode("utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise MiniGPT4Error(
+            f"--output {output}: cannot be written ({one_line(error)}); choose another folder"
+        ) from error
+    write_atomically(path, lambda file: file.write(content))
+    for line in found.notes.lines:
+        logger.warning("%s", line)
+    return path
+
+
+def read_folders(folders: Sequence[Path]) -> Found:
+    """Runs and evaluations, each folder once.
+
+    Raises:
+        DataError: for a folder that is neither, and where none has anything to show.
+    """
+    found = Found()
+    known: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in known:
+            found.notes.add(f"{folder}: is given more than once and shown once")
+            continue
+        known.add(folder.resolve())
+        _read_folder(folder, found)
+    name_runs(found.runs)
+    names = [evaluation.name for evaluation in found.evaluations]
+    for evaluation in found.evaluations:
+        if names.count(evaluation.name) > 1:
+            evaluation.name = str(evaluation.path)
+    if not found.evaluations and not any(run.has_figures for run in found.runs):
+        told = "; ".join(found.notes.lines)
+        raise DataError(f"nothing to report on yet: {told or folders[0]}")
+    return found
+
+
+def _read_folder(folder: Path, found: Found) -> None:
+    try:
+        if not folder.is_dir():
+            what = "is a file; name its folder" if folder.exists() else "no such folder"
+            raise DataError(f"{folder}: {what}")
+        run, evaluation = is_run(folder), is_evaluation(folder)
+        inner = [] if run or evaluation else sorted(folder.glob("**/log.txt"))[:3]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({one_line(error)})") from error
+    if not run and not evaluation:
+        near = " or ".join(str(file.parent) for file in inner)
+        hint = f"; did you mean {near}?" if near else ""
+        raise DataError(
+            f"{folder}: neither a run's folder (with log.txt and config.yaml) nor an evaluation's "
+            f"(with summary.json){hint}"
+        )
+    if run:
+        found.runs.append(read_run(folder, found.notes))
+    if evaluation:
+        found.evaluations.append(read_evaluation(folder, found.notes))
+
+
+def _render(found: Found, output: Path) -> str:
+    runs, notes = found.runs, found.notes
+    training, validation = training_charts(runs), validation_charts(runs)
+    normal = normal_charts(runs)
+    draw([*training, *validation, *normal], output)
+    said = [read_said(run, notes) for run in runs]
+    failures = [example for one in said for example in failures_of_run(one)]
+    for evaluation in found.evaluations:
+        failures += [example for part in evaluation.data_sets for example in part.failures]
+    cards = [make_card(run, colour) for colour, run in enumerate(runs)]
+    page = _environment().get_template("report.html")
+    return page.render(
+        title=_title(cards, found.evaluations),
+        made=f"{datetime.now(timezone.utc):%-d %B %Y, %H:%M} UTC",
+        cards=cards,
+        training=training,
+        validation=validation,
+        validation_legend=[(n, validated_name(*v, runs)) for n, v in enumerate(validated(runs))],
+        normal=normal,
+        sheet=make_sheet(said, notes),
+        failures=failures,
+        evaluations=found.evaluations,
+        looks=[(run, looks) for run in runs if (looks := read_looks(run.path, notes))],
+        bad_samples=[(r, groups) for r in runs if (groups := read_bad_samples(r.path, notes))],
+        lost_steps=[(r, *steps) for r in runs if (steps := read_lost_steps(r.path, notes))[0]],
+        differences=differing_keys([run.config for run in runs]) if len(runs) > 1 else [],
+        notes=notes.lines,
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["style"] = Markup((_PAGE / "style.css").read_text())
+    environment.filters["drawn"] = _drawn
+    return environment
+
+
+def _drawn(chart: Chart) -> Markup:
+    """A chart's SVG, the one thing on the page that is no text; its own texts are escaped."""
+    return Markup(chart.svg)
+
+
+def _title(cards: Sequence[Card], evaluations: Sequence[Evaluation]) -> str:
+    names = [card.run.name for card in cards] + [one.name for one in evaluations]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

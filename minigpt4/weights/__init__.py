@@ -1,0 +1,1 @@
+"""Weights: reading, writing, naming and downloading weight files."""

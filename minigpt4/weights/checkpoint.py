@@ -1,0 +1,246 @@
+"""Weights on disk: ours, the original's, BLIP-2's and EVA's; reading, loading, atomic writing.
+
+Names are converted in ``weight_names.py``. Hugging Face folders are read by transformers itself
+(``models/language_model.py``).
+"""
+
+import logging
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.errors import CheckpointError, one_line
+from minigpt4.files import write_atomically
+from minigpt4.weights.names import TRAINABLE, Tensors, convert_q_former, trained_part
+
+# Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
+_SAVED_BUFFERS = re.compile(
+    r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq"
+)
+# Widths that tell which model a projection was trained for.
+_READ_BY_PROJECTION = {768: "with Q-Former", 5632: "without Q-Former (Llama-2)"}
+_LANGUAGE_MODELS = {4096: "7B", 5120: "13B"}
+# A name that only one of the files holds, and where that file belongs.
+_KNOWN_FILES = (
+    ("llama_proj.weight", "a MiniGPT-4 projection: name it in model.ckpt"),
+    ("query_tokens", "BLIP-2's Q-Former: name it in model.q_former_model"),
+    ("patch_embed.proj.weight", "EVA's visual encoder: name it in model.vit_model"),
+    ("model.embed_tokens.weight", "a language model: name its folder in model.llama_model"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(path: str | Path, mapped: bool = False) -> Any:
+    """The content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
+
+    Args:
+        path: The file.
+        mapped: Read a tensor's numbers only when they are used, as ``.safetensors`` always does;
+            not possible for a file written before torch 1.6.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        problem = "a folder; name the file" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {problem}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it holds more than plain weights, or is damaged; "
+            "fetch it again from where you trust it"
+        ) from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise CheckpointError(
+            f"{path}: damaged or cut short ({one_line(error)}); fetch it again"
+        ) from error
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """``torch.save`` that leaves the file as it was, or whole; never half of it.
+
+    Raises:
+        MiniGPT4Error: when the disk is full or the folder cannot be written.
+    """
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def kind_of_file(content: Any) -> str:
+    """What published file this looks like, as an addition to a complaint; empty if none."""
+    top = content if isinstance(content, Mapping) else {}
+    inner = top.get("model")
+    names = {*top, *(inner if isinstance(inner, Mapping) else ())}
+    found = [text for name, text in _KNOWN_FILES if name in names]
+    return f"; it looks like {found[0]}" if found else ""
+
+
+def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Strictly load ``weights``; what is missing, left over or of another size is one line.
+
+    The module takes the tensors themselves, not copies, and with them their dtype.
+
+    Raises:
+        CheckpointError: naming the file and the first entries that do not fit.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    surplus = sorted(weights.keys() - own.keys())
+    sizes = [
+        f"{name} is {list(weights[name].shape)}, the model wants {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    complaints = [f"{len(missing)} missing (first: {', '.join(missing[:3])})"] if missing else []
+    complaints += [f"{len(surplus)} unknown (first: {', '.join(surplus[:3])})"] if surplus else []
+    complaints += sizes[:3]
+    if complaints:
+        raise CheckpointError(
+            f"{origin}: does not fit this model: {'; '.join(complaints)}{kind_of_file(weights)}"
+        )
+    # assign: a module built without memory takes these tensors as they are.
+    module.load_state_dict(dict(weights), assign=True)
+
+
+def trained_weights(checkpoint: Any, origin: str) -> Tensors:
+    """The trained parameters of a checkpoint under our names, its saved buffers dropped.
+
+    The original's form has them in a ``"model"`` part; in a safetensors file they lie on top. A
+    Q-Former that the original trained has the original's names.
+
+    Raises:
+        CheckpointError: when there are none.
+    """
+    weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if isinstance(checkpoint, Mapping) and "model" not in checkpoint:
+        weights = {n: v for n, v in checkpoint.items() if not _is_buffer(n)}
+        if not all(isinstance(name, str) and trained_part(name) for name in weights):
+            weights = None
+    named = isinstance(weights, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    )
+    if not isinstance(weights, Mapping) or not weights or not named:
+        raise CheckpointError(
+            f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
+            + kind_of_file(checkpoint)
+        )
+    trained = {name: value for name, value in weights.items() if not _is_buffer(name)}
+    if any(name.startswith("Qformer.bert.encoder.") for name in trained):
+        q_former = convert_q_former(trained)
+        trained = {n: v for n, v in trained.items() if not n.startswith("Qformer.bert.")}
+        trained |= {f"q_former.{name}": value for name, value in q_former.items()}
+    return trained
+
+
+def _is_buffer(name: Any) -> bool:
+    return isinstance(name, str) and _SAVED_BUFFERS.fullmatch(name) is not None
+
+
+def load_trained(
+    model: torch.nn.Module, checkpoint: Any, origin: str, partial: bool = False
+) -> None:
+    """Put a checkpoint's trained parameters into ``model``.
+
+    Args:
+        model: Its trained parameters are those with ``requires_grad``.
+        checkpoint: In the original's form.
+        origin: Its file, for messages.
+        partial: False: it must hold exactly what the model trains, to go on with a training. True,
+            to start from it: whole parts may be missing, which keep the weights they have; the
+            projection may not, since it has no weights but trained ones.
+
+    Raises:
+        CheckpointError: for another parameter, one of another size, or NaN.
+    """
+    weights = trained_weights(checkpoint, origin)
+    own = {
+        name: value
+        for name, value in model.named_parameters()
+        if value.requires_grad or (partial and trained_part(name) == "llama_proj")
+    }
+    absent = {trained_part(n) for n in own} - {trained_part(n) for n in weights} - {"llama_proj"}
+    if partial and absent:
+        own = {name: value for name, value in own.items() if trained_part(name) not in absent}
+    _check_names(own, weights, origin, kind_of_file(checkpoint))
+    for name, value in own.items():
+        if weights[name].shape != value.shape:
+            raise CheckpointError(
+                f"{origin}: {name} is {list(weights[name].shape)}, this model wants "
+                f"{list(value.shape)}{_reason(name, weights[name].shape, value.shape)}"
+            )
+        if not weights[name].isfinite().all():
+            raise CheckpointError(
+                f"{origin}: {name} holds NaN or Inf: the training that wrote it had failed; "
+                "take an earlier checkpoint"
+            )
+    if partial and absent:
+        logger.info("%s: holds no %s; that starts from the weights it has", origin, _listed(absent))
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+
+
+def _check_names(own: Iterable[str], weights: Iterable[str], origin: str, kind: str) -> None:
+    """Refuse weights with other names than the model's own."""
+    surplus, missing = sorted({*weights} - {*own}), sorted({*own} - {*weights})
+    if not surplus and not missing:
+        return
+    advice = "" if "llama_proj.weight" in weights else kind
+    untrained = {trained_part(n) for n in surplus} - {trained_part(n) for n in own}
+    if untrained and None not in {trained_part(name) for name in surplus}:
+        parts = {trained_part(name) for name in (*own, *weights)}
+        advice = f"; set model.trainable to [{_listed(parts)}]" + advice
+    elif "lora" in {trained_part(name) for name in (*surplus, *missing)} and not untrained:
+        advice = "; model.lora.target_modules must be those it was trained with"
+    elif "llama_proj.weight" in missing and not surplus:
+        advice = f"; name the file of the projection too: model.ckpt: [projection.pth, {origin}]"
+    raise CheckpointError(
+        f"{origin}: holds {_first(surplus) or 'nothing else'} and lacks "
+        f"{_first(missing) or 'nothing'}; the model trains {_first(own)}{advice}"
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _listed(parts: Iterable[str | None]) -> str:
+    """Parts as ``model.trainable`` names them; the Q-Former brings its queries."""
+    parts = set(parts)
+    return ", ".join(
+        part
+        for part in TRAINABLE
+        if part in parts and not (part == "query_tokens" and "q_former" in parts)
+    )
+
+
+def _reason(name: str, given: torch.Size, wanted: torch.Size) -> str:
+    """Why a parameter may have another size, as an addition to a complaint."""
+    part = trained_part(name)
+    if part == "llama_proj":
+        return f": it is a projection {_made_for(given)}; this model takes one {_made_for(wanted)}"
+    return "; model.lora.r must be what it was trained with" if part == "lora" else ""
+
+
+def _made_for(shape: torch.Size) -> str:
+    """What a projection with a weight ``[H, D]`` or bias ``[H]`` of this shape stands between."""
+    if len(shape) not in (1, 2):
+        return "of an unknown kind"
+    size = _LANGUAGE_MODELS.get(shape[0])
+    words = f"for a {size} language model" if size else "for a language model"
+    words += f" ({shape[0]} wide)"
+    for width in shape[1:]:
+        words += f", {_READ_BY_PROJECTION.get(width, 'reading features')} ({width} wide)"
+    return words

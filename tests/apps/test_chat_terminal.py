@@ -1,0 +1,326 @@
+"""The chat in a terminal: real pipes, a real terminal with Ctrl-C, and every command."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minigpt4.__main__ import main
+from minigpt4.apps.terminal import Terminal, printable_text, write_grown
+from minigpt4.chat import Chat, load_chat
+from minigpt4.errors import DataError
+from minigpt4.tools.tiny_world.data_sets import read_heldout
+from tests.conftest import ROOT, EntryPoint
+
+CONFIG = ["--cfg-path", "eval_configs/tiny_eval.yaml"]
+WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
+
+
+def with_weights(projection: Path, *options: str) -> list[str]:
+    return [*CONFIG, "--options", f"model.ckpt={projection}", *options]
+
+
+@pytest.fixture(scope="module")
+def chat(projection: Path) -> Chat:
+    os.chdir(ROOT)
+    return load_chat(CONFIG[1], [f"model.ckpt={projection}", "chat.max_new_tokens=8"])
+
+
+@pytest.fixture
+def pictures(scenes: Path) -> list[Path]:
+    return [file for _, file in read_heldout(scenes / "heldout_seen")]
+
+
+@pytest.fixture
+def terminal(chat: Chat, pictures: list[Path]) -> Terminal:
+    return Terminal(chat, pictures[:1])
+
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_a_prompt_gives_one_answer_on_stdout(
+    chat: Chat, pictures: list[Path], projection: Path, capsys: Output
+):
+    options = with_weights(projection, "chat.max_new_tokens=8")
+    images = [f"--image={file}" for file in pictures[:2]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["m", "chat", *images, "--prompt", "What is this?", *options])
+        main()
+    assert capsys.readouterr().out == chat.ask("What is this?", pictures[:2]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--image", "none.png", "--prompt", "What?"], "none.png: no such file"),
+        (["--image", "README.md", "--prompt", "What?"], "README.md is not a readable picture"),
+        (["--prompt", "  "], "the question is empty"),
+        (["--prompt", "red circle " * 10_000], "tokens, but only"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run_entry: EntryPoint, projection: Path, arguments: list[str], expected: str
+):
+    code, error = run_entry(main, "chat", *arguments, *with_weights(projection))
+    assert code == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert expected in line
+    assert "Traceback" not in error
+
+
+def test_questions_from_a_pipe_in_a_locale_without_their_letters(
+    pictures: list[Path], projection: Path, tmp_path: Path
+):
+    lines = [
+        "What is this?",
+        "",
+        f"/image {pictures[1]}",
+        "Und das? 😀 שלום \x1b[31m",
+        f"/save {tmp_path}/talk.json",
+        "/image none.png",
+        "never asked",
+    ]
+    options = with_weights(projection, "chat.max_new_tokens=8")
+    result = subprocess.run(
+        [sys.executable, "-m", "minigpt4", "chat", "--image", str(pictures[0]), *options],
+        cwd=ROOT,
+        input="\n".join(lines).encode(),
+        capture_output=True,
+        timeout=WAIT,
+        check=False,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    error = result.stderr.decode()
+    assert result.returncode == 2, error
+    assert error.splitlines()[-1] == "error: none.png: no such file"
+    assert "Traceback" not in error
+    turns = json.loads((tmp_path / "talk.json").read_text())
+    assert [turn["images"] for turn in turns] == [[str(pictures[0])], [str(pictures[1])]]
+    told = "".join(turn["answer"] + "\n\n" for turn in turns)
+    assert result.stdout.decode() == told.encode("ascii", "replace").decode()
+
+
+def test_turns_join_one_session_and_commands_change_it(
+    terminal: Terminal, chat: Chat, pictures: list[Path], capsys: Output
+):
+    terminal.follow(["What is this?\n", f"/image {pictures[1]}\n", "And this?\n"])
+    session = chat.start()
+    answers = [
+        chat.ask("What is this?", pictures[:1], session),
+        chat.ask("And this?", pictures[1:2], session),
+    ]
+    assert capsys.readouterr().out == "".join(answer + "\n" for answer in answers)
+    terminal.take("/retry")
+    assert capsys.readouterr().out == answers[1] + "\n"
+    assert [turn.answer for turn in terminal.turns] == answers
+    terminal.take("/undo")
+    assert [turn.question for turn in terminal.turns] == ["What is this?"]
+    terminal.take("And this?")
+    assert terminal.turns[1].images == [str(pictures[1])], "its picture comes again"
+    assert capsys.readouterr().out == answers[1] + "\n"
+    terminal.take("/clear")
+    terminal.take("What is this?")
+    assert terminal.turns[0].images == []
+    assert capsys.readouterr().out == chat.ask("What is this?") + "\n"
+
+
+def test_nothing_behind_quit_is_read(terminal: Terminal, capsys: Output):
+    lines = iter(["/quit\n", "What is this?\n"])
+    terminal.follow(lines)
+    assert list(lines) == ["What is this?\n"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_conversation_is_saved(terminal: Terminal, tmp_path: Path, capsys: Output):
+    terminal.take("What is **this**?")
+    terminal.take(f"/save {tmp_path}/talk.md")
+    terminal.take(f'/save "{tmp_path}/my talk.JSON"')
+    assert r"What is \*\*this\*\*?" in (tmp_path / "talk.md").read_text()
+    (turn,) = json.loads((tmp_path / "my talk.JSON").read_text())
+    assert turn["question"] == "What is **this**?"
+    assert turn["answer"] == terminal.turns[0].answer
+    assert "saved: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/image", "name the file"),
+        ("/image none.png", "none.png: no such file"),
+        ("/image " + "a" * 5000, "is not a readable picture"),
+        ("/image README.md", "README.md is not a readable picture"),
+        ("/save", "nothing was asked yet"),
+        ("/retry", "nothing was asked yet"),
+        ("/undo", "nothing was asked yet"),
+        ("/what", "/help lists them"),
+        ("/", "/help lists them"),
+    ],
+)
+def test_a_mistake_leaves_the_chat_as_it_was(
+    terminal: Terminal, capsys: Output, line: str, expected: str
+):
+    with pytest.raises(DataError, match=re.escape(expected)):
+        terminal.take(line)
+    terminal.take(" /what is this?")
+    assert [turn.question for turn in terminal.turns] == ["/what is this?"]
+    for name in ("talk.txt", "", ".json"):
+        with pytest.raises(DataError, match=r"ends in \.json or \.md"):
+            terminal.take(f"/save {name}")
+
+
+def test_a_full_context_is_told(chat: Chat, pictures: list[Path], capsys: Output):
+    terminal = Terminal(chat, pictures[:1])
+    for _ in range(40):
+        terminal.take("Tell me about the red circle at the top.")
+        if told := capsys.readouterr().err:
+            break
+    assert "the context is full: 1 of the oldest turns" in told
+
+
+def test_what_is_written_cannot_steer_the_terminal(capsys: Output):
+    assert printable_text("a\x1b[2Jb\rc\x9b31md\n\te\x7f\x00") == "a[2Jbc31md\n\te"
+    write_grown("Half a", "Half a word")
+    write_grown("Half a word", "Another")
+    assert capsys.readouterr().out == " word\nAnother"
+
+
+class Screen:
+    """A real terminal with the chat in it."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.keyboard, screen = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+            preexec_fn=self._take_terminal,
+            env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
+        )
+        os.close(screen)
+        self.seen = ""
+
+    @staticmethod
+    def _take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # Whoever runs the tests in the background ignores Ctrl-C, and what they start with them.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def wait_for(self, pattern: str) -> str:
+        """What stands on the screen up to a pattern, from the last one on."""
+        until = time.monotonic() + WAIT
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < until, self.seen
+            if select.select([self.keyboard], [], [], 1.0)[0]:
+                try:
+                    self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
+                except OSError as error:  # the program has ended
+                    raise AssertionError(self.seen) from error
+        shown, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return shown
+
+    def type(self, text: str) -> None:
+        os.write(self.keyboard, text.encode())
+
+    def ends_with(self) -> int:
+        """The exit code; what is still written is read."""
+        until = time.monotonic() + WAIT
+        with contextlib.suppress(OSError):  # the terminal is closed
+            while time.monotonic() < until:
+                if select.select([self.keyboard], [], [], 1.0)[0]:
+                    self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
+                else:
+                    # A Ctrl-C just before readline waits for keys is noticed with the next line.
+                    self.type("\n")
+        return self.process.wait(timeout=WAIT)
+
+
+@contextlib.contextmanager
+def screen(*arguments: str) -> Iterator[Screen]:
+    opened = Screen([sys.executable, "-m", "minigpt4", "chat", *arguments])
+    try:
+        yield opened
+    finally:
+        opened.process.kill()
+        opened.process.wait()
+        os.close(opened.keyboard)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_answer_and_then_leaves(
+    pictures: list[Path], projection: Path, tmp_path: Path
+):
+    # An answer that would not end for long.
+    options = with_weights(projection, "chat.max_new_tokens=350", "chat.min_length=350")
+    with screen("--image", str(pictures[0]), *options) as shown:
+        shown.wait_for("> $")
+        shown.type("What is this?\n")
+        shown.wait_for(r"What is this\?\r\n")
+        shown.wait_for(r"\S+ \S+")  # it has begun
+        shown.type("\x03")
+        shown.wait_for(r"\(stopped\)\r\n> ")
+        shown.type("/image none.png\n")
+        shown.wait_for(r"error: none\.png: no such file\r\n> ")
+        shown.type(f"/save {tmp_path}/talk.json\n")
+        shown.wait_for(r"saved: .*\r\n> ")
+        shown.type("\x03")
+        assert shown.ends_with() == 130
+        assert "Traceback" not in shown.seen
+    (turn,) = json.loads((tmp_path / "talk.json").read_text())
+    assert 1 < len(turn["answer"].split()) < 250
+
+
+@pytest.mark.slow
+def test_ctrl_d_leaves_and_arrow_up_brings_the_last_line(projection: Path):
+    with screen(*with_weights(projection, "chat.max_new_tokens=4")) as shown:
+        shown.wait_for("> $")
+        shown.type("What is this?\n")
+        assert "(stopped)" not in shown.wait_for(r"What is this\?\r\n(.*\r\n)+> ")
+        shown.type("/help\n")
+        shown.wait_for(r"/quit[^\n]*\r\n(.*\r\n)+> ")
+        shown.type("\x1b[A\n")
+        shown.wait_for(r"/quit[^\n]*\r\n(.*\r\n)+> ")
+        shown.type("\x04")
+        assert shown.ends_with() == 0
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_is_no_traceback(projection: Path):
+    command = [sys.executable, "-m", "minigpt4", "chat"]
+    with subprocess.Popen(
+        [*command, *with_weights(projection, "chat.max_new_tokens=4")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write("What is this?\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("And this?\n" * 20)
+            process.stdin.close()
+        error = process.stderr.read()
+        assert process.wait(timeout=WAIT) == 141
+    assert "Traceback" not in error
+    assert "BrokenPipe" not in error

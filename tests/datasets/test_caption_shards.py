@@ -1,0 +1,348 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
+from minigpt4.datasets.images import load_image
+from minigpt4.datasets.streams import SampleStream
+from minigpt4.errors import DataError
+from minigpt4.registry import BUILDERS
+from tests.helpers.data_files import (
+    data_set,
+    fault_of,
+    noise,
+    pair,
+    picture,
+    samples_of,
+    write_shards,
+    write_tar,
+)
+from tests.helpers.messages import one_line
+
+
+def stream(*shards: object, window: int = 100, seed: int = 0) -> SampleStream:
+    source = ShardSource([str(shard) for shard in shards], window)
+    return SampleStream(data_set(source), 1, seed, 0, 1)
+
+
+def texts(reader: SampleStream, count: int) -> list[str]:
+    return [str(sample["text"]) for sample in samples_of(reader, count)]
+
+
+# Which shards
+
+
+def test_braces_folders_globs_and_lists_name_shards(tmp_path: Path) -> None:
+    a, b, c = write_shards(tmp_path / "a", 3, 1)
+    (d,) = write_shards(tmp_path / "b", 1, 1)
+    (tmp_path / "a" / "00000_stats.json").write_text("{}")
+    assert list_shards(f"{tmp_path}/a/{{00000..00002}}.tar") == [a, b, c]
+    assert list_shards(f"{tmp_path}/a/{{00000,00002}}.tar") == [a, c]
+    assert list_shards(f"{tmp_path}/a") == [a, b, c]
+    assert list_shards(f"{tmp_path}/a/*.tar") == [a, b, c]
+    assert list_shards([f"{tmp_path}/a", f"{tmp_path}/b"]) == [a, b, c, d]
+    assert list_shards([f"{tmp_path}/{{a,b}}"]) == [a, b, c, d]
+    assert list_shards(a) == [a]
+
+
+def test_the_originals_storage_names_all_its_shards() -> None:
+    assert len(list_shards("/path/to/cc_sbu_dataset/{00000..01255}.tar")) == 1256
+    assert len(list_shards("/path/to/laion_dataset/{00000..10488}.tar")) == 10489
+
+
+@pytest.mark.parametrize(
+    ("storage", "complaint"),
+    [
+        ("/path/to/laion_dataset/{00000..10488}.tar", "is a placeholder"),
+        (["/path/to/a.tar", "b.tar"], "is a placeholder"),
+        ("/nowhere/{0..9}.tar", "none of the 10 shards exists; the first is /nowhere/0.tar"),
+        ("/nowhere/{0..9.tar", "has unbalanced braces"),
+        ("/nowhere/*.tar", "names no shard"),
+        ([], "names no shard"),
+    ],
+)
+def test_a_storage_without_shards_is_complained_about(
+    storage: str | list[str], complaint: str
+) -> None:
+    text = check_shards(storage)
+    assert text is not None
+    assert complaint in text
+    assert "\n" not in text
+
+
+def test_an_empty_folder_is_complained_about(tmp_path: Path) -> None:
+    assert "names no shard" in str(check_shards(str(tmp_path)))
+
+
+def test_one_shard_that_exists_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shards(tmp_path, 1, 2)
+    storage = f"{tmp_path}/{{00000..00004}}.tar"
+    assert check_shards(storage) is None
+    with caplog.at_level(logging.WARNING):
+        built = BUILDERS.build("cc_sbu", {"build_info": {"storage": storage}}, name="cc_sbu")
+    assert len(texts(SampleStream(built, 1, 0, 0, 1), 4)) == 4
+    assert [bad.cause for bad in built.missing] == ["missing shard"] * 4
+    (record,) = caplog.records
+    assert "datasets.cc_sbu: 4 of 5 shards are missing" in record.getMessage()
+
+
+# What is in them
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp"])
+def test_every_kind_of_picture_is_read(tmp_path: Path, suffix: str) -> None:
+    shard = write_tar(tmp_path / "0.tar", pair("a", "a red square", suffix))
+    (sample,) = samples_of(stream(shard), 1)
+    assert sample["text"] == "a red square"
+    assert sample["key"].endswith("0.tar/a")
+    assert sample["image"].shape == (3, 4, 4)
+    assert sample["image"][0].mean() > sample["image"][1].mean()
+
+
+def test_a_jpeg_whose_suffix_is_written_large_is_read(tmp_path: Path) -> None:
+    files = {"a.JPG": picture(), "a.JSON": b'{"caption": "large"}'}
+    assert texts(stream(write_tar(tmp_path / "0.tar", files)), 1) == ["large"]
+
+
+def test_what_img2dataset_writes_beside_the_pair_is_left_alone(tmp_path: Path) -> None:
+    files = {"000000001.jpg": picture(), "000000001.txt": b"another text", **pair("000000002")}
+    files["000000001.json"] = json.dumps(
+        {"url": "http://x/y", "caption": "the caption", "status": "success", "sha256": "0"}
+    ).encode()
+    ordered = dict(sorted(files.items()))
+    assert sorted(texts(stream(write_tar(tmp_path / "0.tar", ordered)), 2)) == [
+        "000000002",
+        "the caption",
+    ]
+
+
+BROKEN = {
+    "not a picture": {"bad.jpg": b"not a picture", "bad.json": b'{"caption": "x"}'},
+    "half a picture": {"bad.png": noise()[:900], "bad.json": b'{"caption": "x"}'},
+    "empty picture": {"bad.webp": b"", "bad.json": b'{"caption": "x"}'},
+    "no json": {"bad.jpg": picture()},
+    "no picture": {"bad.json": b'{"caption": "x"}'},
+    "malformed json": {"bad.jpg": picture(), "bad.json": b'{"caption": '},
+    "json that is no text": {"bad.jpg": picture(), "bad.json": b"\xff\xfe\xff"},
+    "json that is a list": {"bad.jpg": picture(), "bad.json": b"[1]"},
+    "no caption": {"bad.jpg": picture(), "bad.json": b'{"text": "x"}'},
+    "caption that is a number": {"bad.jpg": picture(), "bad.json": b'{"caption": 3}'},
+    "caption that is null": {"bad.jpg": picture(), "bad.json": b'{"caption": null}'},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_sample_is_skipped_with_a_line_and_the_rest_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    shard = write_tar(tmp_path / "0.tar", pair("good1"), BROKEN[kind], pair("good2"))
+    with caplog.at_level(logging.WARNING):
+        # The third good sample is of the second pass: by then the whole shard was read once.
+        read = texts(stream(shard), 3)
+    assert sorted(read[:2]) == ["good1", "good2"]
+    line = caplog.records[0].getMessage()
+    assert line.startswith(f"mine: skipped {shard}/bad: ")
+    assert "\n" not in line
+
+
+def test_a_truncated_shard_is_named_and_what_came_before_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = write_tar(tmp_path / "0.tar", *(pair(f"early{i}") for i in range(3)), pair("late"))
+    whole = write_tar(tmp_path / "1.tar", pair("other"))
+    cut.write_bytes(cut.read_bytes()[: -10240 - 700])
+    with caplog.at_level(logging.WARNING):
+        read = texts(stream(cut, whole), 8)
+    assert {"early0", "early1", "early2", "other"} <= set(read)
+    assert any(str(cut) in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is not a tar" * 100, bytes(5000)])
+def test_a_shard_that_is_no_tar_is_named_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    bad = tmp_path / "0.tar"
+    bad.write_bytes(content)
+    good = write_tar(tmp_path / "1.tar", pair("good"))
+    with caplog.at_level(logging.WARNING):
+        assert set(texts(stream(bad, good), 3)) == {"good"}
+    assert any(str(bad) in record.getMessage() for record in caplog.records)
+
+
+def test_a_shard_that_vanishes_while_training_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = write_tar(tmp_path / "1.tar", pair("good"))
+    with caplog.at_level(logging.WARNING):
+        assert set(texts(stream(tmp_path / "gone.tar", good), 3)) == {"good"}
+    assert any("gone.tar" in record.getMessage() for record in caplog.records)
+
+
+def test_many_broken_samples_do_not_flood_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [{f"bad{i}.jpg": b"x", f"bad{i}.json": b'{"caption": "x"}'} for i in range(40)]
+    shard = write_tar(tmp_path / "0.tar", pair("good"), *broken)
+    source = data_set(ShardSource([str(shard)], 10))
+    with caplog.at_level(logging.WARNING):
+        samples_of(SampleStream(source, 1, 0, 0, 1, max_bad_fraction=0.99), 3)
+    assert 1 <= len(caplog.records) <= 10
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_data_set_without_a_good_sample_ends_with_one_line(tmp_path: Path, kind: str) -> None:
+    fault = fault_of(stream(write_tar(tmp_path / "0.tar", BROKEN[kind])))
+    assert "datasets.mine: no readable sample" in str(fault)
+
+
+def test_shards_that_are_no_tars_at_all_end_with_one_line(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).write_bytes(b"no tar" * 200)
+    assert "no readable sample" in str(fault_of(stream(*sorted(tmp_path.iterdir()))))
+
+
+@pytest.mark.parametrize(
+    ("bad", "limit", "ends"), [(60, 0.5, True), (40, 0.5, False), (60, 0.7, False)]
+)
+def test_too_large_a_share_of_bad_samples_ends_the_stream(
+    tmp_path: Path, bad: int, limit: float, ends: bool
+) -> None:
+    broken = [{f"bad{i}.jpg": b"x", f"bad{i}.json": b'{"caption": "x"}'} for i in range(bad)]
+    good = [pair(f"good{i}") for i in range(100 - bad)]
+    shard = write_tar(tmp_path / "0.tar", *broken, *good)
+    source = data_set(ShardSource([str(shard)], 10))
+    reader = SampleStream(source, 1, 0, 0, 1, max_bad_fraction=limit)
+    if not ends:
+        assert len(samples_of(reader, 300)) == 300
+        return
+    with one_line(DataError, "60% of the last 100 samples", "unreadable image 60", "bad"):
+        samples_of(reader, 300)
+
+
+def test_among_many_samples_the_last_thousand_count(tmp_path: Path) -> None:
+    good = [pair(f"good{i:04}") for i in range(1500)]
+    broken = [{f"bad{i:04}.json": b'{"caption": "x"}'} for i in range(3000)]
+    shard = write_tar(tmp_path / "0.tar", *good, *broken)
+    with one_line(DataError, "of the last 1,000 samples are bad", "no image 501"):
+        samples_of(stream(shard, window=1), 1501)
+
+
+# In which order
+
+
+def test_every_sample_comes_once_a_pass(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, 3, 5)
+    keys = [f"{shard}-{sample}" for shard in range(3) for sample in range(5)]
+    read = texts(stream(*shards, window=4), 30)
+    assert sorted(read[:15]) == keys
+    assert sorted(read[15:]) == keys
+    assert read[:15] != read[15:]
+
+
+@pytest.mark.parametrize("window", [1, 4, 1000])
+def test_the_same_seed_gives_the_same_sequence_and_another_another(
+    tmp_path: Path, window: int
+) -> None:
+    shards = write_shards(tmp_path, 4, 6)
+    sequences = [texts(stream(*shards, window=window, seed=seed), 30) for seed in (1, 1, 2)]
+    assert sequences[0] == sequences[1]
+    assert sequences[0] != sequences[2]
+
+
+def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -> None:
+    files = {"a.png": noise(), "a.json": b'{"caption": "noise"}'}
+    storage = {"storage": str(write_tar(tmp_path / "0.tar", files))}
+    crop = {"train": {"name": "blip2_image_train", "image_size": 8, "random_crop": True}}
+    built = BUILDERS.build("laion", {"build_info": storage, "vis_processor": crop}, name="laion")
+
+    def crops(seed: int, global_seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(global_seed)
+        return [sample["image"] for sample in samples_of(SampleStream(built, 1, seed, 0, 1), 3)]
+
+    one, again, other = crops(1, 5), crops(1, 6), crops(2, 5)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(one[0], one[1])
+
+
+def test_reading_does_not_disturb_the_global_seed(tmp_path: Path) -> None:
+    reader = stream(*write_shards(tmp_path, 1, 3))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    samples_of(reader, 5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+# Who reads what
+
+SAMPLES = 2  # of each shard
+
+
+def read_once(shards: list[str], reader: int, readers: int) -> set[str]:
+    """What one reader reads in as many steps as its share has samples."""
+    share = len(shards[reader::readers]) if len(shards) >= readers else len(shards)
+    own = SampleStream(data_set(ShardSource(shards, 10)), 1, 0, reader, readers)
+    return set(texts(own, share * SAMPLES))
+
+
+def test_readers_with_enough_shards_read_disjoint_ones(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, 5, SAMPLES)
+    parts = [read_once(shards, reader, 3) for reader in range(3)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 10
+
+
+def test_more_readers_than_shards_read_all_of_them_each_in_its_own_order(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, 8, SAMPLES)
+    source = data_set(ShardSource(shards, 100))
+    everything = read_once(shards, 0, 1)
+    orders = []
+    for rank in range(9):
+        assert read_once(shards, rank, 9) == everything
+        orders.append(tuple(texts(SampleStream(source, 1, 0, rank, 9), 16)))
+    assert len(set(orders)) == 9
+
+
+def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
+    storage = {"storage": str(write_tar(tmp_path / "0.tar", pair("a", "A Red; Square.")))}
+    image = {"train": {"name": "blip2_image_eval", "image_size": 4}}
+    for text, expected in (({"name": "blip_caption"}, "a red square"), (None, "a red square")):
+        options = {"build_info": storage, "vis_processor": image}
+        if text is not None:
+            options["text_processor"] = {"train": text}
+        built = BUILDERS.build("laion", options, name="laion")
+        assert texts(SampleStream(built, 1, 0, 0, 1), 1) == [expected]
+
+
+# One picture
+
+
+def test_load_image_reads_bytes_and_files_as_rgb(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("LA", (3, 2)).save(file)
+    for source in (file, str(file), file.read_bytes()):
+        image = load_image(source)
+        assert (image.mode, image.size) == ("RGB", (3, 2))
+
+
+def test_load_image_names_what_it_cannot_read(tmp_path: Path) -> None:
+    with one_line(DataError, tmp_path / "none.png", "no such file"):
+        load_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("hello")
+    with one_line(DataError, tmp_path / "text.png", "not a readable picture"):
+        load_image(tmp_path / "text.png")
+    with one_line(DataError, tmp_path):
+        load_image(tmp_path)
+    with one_line(DataError, "the image is not a readable picture"):
+        load_image(picture()[:50])
+
+
+def test_a_huge_picture_is_not_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with one_line(DataError, "not a readable picture"):
+        load_image(picture())

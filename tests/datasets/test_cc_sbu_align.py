@@ -1,0 +1,283 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from minigpt4.datasets.cc_sbu_align import AlignmentSource, check_alignment_folder, read_entries
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample
+from minigpt4.datasets.streams import SampleStream
+from minigpt4.errors import DataError
+from minigpt4.registry import BUILDERS
+from tests.helpers.data_files import data_set, fault_of, picture, samples_of, write_pairs
+from tests.helpers.messages import one_line
+
+
+def texts(dataset: DataSet, count: int, rank: int = 0, ranks: int = 1, seed: int = 0) -> list[str]:
+    stream = SampleStream(dataset, 1, seed, rank, ranks)
+    return [str(sample["text"]) for sample in samples_of(stream, count)]
+
+
+def folder_of(folder: Path, count: int) -> Path:
+    entries = [(i, f"text {i}") for i in range(count)]
+    return write_pairs(folder, entries, {f"{i}.jpg": picture() for i in range(count)})
+
+
+@pytest.mark.parametrize("image_id", ["2", 2, 2.0])
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "JPG"])
+def test_ids_may_be_numbers_and_pictures_of_any_kind(
+    tmp_path: Path, image_id: object, suffix: str
+) -> None:
+    content = picture(suffix.lower())
+    folder = write_pairs(tmp_path / "pairs", [(image_id, "a text")], {f"2.{suffix}": content})
+    (found,) = read_entries(folder)
+    assert found == RawSample("2", folder / "image" / f"2.{suffix}", "a text")
+    assert texts(data_set(AlignmentSource(folder)), 2) == ["a text", "a text"]
+
+
+def test_descriptions_are_not_processed(tmp_path: Path) -> None:
+    text = "  Two  LINES;\nand a space. "
+    folder = write_pairs(tmp_path / "pairs", [("a", text)], {"a.png": picture("png")})
+    options = {
+        "build_info": {"storage": str(folder)},
+        "vis_processor": {"train": {"name": "blip2_image_train", "image_size": 4}},
+        "text_processor": {"train": {"name": "blip_caption"}},
+    }
+    built = BUILDERS.build("cc_sbu_align", options, name="cc_sbu_align")
+    assert texts(built, 1) == [text]
+    assert built.length == 1
+
+
+def test_missing_images_are_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [(name, name) for name in ("a", "b", "c", "d")]
+    folder = write_pairs(tmp_path / "pairs", entries, {"b.jpg": picture(), "x.jpg": picture()})
+    (folder / "image" / "a.txt").write_text("no picture")
+    with caplog.at_level(logging.WARNING):
+        assert AlignmentSource(folder).readable == 1
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert str(folder) in line
+    assert "3 of 4 images are missing" in line
+    assert "a, c, d" in line
+
+
+def test_nothing_is_said_when_all_images_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(read_entries(folder_of(tmp_path / "pairs", 3))) == 3
+    assert caplog.records == []
+
+
+def test_without_a_single_image_it_is_an_error(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], {"c.jpg": picture()})
+    with one_line(DataError, folder / "filter_cap.json", "none of its 2 images"):
+        read_entries(folder)
+
+
+def test_without_an_annotation_it_is_an_error(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [], {"c.jpg": picture()})
+    with one_line(DataError, folder / "filter_cap.json"):
+        read_entries(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"annotations": 5}',
+        '{"annotations": [5]}',
+        '{"annotations": {"a": "b"}}',
+        '{"annotations": [{"image_id": "a"}]}',
+        '{"annotations": [{"caption": "a"}]}',
+        '{"annotations": [' * 100_000,
+    ],
+)
+def test_annotations_of_another_form_are_one_line(tmp_path: Path, content: str) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    (folder / "filter_cap.json").write_text(content)
+    with one_line(DataError, folder / "filter_cap.json", "annotations"):
+        read_entries(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        (b"\xff\xfe\xff", ["not UTF-8"]),
+        ('{"annotations": []}'.encode("utf-16"), ["not UTF-8"]),
+        (b'{"annotations": [\n{"image_id": "a",\n"caption" "x"}]}', ["not json", "line 3"]),
+        (b'[{"image_id": "a", "caption": "x"}]', ["found a list"]),
+        (b'{"annotation": []}', ["found a dict without a list of that name"]),
+        (b'{"annotations": [{"image_id": "a", "caption": "x"}, 5]}', ["annotations[1] is 5"]),
+        (b'{"annotations": [{"image_id": "a"}]}', ['annotations[0] has no "caption"']),
+        (b'{"annotations": [{"id": 1, "caption": ""}]}', ['annotations[0] has no "image_id"']),
+        (b'{"annotations": []}', ["list of annotations is empty"]),
+    ],
+)
+def test_what_is_wrong_with_annotations_is_said(
+    tmp_path: Path, content: bytes, mentions: list[str]
+) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    (folder / "filter_cap.json").write_bytes(content)
+    with one_line(DataError, folder / "filter_cap.json", *mentions):
+        read_entries(folder)
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": picture()})
+    file = folder / "filter_cap.json"
+    text = json.dumps(json.loads(file.read_text()), indent=1).replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(read_entries(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    ["../x", "/x", "b/x", "b\\x", "..", ".", "", " ", "x\0", None, True, [1], float("nan")],
+)
+def test_an_id_that_is_no_files_name_is_refused(tmp_path: Path, image_id: object) -> None:
+    """Whatever lies there: nothing outside of ``image/`` is ever looked at."""
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), (image_id, "y")], {"a.jpg": picture()})
+    (folder / "image" / "b").mkdir()
+    for file in (folder / "x.jpg", folder / "image" / "b" / "x.jpg"):
+        file.write_bytes(picture())
+    with one_line(DataError, folder / "filter_cap.json", "annotations[1]: image_id"):
+        read_entries(folder)
+
+
+def test_ids_with_the_suffix_are_told_apart(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a.jpg", "x")], {"a.jpg": picture()})
+    with one_line(DataError, "none of its 1 images", "first: a.jpg", "without the suffix"):
+        read_entries(folder)
+
+
+def test_of_several_pictures_the_jpg_counts_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The original looks for no other."""
+    kinds = ("png", "webp", "jpeg", "jpg")
+    images = {f"a.{kind}": picture(kind) for kind in kinds} | {"b.png": picture("png")}
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], images)
+    with caplog.at_level(logging.WARNING):
+        first, second = read_entries(folder)
+    assert first == RawSample("a", folder / "image" / "a.jpg", "x")
+    assert second == RawSample("b", folder / "image" / "b.png", "y")
+    (line,) = caplog.messages
+    assert "1 ids have more than one picture; a.jpg is taken rather than a.jpeg" in line
+
+
+def test_an_id_may_come_twice_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [(2, "one text"), ("2", "another"), ("3", "a third")]
+    images = {"2.jpg": picture(), "3.jpg": picture()}
+    folder = write_pairs(tmp_path / "pairs", entries, images)
+    with caplog.at_level(logging.WARNING):
+        found = read_entries(folder)
+    assert [entry.text for entry in found if isinstance(entry, RawSample)] == [
+        "one text",
+        "another",
+        "a third",
+    ]
+    (line,) = caplog.messages
+    assert "1 ids have more than one caption" in line
+    assert "first: 2" in line
+
+
+def test_a_folder_by_a_pictures_name_is_none(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x"), ("b", "y")], {"b.jpg": picture()})
+    (folder / "image" / "a.jpg").mkdir()
+    bad, _ = read_entries(folder)
+    assert isinstance(bad, BadSample)
+    assert bad.cause == "no image"
+
+
+@pytest.mark.parametrize("caption", [None, 3, ["a"]])
+def test_a_caption_that_is_no_text_is_not_learnt_as_one(tmp_path: Path, caption: object) -> None:
+    entries = [("a", "a text"), ("b", caption)]
+    images = {f"{name}.jpg": picture() for name in "ab"}
+    folder = write_pairs(tmp_path / "pairs", entries, images)
+    assert texts(data_set(AlignmentSource(folder)), 3) == ["a text"] * 3
+
+
+def test_a_broken_image_is_skipped_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = {"a.jpg": picture(), "b.jpg": b"not a picture"}
+    folder = write_pairs(tmp_path / "pairs", [("a", "good"), ("b", "bad")], images)
+    with caplog.at_level(logging.WARNING):
+        assert texts(data_set(AlignmentSource(folder)), 3) == ["good"] * 3
+    line = caplog.records[0].getMessage()
+    assert "skipped b: " in line
+    assert str(folder / "image" / "b.jpg") in line
+
+
+def test_only_broken_images_end_with_one_line(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", "x")], {"a.jpg": b"no picture"})
+    fault = fault_of(SampleStream(data_set(AlignmentSource(folder)), 1, 0, 0, 1))
+    assert "datasets.mine: no readable sample" in str(fault)
+
+
+@pytest.mark.parametrize("caption", ["caf\u00e9 \u4f60\u597d \U0001f600"])
+def test_any_text_is_a_description(tmp_path: Path, caption: str) -> None:
+    folder = write_pairs(tmp_path / "pairs", [("a", caption)], {"a.jpg": picture()})
+    assert texts(data_set(AlignmentSource(folder)), 1) == [caption]
+
+
+# The config's check
+
+
+def test_a_whole_folder_is_not_complained_about(tmp_path: Path) -> None:
+    assert check_alignment_folder(str(folder_of(tmp_path / "pairs", 1))) is None
+
+
+def test_a_folder_that_lacks_a_part_is_complained_about(tmp_path: Path) -> None:
+    assert "placeholder" in str(check_alignment_folder("/path/to/cc_sbu_align/"))
+    nowhere = str(tmp_path / "none")
+    assert f"no such folder: {nowhere}" in str(check_alignment_folder(nowhere))
+    assert "holds no filter_cap.json" in str(check_alignment_folder(str(tmp_path)))
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": []}))
+    assert "holds no image" in str(check_alignment_folder(str(tmp_path)))
+
+
+def test_parts_of_the_wrong_kind_are_complained_about(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", 1)
+    for file in (folder / "image").iterdir():
+        file.unlink()
+    (folder / "image").rmdir()
+    (folder / "image").write_text("a file")
+    assert check_alignment_folder(str(folder)) is not None
+    folder = folder_of(tmp_path / "b", 1)
+    (folder / "filter_cap.json").unlink()
+    (folder / "filter_cap.json").mkdir()
+    assert check_alignment_folder(str(folder)) is not None
+
+
+# Order and readers
+
+
+def test_every_pair_comes_once_a_pass_in_changing_order(tmp_path: Path) -> None:
+    dataset = data_set(AlignmentSource(folder_of(tmp_path / "pairs", 8)))
+    read = texts(dataset, 16)
+    assert sorted(read[:8]) == sorted(read[8:]) == [f"text {i}" for i in range(8)]
+    assert read[:8] != read[8:]
+    assert read == texts(dataset, 16)
+    assert read != texts(dataset, 16, seed=1)
+
+
+def test_readers_share_the_pairs_without_overlap(tmp_path: Path) -> None:
+    dataset = data_set(AlignmentSource(folder_of(tmp_path / "pairs", 7)))
+    parts = [set(texts(dataset, len(range(7)[rank::3]), rank, 3)) for rank in range(3)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 7
+
+
+def test_more_readers_than_pairs_read_all_of_them(tmp_path: Path) -> None:
+    dataset = data_set(AlignmentSource(folder_of(tmp_path / "pairs", 2)))
+    for rank in range(3):
+        assert len(set(texts(dataset, 2, rank, 3))) == 2

@@ -1,0 +1,341 @@
+"""``evaluate`` as it is called: rows of one's own, other metrics, another question, a judge."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt4.__main__ import main as command
+from minigpt4.chat import load_chat
+from minigpt4.chat.likelihood import choice_likelihoods
+from minigpt4.tools.tiny_world.data_sets import write_data_sets
+from tests.conftest import EntryPoint
+from tests.tools.alignment.chat_server import chat_server, completion
+
+TINY = "eval_configs/tiny_evaluate.yaml"
+YAML = """
+model: {{arch: minigpt4, model_type: tiny, ckpt: {few}/projection.pth, end_sym: "###"}}
+datasets:
+  mine:
+    type: pairs
+    storage: {few}/rows.jsonl
+    vis_processor: {{train: {{name: blip2_image_eval, image_size: 112}}}}
+run: {{evaluate: True, batch_size_eval: 4, num_workers: 0}}
+chat: {{max_new_tokens: 5}}
+"""
+ROWS: list[dict[str, Any]] = [
+    {"image": "0.jpg", "caption": "a red circle", "references": ["a red circle", "one circle"]},
+    {"image": "1.jpg", "references": ["a blue square", "a square"], "objects": ["square"]},
+    {"image": "2.jpg", "question": "What is it?", "answers": [{"answer": "cross"}] * 9 + ["x"]},
+    {"image": "3.jpg", "question": "Which is it?", "choices": ["circle", "a star"], "answer": 1},
+    {"image": "4.jpg", "question": "And here?", "choices": ["circle", "star"], "answer": "circle"},
+]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of one's own about drawn scenes, their YAML, and a projection never trained."""
+    folder = tmp_path_factory.mktemp("few")
+    write_data_sets(folder, seed=2, pairs=2, descriptions=2, heldout=5)
+    torch.manual_seed(3)
+    init = torch.nn.Linear(128, 160).state_dict()
+    trained = {"model": {f"llama_proj.{name}": value for name, value in init.items()}}
+    torch.save(trained, folder / "projection.pth")
+    rows = [{**row, "image": f"heldout_seen/image/{row['image']}"} for row in ROWS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.yaml").write_text(YAML.format(few=folder))
+    return folder
+
+
+def rows_of(output: Path, name: str = "mine") -> list[dict[str, Any]]:
+    text = (output / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    found = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def evaluated(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of those rows, done once."""
+    output = tmp_path_factory.mktemp("evaluated") / "out"
+    names = ["bleu", "cider", "multiple_choice", "vqa_accuracy", "generation_failure"]
+    config = str(few / "mine.yaml")
+    command(["evaluate", "--cfg-path", config, "--output", str(output), "--metrics", *names])
+    return output
+
+
+def copied(evaluated: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in evaluated.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def test_what_rows_say_comes_along(evaluated: Path) -> None:
+    rows = rows_of(evaluated)
+    assert rows[0]["references"] == ["a red circle", "one circle"]
+    assert rows[0]["reference"] == "a red circle"
+    assert rows[1]["reference"] == "a blue square"
+    assert rows[1]["objects"] == ["square"]
+    assert rows[2]["question"] == "What is it?"
+    assert rows[2]["references"] == ["cross"] * 9 + ["x"]
+    assert rows[2]["reference"] == "cross"
+    assert (rows[3]["choices"], rows[3]["choice"]) == (["circle", "a star"], 1)
+    assert rows[3]["reference"] == "a star"
+    assert rows[4]["choice"] == 0
+    assert list(rows[4])[:2] == ["image", "reference"]
+    assert rows[4]["notes"] == {"failures": ["unfinished"]}
+
+
+def test_the_summary_has_figures_intervals_and_counts(evaluated: Path) -> None:
+    summary = summary_of(evaluated)["mine"]
+    metrics = ["bleu", "cider", "multiple_choice", "vqa_accuracy", "generation_failure"]
+    assert list(summary) == ["samples", "unreadable", *metrics, "intervals", "counts"]
+    for metric in metrics:
+        low, high = summary["intervals"][metric]
+        assert low <= summary[metric] <= high
+    assert summary["counts"]["multiple_choice"] == {"unscored": 3}
+
+
+def test_the_output_is_the_likeliest_choice(few: Path, evaluated: Path) -> None:
+    chat = load_chat(str(few / "mine.yaml"))
+    (image,) = chat.encode_images([few / "heldout_seen" / "image" / "3.jpg"])
+    asked = chat.start()
+    asked.conversation.add_image()
+    asked.conversation.ask("Which is it?")
+    (told,) = choice_likelihoods(
+        chat,
+        [asked.conversation.prompt()],
+        [[image]],
+        [["circle###", "a star###"]],  # with the end of an answer
+    )
+    row = rows_of(evaluated)[3]
+    totals = [choice.log_probability for choice in told]
+    assert row["log_probabilities"] == pytest.approx(totals, abs=1e-3)
+    assert row["tokens"] == [choice.tokens for choice in told]
+    assert row["output"] == row["choices"][totals.index(max(totals))]
+    assert row["score"]["multiple_choice"] == float(row["output"] == "a star")
+
+
+def test_rescoring_generates_nothing_and_takes_the_scores_place(
+    run_entry: EntryPoint,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("minigpt4.evaluation.evaluation.build_model", pytest.fail)
+    output = copied(evaluated, tmp_path / "out")
+    before = rows_of(output)
+    arguments = ["evaluate", "--rescore", "--output", output]
+    with caplog.at_level(logging.INFO):
+        code, stderr = run_entry(command, *arguments, "--metrics", "rouge_l", "chair_s")
+    assert code == 0, stderr
+    after = rows_of(output)
+    assert [row["output"] for row in after] == [row["output"] for row in before]
+    assert {*after[1]["score"]} == {"rouge_l", "chair_s"}
+    assert {*after[0]["score"]} == {"rouge_l"}
+    summary = summary_of(output)["mine"]
+    assert list(summary) == ["samples", "unreadable", "rouge_l", "chair_s", "intervals", "counts"]
+    assert summary["counts"] == {"chair_s": {"unscored": 4}}
+    assert "mine: chair_s: unscored 4" in caplog.text
+    # The first metrics again: the very files of the evaluation.
+    names = ["bleu", "cider", "multiple_choice", "vqa_accuracy", "generation_failure"]
+    assert run_entry(command, *arguments, "--metrics", *names)[0] == 0
+    for name in ("mine.jsonl", "summary.json"):
+        assert (output / name).read_bytes() == (evaluated / name).read_bytes()
+
+
+def test_one_question_for_all_samples(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
+    asked = "Write a poem about this image."
+    arguments = ["evaluate", "--cfg-path", few / "mine.yaml", "--output", tmp_path / "out"]
+    more = ["--prompt", asked, "--metrics", "poem_failure"]
+    code, stderr = run_entry(command, *arguments, *more)
+    assert code == 0, stderr
+    chat = load_chat(str(few / "mine.yaml"))
+    files = [few / "heldout_seen" / "image" / f"{n}.jpg" for n in range(5)]
+    answers = [chat.ask(asked, [file], do_sample=False) for file in files]
+    assert [row["output"] for row in rows_of(tmp_path / "out")] == answers
+    assert {row["question"] for row in rows_of(tmp_path / "out")} == {asked}
+
+
+# A judge
+
+
+def test_a_judge_is_asked_about_each_caption_once_in_all(
+    run_entry: EntryPoint, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-this-test")
+    output = copied(evaluated, tmp_path / "out")
+    metrics = ["--metrics", "judged_coverage", "judged_captions"]
+    with chat_server() as server:
+        server.answer = lambda text, _: completion(
+            "Yes." if "Caption: a red circle" in text else "No, it does not."
+        )
+        judge = ["--api-base", server.api_base, "--model", "judge-1"]
+        arguments = ["evaluate", "--rescore", "--output", output, *metrics, *judge]
+        code, stderr = run_entry(command, *arguments)
+        assert code == 0, stderr
+        assert set(server.asked.values()) == {1}
+        assert server.keys[0] == "Bearer a-key-of-this-test"
+        assert {body["temperature"] for body in server.requests} == {0.0}
+        asked = len(server.requests)
+        assert run_entry(command, *arguments)[0] == 0
+        assert len(server.requests) == asked, "verdicts are kept"
+    first = rows_of(output)[0]
+    assert first["score"] == {"judged_coverage": 0.5, "judged_captions": 1.0}
+    assert first["notes"] == {"judged": ["yes", "no"]}
+    assert {file.name for file in output.iterdir()} == {"mine.jsonl", "summary.json", "judge"}
+
+
+def test_a_judge_that_answers_nonsense_is_asked_again_and_counted(
+    run_entry: EntryPoint, evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = copied(evaluated, tmp_path / "out")
+    with chat_server() as server:
+        server.answer = lambda text, _: completion(
+            "yes" if "single word" in text and "Caption: a square" in text else "Bananas! Yes, no?"
+        )
+        arguments = ["evaluate", "--rescore", "--output", output, "--api-base", server.api_base]
+        code, stderr = run_entry(command, *arguments, "--metrics", "judged_coverage", "length")
+        assert code == 0, stderr
+        questions = len(server.asked)
+    pairs = {
+        (row["output"], text)
+        for row in rows_of(output)
+        for text in row.get("references", [row["reference"]])
+    }
+    assert questions == 2 * len(pairs), "once, and once with a reminder"
+    assert rows_of(output)[1]["notes"] == {"judged": ["unclear", "yes"]}
+    summary = summary_of(output)["mine"]
+    assert summary["judged_coverage"] == 1.0
+    counts = summary["counts"]["judged_coverage"]
+    assert counts == {"unclear": 15, "unscored": 4}
+    assert "the judge: unclear to 15 of 16 questions" in caplog.text
+
+
+def test_a_judge_that_has_gone_is_one_line_and_the_outputs_stay(
+    run_entry: EntryPoint, evaluated: Path, tmp_path: Path
+) -> None:
+    output = copied(evaluated, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    judge = ["--api-base", "http://127.0.0.1:9/v1", "--attempts", "1"]
+    arguments = ["evaluate", "--rescore", "--output", output, "--metrics", "judged_captions"]
+    code, stderr = run_entry(command, *arguments, *judge)
+    assert code == 2
+    assert "http://127.0.0.1:9/v1: no reply to 3 texts in a row" in only_error(stderr)
+    assert {name: (output / name).read_bytes() for name in before} == before
+
+
+# What a user can get wrong
+
+
+def only_error(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--rescore"], "--rescore: name the metrics, with --metrics or by --cfg-path"),
+        (["--rescore", "--metrics", "bleu"], "holds no outputs (.jsonl) to score again"),
+        (["--rescore", "--metrics", "blue"], "unknown metric 'blue'; known: "),
+        (["--rescore", "--metrics", "bleu", "--prompt", "x"], "--prompt: nothing is asked with"),
+        (["--metrics", "bleu"], "--cfg-path: missing"),
+        (["--cfg-path", TINY, "--metrics", "blue"], "run.metrics: unknown metric 'blue'; known: "),
+        (["--cfg-path", TINY, "--prompt", " "], "--prompt: empty"),
+        (["--cfg-path", TINY, "--metrics", "judged_coverage"], "judged_coverage asks a judge"),
+        (["--cfg-path", TINY, "--api-base", "judge"], "--api-base judge: is no address"),
+        (["--cfg-path", TINY, "--attempts", "0"], "--attempts: 0 must be greater than 0"),
+        (["--cfg-path", TINY, "--max-cost", "3"], "--max-cost: needs --price-in"),
+        (["--cfg-path", TINY, "--objects", "gone.json"], "--objects gone.json: cannot be read"),
+        (["--cfg-path", TINY, "--object-words", "gone.yaml"], "--object-words gone.yaml: cannot"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_loaded(
+    run_entry: EntryPoint,
+    few: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.setattr("minigpt4.evaluation.evaluation.build_model", pytest.fail)
+    options = [
+        f"model.ckpt={few}/projection.pth",
+        f"datasets.cc_sbu_align.build_info.storage={few}/heldout_seen",
+    ]
+    more = ["--options", *options] if TINY in arguments else []
+    code, stderr = run_entry(command, "evaluate", "--output", tmp_path, *arguments, *more)
+    assert code == 2
+    assert expected in only_error(stderr)
+
+
+def test_a_folder_of_another_evaluation_is_left_alone(
+    run_entry: EntryPoint, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt4.evaluation.evaluation.build_model", pytest.fail)
+    arguments = ["evaluate", "--cfg-path", few / "mine.yaml", "--output", tmp_path]
+    for content, expected in (
+        ('{"coco": {"samples": 3}}', "holds the results of coco"),
+        ("[]", "holds the results of another program"),
+        ("no json", "its summary.json cannot be read"),
+    ):
+        (tmp_path / "summary.json").write_text(content)
+        code, stderr = run_entry(command, *arguments)
+        assert code == 2
+        assert f"run.output_dir: {tmp_path} {expected}" in only_error(stderr)
+        assert "choose another folder" in stderr
+        assert (tmp_path / "summary.json").read_text() == content
+
+
+def test_any_text_is_scored_again(run_entry: EntryPoint, tmp_path: Path) -> None:
+    texts = ["one\u2028two\x85three", "größer 🍓", "\ud83c half"]
+    rows = [{"image": "a", "reference": text, "output": text} for text in texts]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "mine.jsonl").write_bytes("".join(lines).encode(errors="backslashreplace"))
+    metrics = ["exact_match", "bleu", "chrf", "rouge_l", "cider", "coverage", "vqa_accuracy"]
+    arguments = ["evaluate", "--rescore", "--output", tmp_path, "--metrics", *metrics]
+    code, stderr = run_entry(command, *arguments)
+    assert code == 0, stderr
+    assert summary_of(tmp_path)["mine"]["exact_match"] == 1.0
+    text = (tmp_path / "mine.jsonl").read_text(encoding="utf-8")
+    after = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+    assert [row["output"] for row in after] == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("nothing\n", "mine.jsonl:1: not json"),
+        ('{"image": "a", "caption": "b"}\n', "mine.jsonl:1: has neither reference and output"),
+        ("", "datasets.mine: holds no sample to evaluate"),
+        ('{"image": "a", "error": "gone"}\n', "datasets.mine: no readable sample; the first: a: "),
+    ],
+)
+def test_outputs_that_are_none_are_one_line(
+    run_entry: EntryPoint, tmp_path: Path, content: str, expected: str
+) -> None:
+    (tmp_path / "mine.jsonl").write_text(content)
+    arguments = ["evaluate", "--rescore", "--output", tmp_path, "--metrics", "length"]
+    code, stderr = run_entry(command, *arguments)
+    assert code == 2
+    assert expected in only_error(stderr)
+
+
+def test_an_empty_split_is_one_line(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--cfg-path", few / "mine.yaml", "--output", tmp_path / "out"]
+    options = ["--options", "datasets.mine.val_fraction=0.000001"]
+    code, stderr = run_entry(command, *arguments, *options)
+    assert code == 2
+    assert "datasets.mine: " in only_error(stderr)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,523 @@
+import errno
+import os
+import pickle
+import resource
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from minigpt4.errors import CheckpointError, MiniGPT4Error
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.weights.checkpoint import (
+    load_into,
+    load_trained,
+    load_weights,
+    save_atomically,
+    trained_weights,
+)
+from minigpt4.weights.names import (
+    convert_language_model,
+    convert_q_former,
+    convert_to_blip2,
+    convert_visual_encoder,
+)
+from tests.helpers.messages import one_line
+from tests.helpers.recorded.model import build_model, one_case
+
+
+@cache
+def built_model(q_former: bool = True) -> MiniGPT4:
+    return build_model(one_case(q_former=q_former))
+
+
+def own_checkpoint(q_former: bool = True) -> dict[str, Any]:
+    """What a run of ours saves."""
+    trained = {
+        key: value.detach().clone()
+        for key, value in built_model(q_former).named_parameters()
+        if value.requires_grad
+    }
+    return {"model": trained, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}
+
+
+def original_checkpoint(q_former: bool) -> dict[str, Any]:
+    """What the original saves: trained parameters and every persistent buffer."""
+    case = one_case(q_former=q_former)
+    keys = case.facts["checkpoint_keys_saved_by_upstream_filter"]
+    return {"model": {key: case.weights[key] for key in keys}, "epoch": 3}
+
+
+# Reading and writing files
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str) -> None:
+    content = {"model": {"a": torch.rand(2, 3)}, "epoch": 3, "config": {"run": {"seed": 1}}}
+    path = tmp_path / f"file{suffix}"
+    save_atomically(content, path)
+    loaded = load_weights(path)
+    assert torch.equal(loaded["model"]["a"], content["model"]["a"])  # type: ignore[index]
+    assert (loaded["epoch"], loaded["config"]) == (3, {"run": {"seed": 1}})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_safetensors_are_loaded(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert torch.equal(load_weights(str(tmp_path / "w.safetensors"))["a"], torch.ones(2))
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with one_line(CheckpointError, tmp_path / "none.pth", "no such file"):
+        load_weights(tmp_path / "none.pth")
+    with one_line(CheckpointError, tmp_path, "a folder; name the file"):
+        load_weights(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    torch.save({}, tmp_path / "w.pth")
+    monkeypatch.setattr("torch.load", refuse)  # root may read every file
+    with one_line(CheckpointError, tmp_path / "w.pth", "cannot be read (Permission denied)"):
+        load_weights(tmp_path / "w.pth")
+
+
+# Some of these first letters are instructions to the unpickler.
+TEXTS = [
+    b"",
+    b"\x00",
+    b"this is text\n",
+    b"Not Found",
+    b"error code: 1015",
+    b"(a, b)",
+    b"a,b\n1,2\n",
+    b"GGGGGGGG",
+    b"<!DOCTYPE html>\n<html>\n",
+    b'{"model": 3}',
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+]
+
+
+@pytest.mark.parametrize("content", TEXTS)
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_file_that_holds_no_weights_is_one_line(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with one_line(CheckpointError, path, "damaged"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_was_cut_short_is_one_line(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save({"a": torch.rand(500)}, path)
+    else:
+        save_file({"a": torch.rand(500)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with one_line(CheckpointError, path, "damaged or cut short"):
+        load_weights(path)
+
+
+def test_an_old_file_that_was_cut_short_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.rand(50)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        with one_line(CheckpointError, path):
+            load_weights(path)
+
+
+class Code:
+    """Runs a function when it is unpickled without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("plain_pickle", [False, True])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, plain_pickle: bool) -> None:
+    path, trace = tmp_path / "w.pth", tmp_path / "it_ran"
+    content = {"model": Code(trace)}
+    if plain_pickle:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
+    with one_line(CheckpointError, path, "more than plain weights"):
+        load_weights(path)
+    assert not trace.exists()
+
+
+def test_the_refusal_of_code_does_not_advise_to_run_it(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"model": Code(tmp_path / "it_ran")}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(path)
+    assert "weights_only" not in str(error.value)
+
+
+# Writing that fails
+
+
+def old_and_new(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    path = tmp_path / "checkpoint_0.pth"
+    save_atomically({"a": torch.zeros(2)}, path)
+    return path, {"a": torch.ones(100_000)}
+
+
+def assert_untouched(path: Path) -> None:
+    assert torch.equal(load_weights(path)["a"], torch.zeros(2))
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "torch.save"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path, content = old_and_new(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, full)
+        with one_line(MiniGPT4Error, path, "No space left on device", "output_dir"):
+            save_atomically(content, path)
+    assert_untouched(path)
+    save_atomically(content, path)
+    assert len(load_weights(path)["a"]) == 100_000
+
+
+def test_an_error_of_several_lines_is_told_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = old_and_new(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:1]\n. file write failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", fail)
+        with one_line(MiniGPT4Error, path, "file write failed"):
+            save_atomically(content, path)
+    assert_untouched(path)
+
+
+def test_a_write_that_really_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path, content = old_and_new(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with one_line(MiniGPT4Error, path):
+            save_atomically(content, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_untouched(path)
+
+
+def test_an_interruption_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = old_and_new(tmp_path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save_atomically(content, path)
+    assert_untouched(path)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with one_line(MiniGPT4Error, tmp_path / "none" / "c.pth"):
+        save_atomically({}, tmp_path / "none" / "c.pth")
+    (tmp_path / "file").write_text("")
+    with one_line(MiniGPT4Error, tmp_path / "file" / "c.pth"):
+        save_atomically({}, tmp_path / "file" / "c.pth")
+
+
+# Into a module
+
+
+def test_weights_that_fit_are_loaded() -> None:
+    layer = nn.Linear(2, 3)
+    weights = {"weight": torch.rand(3, 2), "bias": torch.rand(3)}
+    load_into(layer, weights, "file.pth")
+    assert torch.equal(layer.weight, weights["weight"])
+    assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("weights", "mentions"),
+    [
+        ({"weight": torch.ones(3, 2)}, ["1 missing (first: bias)"]),
+        ({}, ["2 missing (first: bias, weight)"]),
+        (
+            {"weight": torch.ones(3, 2), "bias": torch.ones(3), "gain": torch.ones(1)},
+            ["1 unknown (first: gain)"],
+        ),
+        (
+            {"weight": torch.ones(2, 3), "bias": torch.ones(3)},
+            ["weight is [2, 3], the model wants [3, 2]"],
+        ),
+        (
+            {"weight": torch.ones(2, 3), "gain": torch.ones(1)},
+            ["1 missing (first: bias)", "1 unknown (first: gain)", "weight is [2, 3]"],
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(
+    weights: dict[str, torch.Tensor], mentions: list[str]
+) -> None:
+    layer = nn.Linear(2, 3)
+    before = layer.weight.detach().clone()
+    with one_line(CheckpointError, "file.pth", *mentions):
+        load_into(layer, weights, "file.pth")
+    assert torch.equal(layer.weight, before)
+
+
+# The trained projection
+
+
+@pytest.mark.parametrize("q_former", [True, False])
+def test_our_checkpoint_is_taken_back(q_former: bool, tmp_path: Path) -> None:
+    checkpoint = own_checkpoint(q_former)
+    assert set(checkpoint["model"]) == {"llama_proj.weight", "llama_proj.bias"}
+    changed = {key: value + 1 for key, value in checkpoint["model"].items()}
+    save_atomically({**checkpoint, "model": changed}, tmp_path / "checkpoint_3.pth")
+    model = build_model(one_case(q_former=q_former))
+    load_trained(model, load_weights(tmp_path / "checkpoint_3.pth"), "checkpoint_3.pth")
+    assert torch.equal(model.llama_proj.weight, changed["llama_proj.weight"])
+    assert torch.equal(model.llama_proj.bias, changed["llama_proj.bias"])
+    assert model.llama_proj.weight.requires_grad
+
+
+@pytest.mark.parametrize("q_former", [True, False])
+def test_the_originals_checkpoint_with_its_buffers_is_taken(q_former: bool) -> None:
+    checkpoint = original_checkpoint(q_former)
+    assert len(checkpoint["model"]) > 3
+    model = build_model(one_case(q_former=q_former))
+    with torch.no_grad():
+        model.llama_proj.weight.zero_()
+    load_trained(model, checkpoint, "pretrained_minigpt4.pth")
+    assert torch.equal(model.llama_proj.weight, checkpoint["model"]["llama_proj.weight"])
+
+
+def test_a_checkpoint_of_full_size_is_taken_with_all_its_buffers() -> None:
+    buffers = {
+        f"llama_model.model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(64)
+        for n in range(32)
+    }
+    buffers["Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    own = own_checkpoint()["model"]
+    assert trained_weights({"model": {**buffers, **own}}, "x").keys() == own.keys()
+
+
+def test_a_half_precision_checkpoint_is_taken() -> None:
+    checkpoint = own_checkpoint()
+    checkpoint["model"] = {key: value.half() for key, value in checkpoint["model"].items()}
+    model = build_model(one_case())
+    load_trained(model, checkpoint, "half.pth")
+    assert model.llama_proj.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "surplus",
+    [
+        "visual_encoder.cls_token",
+        "Qformer.bert.embeddings.word_embeddings.weight",
+        "query_tokens",
+        "ln_vision.weight",
+        "llama_model.lm_head.weight",
+        "llama_proj.2.weight",
+        "surprise",
+    ],
+)
+def test_a_parameter_that_is_not_trained_here_is_refused(surplus: str) -> None:
+    checkpoint = own_checkpoint()
+    checkpoint["model"][surplus] = torch.ones(1)
+    with one_line(CheckpointError, "file.pth", surplus, "llama_proj.weight"):
+        load_trained(built_model(), checkpoint, "file.pth")
+
+
+@pytest.mark.parametrize("lost", ["llama_proj.weight", "llama_proj.bias"])
+def test_a_parameter_that_is_missing_is_named(lost: str) -> None:
+    checkpoint = own_checkpoint()
+    del checkpoint["model"][lost]
+    with one_line(CheckpointError, "file.pth", f"lacks {lost}"):
+        load_trained(built_model(), checkpoint, "file.pth")
+
+
+def test_a_projection_of_another_size_is_refused_and_changes_nothing() -> None:
+    model = build_model(one_case())
+    before = model.llama_proj.bias.detach().clone()
+    checkpoint = own_checkpoint()
+    checkpoint["model"]["llama_proj.bias"] += 1
+    checkpoint["model"]["llama_proj.weight"] = torch.ones(5120, 768)
+    with one_line(CheckpointError, "file.pth", "llama_proj.weight is [5120, 768]", "[64, 32]"):
+        load_trained(model, checkpoint, "file.pth")
+    assert torch.equal(model.llama_proj.bias, before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mentions"),
+    [
+        ((5120, 768), ["a 13B language model (5120 wide), with Q-Former (768 wide)"]),
+        ((4096, 768), ["a 7B language model (4096 wide), with Q-Former (768 wide)"]),
+        ((4096, 5632), ["a 7B language model", "without Q-Former (Llama-2) (5632 wide)"]),
+        ((100, 7), ["for a language model (100 wide), reading features (7 wide)"]),
+        ((2, 2, 2), ["of an unknown kind"]),
+        ((), ["of an unknown kind"]),
+    ],
+)
+def test_a_projection_of_another_size_is_told_whose_it_is(
+    shape: tuple[int, ...], mentions: list[str]
+) -> None:
+    checkpoint = own_checkpoint()
+    checkpoint["model"]["llama_proj.weight"] = torch.ones(shape)
+    ours = "this model takes one for a language model (64 wide), reading features (32 wide)"
+    with one_line(CheckpointError, "file.pth", f"is {list(shape)}", *mentions, ours):
+        load_trained(built_model(), checkpoint, "file.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["llama_proj.weight", "llama_proj.bias"])
+def test_a_projection_with_nan_is_refused_and_changes_nothing(name: str, value: float) -> None:
+    model = build_model(one_case())
+    before = model.llama_proj.weight.detach().clone()
+    checkpoint = own_checkpoint()
+    checkpoint["model"]["llama_proj.weight"] += 1
+    checkpoint["model"][name].view(-1)[3] = value
+    with one_line(CheckpointError, "file.pth", name, "holds NaN or Inf"):
+        load_trained(model, checkpoint, "file.pth")
+    assert torch.equal(model.llama_proj.weight, before)
+
+
+def test_a_projection_without_a_model_part_is_taken(tmp_path: Path) -> None:
+    weights = {name: value + 1 for name, value in own_checkpoint()["model"].items()}
+    save_file(weights, tmp_path / "p.safetensors")
+    model = build_model(one_case())
+    load_trained(model, load_weights(tmp_path / "p.safetensors"), "p.safetensors")
+    assert torch.equal(model.llama_proj.weight, weights["llama_proj.weight"])
+
+
+def test_one_name_without_a_model_part_is_not_enough() -> None:
+    with one_line(CheckpointError, "file.pth", "lacks llama_proj.bias"):
+        load_trained(built_model(), {"llama_proj.weight": torch.ones(1)}, "file.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {},
+        {"model": None},
+        {"model": {}},
+        {"model": [1]},
+        {"llama_proj.weight": torch.ones(1)},
+        torch.ones(2),
+        {"model": {"llama_proj.weight": 5, "llama_proj.bias": 5}},
+        {"model": {0: torch.ones(1)}},
+    ],
+    ids=lambda content: repr(content)[:40],
+)
+def test_what_is_no_checkpoint_is_one_line(content: object) -> None:
+    with one_line(CheckpointError, "file.pth"):
+        load_trained(built_model(), content, "file.pth")
+
+
+# Names
+
+
+def test_conversions_leave_out_what_is_not_used() -> None:
+    one = torch.ones(1)
+    assert convert_language_model(
+        {
+            "llama_model.model.norm.weight": one,
+            "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": one,
+            "llama_proj.weight": one,
+        }
+    ).keys() == {"model.norm.weight"}
+    assert convert_q_former(
+        {
+            "Qformer.bert.embeddings.LayerNorm.weight": one,
+            "Qformer.bert.embeddings.position_ids": one,
+            "Qformer.bert.embeddings.word_embeddings.weight": one,
+            "Qformer.bert.encoder.layer.0.attention.self.query.weight": one,
+            "Qformer.bert.encoder.layer.0.crossattention.self.key.weight": one,
+            "Qformer.bert.encoder.layer.0.crossattention.output.dense.weight": one,
+            "Qformer.bert.encoder.layer.0.intermediate.dense.weight": one,
+            "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight": one,
+            "Qformer.cls.predictions.bias": one,
+            "t5_proj.weight": one,
+        }
+    ).keys() == {
+        "layernorm.weight",
+        "encoder.layer.0.attention.attention.query.weight",
+        "encoder.layer.0.crossattention.attention.key.weight",
+        "encoder.layer.0.crossattention.output.dense.weight",
+        "encoder.layer.0.intermediate_query.dense.weight",
+    }
+    assert convert_visual_encoder(
+        {"cls_token": one, "blocks.1.norm1.weight": one, "blocks.2.norm1.weight": one}, depth=2
+    ).keys() == {"cls_token", "blocks.1.norm1.weight"}
+
+
+def test_names_of_blip2() -> None:
+    """Every part under its new name, and one bias of three parts where ours are two."""
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    block = "visual_encoder.blocks.11"
+    converted = convert_to_blip2(
+        {
+            "visual_encoder.cls_token": one,
+            "visual_encoder.pos_embed": one,
+            "visual_encoder.patch_embed.proj.bias": one,
+            f"{block}.norm2.weight": one,
+            f"{block}.attn.q_bias": one,
+            f"{block}.attn.v_bias": two,
+            f"{block}.attn.qkv.weight": one,
+            f"{block}.attn.proj.bias": one,
+            f"{block}.mlp.fc1.weight": one,
+            "ln_vision.weight": one,
+            "query_tokens": one,
+            "q_former.layernorm.bias": one,
+            "llama_proj.weight": one,
+            "llama_model.model.norm.weight": one,
+        }
+    )
+    layer = "vision_model.encoder.layers.11"
+    assert converted[f"{layer}.self_attn.qkv.bias"].tolist() == [1, 1, 0, 0, 2, 2]
+    assert converted.keys() == {
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.position_embedding",
+        "vision_model.embeddings.patch_embedding.bias",
+        f"{layer}.layer_norm2.weight",
+        f"{layer}.self_attn.qkv.bias",
+        f"{layer}.self_attn.qkv.weight",
+        f"{layer}.self_attn.projection.bias",
+        f"{layer}.mlp.fc1.weight",
+        "vision_model.post_layernorm.weight",
+        "query_tokens",
+        "qformer.layernorm.bias",
+        "language_projection.weight",
+        "language_model.model.norm.weight",
+    }
