@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.files import JsonLines
 
 MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a few hundred on disk
 
@@ -44,16 +45,11 @@ class BadSampleLog:
             if self._known is None:
                 self._known = set()
                 self._read()
-            lines = []
-            for name, bad in found:
-                row = bad.row(name)
-                if self._is_new(row):
-                    lines.append(json.dumps(row) + "\n")
-            if lines:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.writelines(lines)
         except OSError as error:
-            raise MiniGPT4Error(f"{self.path}: cannot be written ({error}); free space") from error
+            raise MiniGPT4Error(f"{self.path}: cannot be read or written ({error})") from error
+        new = [row for name, bad in found if self._is_new(row := bad.row(name))]
+        if new:
+            JsonLines(self.path).append(*new)
 
     def summary(self) -> str:
         """One line on all that are listed; empty without any."""

@@ -1,6 +1,5 @@
 """Health: is the model alive, what does it learn from, where does a number stop being finite."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from torch import nn
 
 from minigpt4.datasets.samples import Batch, keys_of_images
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.files import JsonLines
 from minigpt4.models.llm_input import IGNORED
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.rows import Row, describe_row, row_segments
@@ -194,7 +194,7 @@ class NonFiniteGuard:
         self.skipped += 1
         text = _in_words(found)
         if self._processes.main:
-            self._write(found)
+            JsonLines(self._path).append(*found)
         if self._action == "stop":
             raise MiniGPT4Error(
                 f"{text}; all samples are in {self._path}. Try a lower run.init_lr, run.precision: "
@@ -217,13 +217,6 @@ class NonFiniteGuard:
         loss = done.loss.item()
         told = loss if math.isfinite(loss) else str(loss)  # json knows neither NaN nor infinity
         return {"loss": told, "module": module, "keys": broken or keys}
-
-    def _write(self, found: Sequence[dict[str, Any]]) -> None:
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in found)
-        except OSError as error:
-            raise MiniGPT4Error(f"{self._path}: cannot be written ({error})") from error
 
 
 def _keys_of_broken_images(batch: Batch) -> list[str]:
