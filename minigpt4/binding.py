@@ -7,12 +7,13 @@ keys. Types are checked by pydantic. Annotations may carry more than a type:
 * ``Annotated[T, check]`` – ``check(value)`` returns an error message or ``None`` (files, ranges);
 * ``Annotated[str, REGISTRY]`` – the value must be a name of that registry; also in a list, a tuple
   of any length, and the values of a dict;
-* ``Annotated[dict, REGISTRY]`` – ``{"name": …, option: …}``, the options fitting that callable;
+* ``Annotated[dict, REGISTRY]`` – ``{"name": …, option: …}``, which becomes a :class:`Bound`;
 * ``dict[Literal["train", …], Annotated[…]]`` – a set of these keys and no others;
 * ``Annotated[T, Hidden]`` – not an option: the program passes it;
 * ``Annotated[Options, Section]`` – receives all options of the section as one dataclass.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -103,6 +104,12 @@ class Bound:
         options = {section[0]: self.options} if section else vars(self.options)
         return self.entry(**options, **{n: part for n, part in injected.items() if n in parameters})
 
+    def with_defaults(self, *names: str) -> "Bound":
+        """Return the same with some options, those that there are, at their defaults."""
+        options, defaults = copy.copy(self.options), options_of(self.entry)
+        vars(options).update({name: defaults[name] for name in names if name in defaults})
+        return dataclasses.replace(self, options=options)
+
 
 def _section(entry: Callable[..., Any]) -> tuple[str, type] | None:
     """Name and dataclass of the parameter that receives a section's options."""
@@ -154,10 +161,15 @@ def bind_entry(
     bound, faults = bind(entry, options, where, dry, partial)
     within = (fault.key.removeprefix(f"{where}.") for fault in faults)
     wrong = {key.partition(".")[0] for key in within}
-    values = {k: v for k, v in (options_of(entry) | bound).items() if k not in wrong}
+    hints, parameters = visible_parameters(entry)
+    for name, default in options_of(entry).items():
+        if name not in bound:  # names of parts in a default are looked up like those of a YAML
+            named = isinstance(default, Mapping)
+            bound[name] = _fit(default, hints[name], name, False)[0] if named else default
+    values = {name: value for name, value in bound.items() if name not in wrong}
     kind = schema(entry)
     base: type = kind if dataclasses.is_dataclass(kind) else SimpleNamespace  # type: ignore[assignment]
-    missing = visible_parameters(entry)[1].keys() - values.keys()
+    missing = parameters.keys() - values.keys()
     if missing:
         base = type(base.__name__, (base,), dict.fromkeys(missing, property(_is_unknown)))
     made = base.__new__(base)
@@ -165,8 +177,17 @@ def bind_entry(
     return Bound(entry, made), faults
 
 
-def _is_unknown(_: object) -> NoReturn:
+def _is_unknown(*_: object) -> NoReturn:
     raise UnknownOptionError
+
+
+class _Unknown:
+    """Options of something whose name is unknown."""
+
+    __getattr__ = _is_unknown
+
+
+UNKNOWN = Bound(_is_unknown, _Unknown())
 
 
 def bind(
@@ -300,4 +321,4 @@ def _fit_named(registry: Names, value: Any, dry: bool) -> tuple[Any, list[Fault]
     options = {key: item for key, item in value.items() if key != "name"}
     if complaint := registry.complaint(value["name"]):
         return value, [Fault("name", complaint)]
-    return value, bind(registry.get(value["name"]), options, "", dry)[1]
+    return bind_entry(registry.get(value["name"]), options, "", dry)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from minigpt4.binding import (
+    UNKNOWN,
     Bound,
     Fault,
     Hidden,
@@ -34,6 +35,7 @@ __all__ = [
     "RUNNERS",
     "TASKS",
     "TEXT_PROCESSORS",
+    "UNKNOWN",
     "VISION_TOWERS",
     "Bound",
     "Fault",

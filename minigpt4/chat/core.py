@@ -351,6 +351,16 @@ class Chat:
         return [answers[place] for place in range(len(questions))]
 
     @torch.no_grad()
+    def choose(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[torch.Tensor]],
+        choices: Sequence[Sequence[str]],
+        endings: Sequence[str],
+    ) -> list[str]:
+        """Return the most likely choice for each prompt; see :func:`multiple_choice.choose`."""
+        return [*choose(self, prompts, images, choices, endings)]
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -95,6 +95,10 @@ def check_share(value: float) -> str | None:
     return None if 0 <= value < 1 else f"{value} must be at least 0 and less than 1"
 
 
+def check_fraction(value: float) -> str | None:
+    return None if 0 <= value <= 1 else f"{value} must lie between 0 and 1"
+
+
 def check_folder(value: str) -> str | None:
     """Complaint about a folder that should exist."""
     if is_placeholder(value):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.runners.distributed import Distributed
 from minigpt4.files import JsonLines
 
 MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a few hundred on disk
@@ -24,18 +25,26 @@ class BadSampleLog:
     is dropped. Until then the file is not touched.
 
     Args:
-        path: Of the file; made with its first line.
+        path: The file; made with its first line.
+        processes: All processes of the run.
 
     Attributes:
         causes: How many different bad samples there are of each cause.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, processes: Distributed) -> None:
         self.path = path
+        self._processes = processes
         self.causes: Counter[str] = Counter()
         self._known: set[bytes] | None = None
 
-    def note(self, found: Iterable[tuple[str, BadSample]]) -> None:
+    def collect(self, found: list[tuple[str, BadSample]]) -> None:
+        """Append the new ones of all processes; all of them must ask, the main process writes."""
+        everything = self._processes.gather(found)
+        if self._processes.main:
+            self.add(everything)
+
+    def add(self, found: Iterable[tuple[str, BadSample]]) -> None:
         """Append the new ones among these pairs of data set and bad sample.
 
         Raises:

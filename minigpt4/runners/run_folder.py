@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.config.checks import check_file
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
 from minigpt4.files import lock_folder, write_atomically
 from minigpt4.runners.run_record import record
@@ -171,6 +172,15 @@ def is_whole(path: Path) -> bool:
             return file.testzip() is None
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
         return False
+
+
+def check_resumable(value: str) -> str | None:
+    """Return what is wrong with what is neither a run's folder nor a file to go on from."""
+    folder = Path(value)
+    if os.path.isdir(folder):  # also for names that no folder can have
+        held = any(folder.glob("state_*.pth")) and (folder / "config.yaml").is_file()
+        return None if held else f"{value} is no folder of a run with a state_….pth in it"
+    return check_file(value)
 
 
 def _comparable(config: dict[str, Any]) -> Any:
