@@ -17,6 +17,7 @@ from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError, shown
 from minigpt4.models.build import choose_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.options import Precision
 from minigpt4.registry import LR_SCHEDULES, TASKS, visible_parameters
 from minigpt4.runners.bad_samples import BadSampleLog
 from minigpt4.runners.distributed import Distributed, StopSignals
@@ -25,7 +26,7 @@ from minigpt4.runners.meter import Meter
 from minigpt4.runners.nonfinite import NonFiniteGuard
 from minigpt4.runners.optimizer import OptimizerStep
 from minigpt4.runners.options import ComputeOptions
-from minigpt4.runners.resuming import ResumePoint, find_resume_point
+from minigpt4.runners.resuming import ResumePoint
 from minigpt4.runners.run_log import RunLog
 from minigpt4.runners.trainer import Validator
 from minigpt4.tasks.task import Task
@@ -93,20 +94,28 @@ def build_datasets(checked: CheckedConfig, images: bool = False) -> list[DataSet
     return datasets
 
 
-def chosen_dtype(checked: CheckedConfig, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of the frozen parts.
+def chosen_precision(checked: CheckedConfig) -> tuple[str, Precision]:
+    """Return key and value of what decides the arithmetic of the frozen parts.
 
     ``run.amp: False`` is the original's word for fp32, ``True`` leaves the choice to the others.
+    """
+    run = checked.run
+    if not run.amp:
+        return "run.amp", "fp32"
+    if run.precision != "auto":
+        return "run.precision", run.precision
+    # A plug-in's model may have no such option.
+    return "model.precision", getattr(checked.model.options, "precision", "auto")
+
+
+def chosen_dtype(checked: CheckedConfig, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of the frozen parts on a device.
 
     Raises:
         ConfigError: for one that the device does not have.
     """
-    run, model = checked.run, checked.model_options
-    if not run.amp:
-        return choose_dtype("fp32", device, "run.amp")
-    if run.precision != "auto":
-        return choose_dtype(run.precision, device, "run.precision")
-    return choose_dtype(model.precision, device)
+    key, precision = chosen_precision(checked)
+    return choose_dtype(precision, device, key)
 
 
 def build_model(checked: CheckedConfig, device: torch.device) -> MiniGPT4:
@@ -115,9 +124,11 @@ def build_model(checked: CheckedConfig, device: torch.device) -> MiniGPT4:
     Raises:
         MiniGPT4Error: for weights that do not fit together.
     """
-    injected: dict[str, Any] = {"device": device, "from_features": checked.from_features}
-    if hasattr(checked.model.options, "precision"):  # a plug-in's model may know none
-        injected["dtype"] = chosen_dtype(checked, device)
+    injected: dict[str, Any] = {
+        "device": device,
+        "dtype": chosen_dtype(checked, device),
+        "from_features": checked.from_features,
+    }
     if checked.run.shard == "none":
         model: MiniGPT4 = checked.model.build(**injected)
         return model
@@ -165,65 +176,60 @@ def epoch_length(checked: CheckedConfig, datasets: Sequence[DataSet], world_size
 
 def build_runner(
     checked: CheckedConfig,
-    accelerator: Accelerator,
+    processes: Distributed,
     model: MiniGPT4,
     datasets: Sequence[DataSet],
     iters_per_epoch: int,
+    start: ResumePoint,
     validation: Validator | None,
 ) -> Any:
     """Return the runner, a :class:`~minigpt4.runners.trainer.Trainer`, with all of its parts.
 
-    A plug-in's runner takes those that it needs, by the names below.
-
-    Raises:
-        MiniGPT4Error: for a state to resume from that cannot be used.
+    A plug-in's runner takes those parts that it names in its signature.
     """
-    run, device = checked.run, accelerator.device
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    run, config, folder = checked.run, checked.config.resolved(), start.folder.path
     total = run.max_epoch * iters_per_epoch
-    processes = Distributed(accelerator, run.timeout)
+    task = build_task(checked, model, processes.rank)
+    guard = NonFiniteGuard(run, folder / "nonfinite.jsonl", processes, model, task)
     stop = StopSignals(processes)
-    task = build_task(checked, model, rank)
-    config = checked.config.resolved()
-    start: ResumePoint = find_resume_point(processes, config, run, iters_per_epoch, total)
-    folder = start.folder.path
-    guard = NonFiniteGuard(
-        run.on_nonfinite, run.max_nonfinite, folder / "nonfinite.jsonl", processes
+    log = RunLog(
+        folder,
+        total_steps=total,
+        steps_per_epoch=iters_per_epoch,
+        first_step=start.step,
+        trackers=run.trackers,
+        run_name=folder.name,
+        config=config,
+        main=processes.main,
+    )
+    loader = MixedLoader(
+        datasets,
+        run.batch_size_train,
+        run.num_workers,
+        run.seed,
+        processes.rank,
+        processes.count,
+        pin_memory=processes.device.type == "cuda",
+        max_bad_fraction=run.max_bad_fraction,
     )
     return checked.runner.build(
         model=model,
         task=task,
-        datasets=datasets,
-        accelerator=accelerator,
-        config=config,
+        loader=loader,
+        optimizer=OptimizerStep(run, model, processes, guard, stop),
+        schedule=build_schedule(checked, iters_per_epoch),
+        iters_per_epoch=iters_per_epoch,
         processes=processes,
         stop=stop,
         start=start,
-        schedule=build_schedule(checked, iters_per_epoch),
-        optimizer=OptimizerStep(run, model, task, processes, guard, stop),
-        loader=MixedLoader(
-            datasets,
-            run.batch_size_train,
-            run.num_workers,
-            run.seed,
-            rank,
-            world_size,
-            pin_memory=device.type == "cuda",
-            max_bad_fraction=run.max_bad_fraction,
+        log=log,
+        meter=Meter(
+            total_steps=total,
+            first_step=start.step,
+            processes=processes.count,
+            device=processes.device,
         ),
         bad_samples=BadSampleLog(folder / "bad_samples.jsonl", processes),
-        log=RunLog(
-            folder,
-            total_steps=total,
-            steps_per_epoch=iters_per_epoch,
-            first_step=start.step,
-            trackers=run.trackers,
-            run_name=folder.name,
-            config=config,
-            main=processes.main,
-        ),
-        meter=Meter(
-            total_steps=total, first_step=start.step, processes=world_size, device=device
-        ),
         validation=validation,
+        config=config,
     )

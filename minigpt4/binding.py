@@ -142,10 +142,13 @@ def visible_parameters(
 ) -> tuple[dict[str, Any], dict[str, inspect.Parameter]]:
     """Return the types of a callable's options, and the options: parameters not ``Hidden``."""
     entry = schema(entry)
-    hints = _hints(entry)
+    hints, parameters = _hints(entry), dict(inspect.signature(entry).parameters)
+    for field in dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ():
+        if field.default_factory is not dataclasses.MISSING:
+            parameters[field.name] = parameters[field.name].replace(default=field.default_factory())
     return hints, {
         name: parameter
-        for name, parameter in inspect.signature(entry).parameters.items()
+        for name, parameter in parameters.items()
         if Hidden not in getattr(hints.get(name), "__metadata__", ())
     }
 

@@ -84,7 +84,9 @@ class CheckedConfig:
     @property
     def from_features(self) -> bool:
         """Whether no image is read, so that no tower is loaded."""
-        cached = [getattr(own.options, "features", None) is not None for own in self.datasets.values()]
+        cached = [
+            getattr(own.options, "features", None) is not None for own in self.datasets.values()
+        ]
         # A validation reads the images themselves.
         trains = self.purpose == "training" and not self.run.valid_splits
         return trains and bool(cached) and all(cached)
@@ -248,7 +250,10 @@ def _chat_faults(checked: CheckedConfig) -> Iterator[Fault]:
     separators: list[str | None] = [None]
     if spec in SHIPPED:
         separators.append(template.separator or template.stops[0])
-    if "###Human" in str(model.get("prompt_template")) or str(model.get("end_sym")).strip() == "###":
+    if (
+        "###Human" in str(model.get("prompt_template"))
+        or str(model.get("end_sym")).strip() == "###"
+    ):
         separators.append("###")
     found = (vocabulary_fault(folder, separator) for separator in separators)
     yield from [Fault("model.llama_model", text) for text in found if text][:1]

@@ -17,9 +17,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from minigpt4.chat.generation import (
-    GenerationOptions,
     Watch,
-    change_options,
     cut_at,
     cut_growing,
     end_ids,
@@ -28,6 +26,7 @@ from minigpt4.chat.generation import (
     has_any,
 )
 from minigpt4.chat.kept_states import KeptStates, positions_of
+from minigpt4.chat.multiple_choice import choose
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import (
@@ -37,6 +36,7 @@ from minigpt4.conversation import (
     plain_text,
     stop_texts,
 )
+from minigpt4.conversation.options import GenerationOptions, change_options
 from minigpt4.conversation.templates import load_template
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels

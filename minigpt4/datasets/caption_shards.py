@@ -17,10 +17,10 @@ from webdataset.tariterators import group_by_keys
 
 from minigpt4.config.checks import Positive, check_share, is_placeholder
 from minigpt4.datasets.options import (
-    DEFAULT_CAPTIONS,
     DataSetOptions,
     TextProcessors,
     build_dataset,
+    named,
     split_sources,
 )
 from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
@@ -316,7 +316,7 @@ class CaptionShardOptions(DataSetOptions):
     """
 
     build_info: ShardStorage
-    text_processor: TextProcessors = DEFAULT_CAPTIONS
+    text_processor: TextProcessors = named("blip_caption")
     buffer_size: Positive = 1000
     data_type: Literal["images"] = "images"
 

@@ -1,7 +1,7 @@
 """Options that all data sets share, and how their sections become data sets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from minigpt4.config.checks import Positive, check_not_negative
@@ -20,9 +20,6 @@ Split = Literal["train", "eval", "val", "test"]
 ImageProcessors = Annotated[dict[Split, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
 TextProcessors = Annotated[dict[Split, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
 SampleRatio = Annotated[float, check_not_negative]
-DEFAULT_IMAGES: ImageProcessors = {"train": {"name": "blip2_image_train"}}
-DEFAULT_CAPTIONS: TextProcessors = {"train": {"name": "blip_caption"}}
-PLAIN_TEXTS: TextProcessors = {"train": {"name": "plain_text"}}
 # Names in use for an evaluation's split; the first that is there counts.
 _EVAL_SPLITS: tuple[Split, ...] = ("eval", "val", "test")
 
@@ -42,6 +39,11 @@ class Storage(Protocol):
     def val_fraction(self) -> float: ...
 
 
+def named(name: str) -> Any:
+    """Return a default that is a processor of the training split."""
+    return field(default_factory=lambda: {"train": {"name": name}})
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSetOptions:
     """Options of every data set.
@@ -55,7 +57,7 @@ class DataSetOptions:
             images; an evaluation reads the images themselves.
     """
 
-    vis_processor: ImageProcessors = DEFAULT_IMAGES
+    vis_processor: ImageProcessors = named("blip2_image_train")
     sample_ratio: SampleRatio = 1.0
     batch_size: Positive | None = None
     features: str | None = None

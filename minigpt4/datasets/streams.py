@@ -135,7 +135,9 @@ class SampleStream(IterableDataset[WorkerBatch]):
         # A DataLoader asks its workers in turn, always from the first one on.
         turn = (self.delivered + worker.id) % workers if worker else 0
         reader = _Reader(self, self.rank * workers + turn, self.world_size * workers)
-        return reader.deliveries(replace(self.positions[turn]) if self.positions else StreamPosition())
+        return reader.deliveries(
+            replace(self.positions[turn]) if self.positions else StreamPosition()
+        )
 
 
 @dataclass

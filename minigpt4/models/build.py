@@ -1,7 +1,7 @@
 """Builder of the model: its options → loaded, frozen parts and an untrained projection."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from accelerate import init_empty_weights
@@ -142,7 +142,8 @@ def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype
         former = build_q_former(tower.width, options.q_former) if options.has_qformer else None
     if not empty:
         logger.info("loading the visual encoder: %s", tower.weights)
-        load_into(encoder, tower.convert(load_weights(fetch(tower.weights))), tower.weights)
+        weights = tower.convert(load_weights(fetch(tower.weights)))
+        load_into(encoder, _in_fp32(weights), tower.weights)
     if options.vit_precision == "fp16":
         cast_to_half(encoder, dtype)
     # torch's default eps, unlike the encoder's 1e-6. Without a Q-Former the original reads nothing
@@ -150,29 +151,39 @@ def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype
     ln_vision = nn.LayerNorm(tower.width)
     queries = None
     if former is not None:
-        queries = torch.empty(1, options.num_query_token, options.q_former.hidden_size, device="meta")
+        queries = torch.empty(
+            1, options.num_query_token, options.q_former.hidden_size, device="meta"
+        )
         if not empty:
             logger.info("loading the Q-Former: %s", options.q_former_model)
             queries = _load_blip2(options.q_former_model, ln_vision, former, queries)
     return Towers(encoder, ln_vision, former, queries, dtype, tower.prefix_tokens)
 
 
+def convert_blip2(content: Any, origin: str) -> Tensors:
+    """Return what BLIP-2's file holds, under the names of ``Towers``.
+
+    Raises:
+        CheckpointError: for a file that holds something else.
+    """
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or "query_tokens" not in weights:
+        raise CheckpointError(
+            f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
+        )
+    former = convert_q_former({k: v for k, v in weights.items() if isinstance(v, torch.Tensor)})
+    own = {k: v for k, v in weights.items() if k == "query_tokens" or k.startswith("ln_vision.")}
+    return own | {f"q_former.{name}": value for name, value in former.items()}
+
+
 def _load_blip2(
     origin: str, ln_vision: nn.Module, former: nn.Module, queries: torch.Tensor
 ) -> torch.Tensor:
     """Load BLIP-2's file into both parts; return its queries, of the shape of ``queries``."""
-    content = load_weights(fetch(origin))
-    inner = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(inner, dict) or "query_tokens" not in inner:
-        raise CheckpointError(
-            f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
-        )
-    tensors = {k: v for k, v in inner.items() if isinstance(v, torch.Tensor)}
-    weights = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
-    prefix = "ln_vision."
-    norm = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    load_into(ln_vision, norm, origin)
-    load_into(former, convert_q_former(weights), origin)
+    weights = _in_fp32(convert_blip2(load_weights(fetch(origin)), origin))
+    for prefix, part in (("ln_vision.", ln_vision), ("q_former.", former)):
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        load_into(part, own, origin)
     found = weights["query_tokens"]
     if found.shape != queries.shape:
         raise CheckpointError(
@@ -180,6 +191,11 @@ def _load_blip2(
             " (model.num_query_token, model.q_former.hidden_size)"
         )
     return found
+
+
+def _in_fp32(weights: Tensors) -> Tensors:
+    tensors = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    return {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
 
 
 def _load_ckpt(model: MiniGPT4, files: tuple[str, ...]) -> None:

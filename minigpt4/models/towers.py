@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.config.checks import Dimension
+from minigpt4.config.checks import Dimension, Layers
 
 PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
 
@@ -29,7 +29,7 @@ class QFormerSize:
     """
 
     hidden_size: Dimension = 768
-    num_hidden_layers: Dimension = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Dimension = 12
     intermediate_size: Dimension = 3072
     cross_attention_frequency: Dimension = 2

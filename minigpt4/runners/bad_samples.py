@@ -9,8 +9,8 @@ from pathlib import Path
 
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
-from minigpt4.runners.distributed import Distributed
 from minigpt4.files import JsonLines
+from minigpt4.runners.distributed import Distributed
 
 MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a few hundred on disk
 

@@ -132,7 +132,9 @@ class PendingStep:
         known: Whether its figures are there already.
     """
 
-    def __init__(self, window: Sequence[MicroBatch], norm: torch.Tensor, epoch: int, step: int) -> None:
+    def __init__(
+        self, window: Sequence[MicroBatch], norm: torch.Tensor, epoch: int, step: int
+    ) -> None:
         self.window, self.epoch, self.step = window, epoch, step
         figures = torch.stack([*(done.loss for done in window), norm])
         self.known = not figures.is_cuda

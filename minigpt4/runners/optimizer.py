@@ -60,7 +60,10 @@ class OptimizerStep:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.gradients = AccumulatedGradients(self.trained)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, run.weight_decay), lr=run.init_lr, betas=(0.9, 0.999), fused=True
+            parameter_groups(model, run.weight_decay),
+            lr=run.init_lr,
+            betas=(0.9, 0.999),
+            fused=True,
         )
         # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
         # without the host's waiting for it.

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.runners.json_lines import JsonLines
+from minigpt4.files import JsonLines
 from minigpt4.runners.trackers import Trackers
 
 _Words = dict[str, Callable[[float], str]]

@@ -7,10 +7,10 @@ from typing import Annotated
 from minigpt4.config.checks import check_folder, check_share
 from minigpt4.datasets.caption_shards import missing_shards
 from minigpt4.datasets.options import (
-    PLAIN_TEXTS,
     DataSetOptions,
     TextProcessors,
     build_dataset,
+    named,
     split_sources,
 )
 from minigpt4.datasets.own_rows.pairs import ListSource, check_storage, names_shards, open_storage
@@ -40,7 +40,7 @@ class PairOptions(DataSetOptions):
     val_storage: Annotated[str | list[str], check_storage] | None = None
     val_fraction: Annotated[float, check_share] = 0.0
     image_root: Annotated[str, check_folder] | None = None
-    text_processor: TextProcessors = PLAIN_TEXTS
+    text_processor: TextProcessors = named("plain_text")
 
     @property
     def stored(self) -> "PairOptions":

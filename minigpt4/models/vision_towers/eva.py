@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import nn
 
-from minigpt4.config.checks import Dimension, FileOrUrl, Positive, check_ratio
+from minigpt4.config.checks import Dimension, FileOrUrl, Layers, Positive, check_ratio
 from minigpt4.errors import CheckpointError
 from minigpt4.registry import VISION_TOWERS, Fault
 from minigpt4.weights.checkpoint import kind_of_file
@@ -35,7 +35,7 @@ class VisualEncoderSize:
 
     patch_size: Dimension = 14
     embed_dim: Dimension = 1408
-    depth: Dimension = 39
+    depth: Layers = 39
     num_heads: Dimension = 16
     mlp_ratio: Annotated[float, check_ratio] = 4.3637
 
@@ -91,7 +91,7 @@ class EvaVisionTower:
         side = self.image_size // self.size.patch_size
         if converted["pos_embed"].shape[1] != 1 + side * side:
             converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
-        return {k: v.float() for k, v in converted.items() if isinstance(v, torch.Tensor)}
+        return converted
 
 
 def build_visual_encoder(
