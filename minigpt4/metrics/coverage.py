@@ -15,8 +15,7 @@ from minigpt4.registry import METRICS, Hidden
 
 _ENOUGH = 2 / 3  # of a caption's content words
 # What a sentence is built with, and what describes images as such.
-_FUNCTION_WORDS = frozenset(
-    """
+_FUNCTION_WORDS = """
 a an the this that these those and or but nor so yet if then than as at by for from in into of
 off on onto out over per to toward towards under up upon via with within without about above
 across after against along among around before behind below beneath beside besides between
@@ -28,8 +27,8 @@ should will would not no very too also just only even still again both each ever
 some any all many much more most few several such other another same own one ones top next
 front back side image picture photo photograph shows showing shown show depicts depicting see
 seen appears appear appearing
-""".split()
-)
+"""
+_SAY_NOTHING = frozenset(_FUNCTION_WORDS.split())
 
 Verdict = Literal["yes", "no", "unclear", "no reply"]
 
@@ -94,7 +93,7 @@ class Coverage(_Coverage):
         return "yes" if len(wanted & said) / len(wanted) >= _ENOUGH else "no"
 
     def _stems(self, text: str) -> set[str]:
-        words = (word for word in words_of(text) if word not in _FUNCTION_WORDS)
+        words = (word for word in words_of(text) if word not in _SAY_NOTHING)
         return {self._stem(word.removesuffix("'s")) for word in words}
 
 
