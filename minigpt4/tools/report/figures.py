@@ -19,7 +19,7 @@ _SHUFFLED = "shuffled_"
 _COUNTS = ("samples", "unreadable")
 _VALIDATION = {
     "loss": "Mean over the target tokens.",
-    "token_accuracy": "Share of the target tokens that are predicted from those before.",
+    "token_accuracy": "Share of the target tokens that are predicted correctly.",
     "perplexity": "e to the power of the loss.",
 }
 
