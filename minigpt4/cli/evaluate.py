@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="object: [other words, …]; COCO's 80 objects without",
     )
-    add_server_arguments(parser.add_argument_group("judge (judged_coverage, judged_captions)"))
+    add_server_arguments(parser.add_argument_group("judge (judged_captions)"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
 
 def _read_parts(arguments: argparse.Namespace, server: "Server | None") -> "Parts":
     from minigpt4.metrics import Objects, Parts
-    from minigpt4.metrics.object_words import load_annotated_objects, load_object_words
+    from minigpt4.metrics.hallucination import load_annotated_objects, load_object_words
     from minigpt4.tools.alignment.judging import ServerJudge
 
     words = load_object_words(arguments.object_words) if arguments.object_words else None

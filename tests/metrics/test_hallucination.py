@@ -5,7 +5,7 @@ import pytest
 
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.metrics import Objects, Parts, score_rows
-from minigpt4.metrics.object_words import (
+from minigpt4.metrics.hallucination import (
     NOTHING,
     ObjectWords,
     load_annotated_objects,
