@@ -20,12 +20,6 @@ def test_what_misses_is_seen(change: dict[str, Any], expected: bool):
     assert held(figures) == expected
 
 
-def test_nothing_to_caption_is_nothing_checked(run_entry: EntryPoint):
-    code, error = run_entry(caption_throughput.main, "--images", 0)
-    assert code == 1
-    assert "nothing to caption" in error
-
-
 def test_batches_say_what_single_pictures_say(
     run_entry: EntryPoint, projection: Path, tmp_path: Path
 ):

@@ -359,11 +359,6 @@ def huge_jpeg() -> bytes:
     return bytes(content)
 
 
-def test_a_huge_jpeg_is_told_before_it_is_decoded() -> None:
-    with one_line(HugeImageError, "10000 x 10000 pixels"):
-        load_fast(huge_jpeg())
-
-
 def test_without_torchvisions_decoder_pil_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deprecated there, it may be gone one day."""
     monkeypatch.delattr(torchvision.io, "decode_jpeg")
