@@ -7,7 +7,8 @@ keys. Types are checked by pydantic. Annotations may carry more than a type:
 * ``Annotated[T, check]`` – ``check(value)`` returns an error message or ``None`` (files, ranges);
 * ``Annotated[str, REGISTRY]`` – the value must be a name of that registry; also in a list, a tuple
   of any length, and the values of a dict;
-* ``Annotated[dict, REGISTRY]`` – ``{"name": …, option: …}``, which becomes a :class:`Bound`;
+* ``Annotated[Bound, REGISTRY]`` – ``{"name": …, option: …}``, ready to be built; with ``dict`` in
+  place of ``Bound`` it stays as it is;
 * ``dict[Literal["train", …], Annotated[…]]`` – a set of these keys and no others;
 * ``Annotated[T, Hidden]`` – not an option: the program passes it;
 * ``Annotated[Options, Section]`` – receives all options of the section as one dataclass.
@@ -171,7 +172,7 @@ def bind_entry(
             bound[name] = _fit(default, hints[name], name, False)[0] if named else default
     values = {name: value for name, value in bound.items() if name not in wrong}
     kind = schema(entry)
-    base: type = kind if dataclasses.is_dataclass(kind) else SimpleNamespace  # type: ignore[assignment]
+    base: Any = kind if dataclasses.is_dataclass(kind) else SimpleNamespace
     missing = parameters.keys() - values.keys()
     if missing:
         base = type(base.__name__, (base,), dict.fromkeys(missing, property(_is_unknown)))
@@ -258,8 +259,8 @@ def _with_checks(hint: Any) -> Any:
     if origin is typing.Annotated:
         inner, *extras = arguments
         registries = [extra for extra in extras if isinstance(extra, Names)]
-        if registries and typing.get_origin(inner) is dict:
-            return _after(Any, functools.partial(_fit_named, registries[0]))
+        if registries and (inner is Bound or typing.get_origin(inner) is dict):
+            return _after(Any, functools.partial(_fit_named, registries[0], inner is Bound))
         for extra in extras:
             inner = _after(_with_checks(inner), functools.partial(_check, extra))
         return inner
@@ -281,7 +282,8 @@ def _after(kind: Any, check: Callable[..., Any]) -> Any:
 
 def _faults(error: pydantic.ValidationError, value: Any, where: str) -> list[Fault]:
     """Return the errors that pydantic found, ours before its own."""
-    ours, others = [], {}
+    ours: list[Fault] = []
+    others: dict[tuple[str, str], dict[str, int]] = {}
     for detail in error.errors(include_url=False):
         first = detail["loc"][0] if detail["loc"] else None
         key = f"{where}.{first}" if isinstance(value, Mapping) and first in value else where
@@ -308,14 +310,14 @@ def _check(check: Any, value: Any, dry: bool) -> tuple[Any, list[Fault]]:
     return value, [Fault("", complaint)] if complaint else []
 
 
-def _fit_dataclass(kind: type, value: Any, dry: bool) -> tuple[Any, list[Fault]]:
+def _fit_dataclass(kind: Any, value: Any, dry: bool) -> tuple[Any, list[Fault]]:
     if not isinstance(value, Mapping):
         return value, [Fault("", f"{shown(value)} is not a set of keys")]
     bound, faults = bind(kind, value, "", dry)
     return (value if faults else kind(**bound)), faults
 
 
-def _fit_named(registry: Names, value: Any, dry: bool) -> tuple[Any, list[Fault]]:
+def _fit_named(registry: Names, as_bound: bool, value: Any, dry: bool) -> tuple[Any, list[Fault]]:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         meant = [key for key in value if near(key, ("name",))] if isinstance(value, Mapping) else []
         if meant and "name" not in value:
@@ -324,4 +326,5 @@ def _fit_named(registry: Names, value: Any, dry: bool) -> tuple[Any, list[Fault]
     options = {key: item for key, item in value.items() if key != "name"}
     if complaint := registry.complaint(value["name"]):
         return value, [Fault("name", complaint)]
-    return bind_entry(registry.get(value["name"]), options, "", dry)
+    bound, faults = bind_entry(registry.get(value["name"]), options, "", dry)
+    return bound if as_bound else value, faults

@@ -138,7 +138,8 @@ def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list
         faults.extend(found)
         return bound
 
-    model, runner, schedule = UNKNOWN, UNKNOWN, {}
+    model, runner = UNKNOWN, UNKNOWN
+    schedule: dict[str, Any] = {}
     if config.arch in MODELS.names():
         model = bind_section(MODELS, config.arch, config.model_options(), "model", "model")
     else:

@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING
 
 from minigpt4.config import Config, find_faults, load_config, raise_faults
 from minigpt4.errors import ConfigError
-from minigpt4.tools.alignment.server_arguments import (
-    add_server_arguments,
-    check_server_arguments,
-    read_server,
-)
+from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
 
 if TYPE_CHECKING:
     from minigpt4.metrics import Parts
-    from minigpt4.tools.alignment.asking import Server
 
 _EPILOG = """
 Metrics, and what each needs in a data set's rows: docs/evaluation.md. Verdicts of a judge are kept
@@ -69,14 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate; ends with a table."""
-    check_server_arguments(arguments)
-    config = _read_config(arguments)
     server = read_server(arguments)
+    config = _read_config(arguments)
 
     from minigpt4.evaluation.evaluation import rescore, run_evaluation
 
     parts = _read_parts(arguments, server)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score tells that it begins
     if arguments.rescore:
         metrics = arguments.metrics or (config.run.get("metrics") if config else None)
@@ -112,7 +105,7 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
     return config
 
 
-def _read_parts(arguments: argparse.Namespace, server: "Server | None") -> "Parts":
+def _read_parts(arguments: argparse.Namespace, server: Server | None) -> "Parts":
     from minigpt4.metrics import Objects, Parts
     from minigpt4.metrics.hallucination import load_annotated_objects, load_object_words
     from minigpt4.tools.alignment.judging import ServerJudge

@@ -17,8 +17,8 @@ def _check_train(specs: dict[str, Any]) -> str | None:
 
 # split → {"name": …, option: …}
 Split = Literal["train", "eval", "val", "test"]
-ImageProcessors = Annotated[dict[Split, Annotated[dict[str, Any], IMAGE_PROCESSORS]], _check_train]
-TextProcessors = Annotated[dict[Split, Annotated[dict[str, Any], TEXT_PROCESSORS]], _check_train]
+ImageProcessors = Annotated[dict[Split, Annotated[Bound, IMAGE_PROCESSORS]], _check_train]
+TextProcessors = Annotated[dict[Split, Annotated[Bound, TEXT_PROCESSORS]], _check_train]
 SampleRatio = Annotated[float, check_not_negative]
 # Names in use for an evaluation's split; the first that is there counts.
 _EVAL_SPLITS: tuple[Split, ...] = ("eval", "val", "test")
@@ -89,7 +89,7 @@ def build_dataset(
     missing: tuple[BadSample, ...] = (),
 ) -> DataSet:
     """Return a data set over its sources, which reads cached features where the options say so."""
-    processors: dict[Split, Bound] = options.vis_processor  # type: ignore[assignment]
+    processors = options.vis_processor
     split = next((split for split in _EVAL_SPLITS if split in processors), None)
     dataset = DataSet(
         name,

@@ -361,7 +361,7 @@ def best_value(name: str, figures: Figures) -> float | None:
 @contextmanager
 def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
-        training = model.training
+    training = model.training
     states = random.getstate(), numpy.random.get_state()
     model.train(False)
     try:

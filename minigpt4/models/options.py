@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from minigpt4.config.checks import FileOrUrl, ModelFolder, Positive, check_file
 from minigpt4.models.llm_input import IMAGE_MARK
@@ -82,7 +82,7 @@ class TowerOptions:
     image_size: Positive = 224
     visual_encoder: VisualEncoderSize = EVA_VIT_G_SIZE
     vit_precision: Literal["fp16", "fp32"] = "fp16"
-    vision_tower: Annotated[dict[str, Any], VISION_TOWERS] | None = None
+    vision_tower: Annotated[Bound, VISION_TOWERS] | None = None
     has_qformer: bool = True
     q_former_model: FileOrUrl = BLIP2_Q_FORMER
     num_query_token: Positive = 32
@@ -91,7 +91,7 @@ class TowerOptions:
     @property
     def tower(self) -> VisionTower:
         """The vision tower: what ``vision_tower`` names, else EVA by the original's keys."""
-        if isinstance(self.vision_tower, Bound):
+        if self.vision_tower is not None:
             tower: VisionTower = self.vision_tower.build()
             return tower
         return EvaVisionTower(self.vit_model, self.image_size, self.visual_encoder)

@@ -17,6 +17,7 @@ class Generator(Protocol):
 
     model: MiniGPT4
     options: GenerationOptions
+    waiting: Any  # one answer is made at a time
 
     @property
     def template(self) -> Template: ...

@@ -40,6 +40,7 @@ _KEYS = """() => {
     document.getElementById(name).click();
   });
 }"""
+_CLOSING = "<b>The set is being written. You can close this page.</b>"
 _TO_THE_TEXT = "() => document.querySelector('#polished textarea').focus()"
 
 View = tuple[str, str, str, str, str, Any]  # progress, picture, what is shown, draft, text, finish
@@ -48,13 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve_reviews(reviews: Reviews, images: Path, port: int) -> None:
-    """Serve the page to this machine until every pair is reviewed and the person says so.
-
-    Args:
-        reviews: Of which the page shows those that were not decided on.
-        images: Folder of the pictures.
-        port: Where.
-    """
+    """Serve the page to this machine until every pair is reviewed and the person says so."""
     finished = threading.Event()
     page = build_page(Reviewing(reviews, images), finished)
     page.queue().launch(
@@ -109,9 +104,9 @@ class Reviewing:
         pair = self._reviews.pairs[place]
         review = self._reviews.of(pair.image_id)
         shown = f"{pair.image_id}:{self._reviews.times(pair.image_id)}"
-        told = f"<b>{html.escape(pair.image)}</b>"
         said = f" · so far: {review.decision}" if review else ""
-        line = f"{told} · {place + 1} of {len(self._places)}{said} · {self._counted()}"
+        line = f"<b>{html.escape(pair.image)}</b> · {place + 1} of {len(self._places)}{said}"
+        line = f"{line} · {self._counted()}"
         picture = _picture(self._images / pair.image)
         text = review.text if review else pair.polished
         return line, picture, shown, pair.draft, text, self._finish_button()
@@ -150,14 +145,10 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
                     label="Polished: what is learnt", lines=9, max_lines=16, elem_id="polished"
                 )
                 with gr.Row():
-                    accept = gr.Button(
-                        "Accept (A)", variant="primary", size="md", min_width=90, elem_id="accept"
-                    )
-                    edit = gr.Button("Edit (E)", size="md", min_width=90, elem_id="edit")
-                    reject = gr.Button(
-                        "Reject (R)", variant="stop", size="md", min_width=90, elem_id="reject"
-                    )
-                    back = gr.Button("Back (B)", size="md", min_width=90, elem_id="back")
+                    accept = _button("Accept (A)", "primary")
+                    edit = _button("Edit (E)")
+                    reject = _button("Reject (R)", "stop")
+                    back = _button("Back (B)")
                 draft = gr.Textbox(
                     label="Draft: what the model said",
                     lines=6,
@@ -173,16 +164,16 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
         reject.click(lambda s, t: reviewing.decide(False, s, t), [shown, text], view, **private)
         back.click(reviewing.go_back, shown, view, **private)
         edit.click(None, js=_TO_THE_TEXT)
-        closing = finish.click(
-            lambda: "<b>The set is being written. You can close this page.</b>",
-            None,
-            line,
-            **private,
-        )
+        closing = finish.click(lambda: _CLOSING, None, line, **private)
         closing.then(finished.set, None, None, **private)
         page.load(reviewing.show_next, None, view, **private)
         page.load(None, js=_KEYS)
     return page
+
+
+def _button(label: str, variant: str = "secondary") -> gr.Button:
+    name = label.split()[0].lower()
+    return gr.Button(label, variant=variant, size="md", min_width=90, elem_id=name)
 
 
 def _picture(path: Path) -> str:

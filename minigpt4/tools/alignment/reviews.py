@@ -2,12 +2,12 @@
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from minigpt4.errors import DataError
-from minigpt4.tools.alignment.journal import Journal
 from minigpt4.tools.alignment.verdicts import Verdict
+from minigpt4.tools.alignment.work_folder import Journal
 
 Decision = Literal["accept", "edit", "reject"]
 
@@ -20,16 +20,9 @@ class Review(NamedTuple):
 
 
 class Reviews:
-    """The pairs that passed the filter and what was said of them, over a journal.
+    """The pairs that passed the filter and what was said of them, over a journal of its own.
 
-    A review counts for the text that was seen: of one polished anew since, it is asked again.
-
-    Args:
-        journal: Of the reviews alone.
-        verdicts: All; those kept are to be reviewed.
-
-    Raises:
-        DataError: for a journal of something else.
+    A review counts for the text that was seen: of one polished again since, it is asked again.
     """
 
     def __init__(self, journal: Journal, verdicts: Sequence[Verdict]) -> None:
@@ -39,33 +32,27 @@ class Reviews:
         self._said: dict[str, Review] = {}
         self._times: Counter[str] = Counter()
         self._saying = threading.Lock()
-        for number, row in enumerate(journal.rows, 1):
-            try:
-                if self._polished.get(row["image_id"]) == row["polished"]:
-                    self._said[row["image_id"]] = Review(row["verdict"], row["text"])
-            except (KeyError, TypeError) as error:
-                text = f"{journal.path}:{number}: not a line of this command"
-                raise DataError(f"{text}; choose another --output") from error
+        journal.replay(self._take)
 
     def of(self, image_id: str) -> Review | None:
         return self._said.get(image_id)
 
     def next_place(self, start: int = 0) -> int | None:
-        """Of the next pair without a review, from a place on and round to it again."""
+        """Return the place of the next pair without a review, from a place on and round to it."""
         places = [*range(start, len(self.pairs)), *range(start)]
         return next((n for n in places if self.pairs[n].image_id not in self._said), None)
 
     def times(self, image_id: str) -> int:
-        """How often a pair was decided on in this run."""
+        """Return how often a pair was decided on in this run."""
         return self._times[image_id]
 
     def say(self, image_id: str, accepted: bool, text: str, times: int) -> None:
         """Save a decision; a changed text that is accepted is an edit.
 
         Args:
-            image_id: Of the pair.
-            accepted: Else it is rejected.
-            text: As it shall be.
+            image_id: Id of the pair's picture.
+            accepted: Whether the pair is kept.
+            text: Text as it shall be.
             times: As :meth:`times` was when the pair was shown; where it was decided on since, a
                 key was pressed twice or another page was quicker, and nothing is saved.
 
@@ -82,14 +69,17 @@ class Reviews:
         decision: Decision = "reject"
         if accepted:
             decision = "accept" if text == polished.strip() else "edit"
-        review = Review(decision, text if decision == "edit" else polished)
+        said = text if decision == "edit" else polished
+        row = {"image_id": image_id, "verdict": decision, "text": said, "polished": polished}
         with self._saying:
-            if self._times[image_id] != times:
-                return
-            row = {"image_id": image_id, "verdict": decision, "text": review.text}
-            self._journal.add([{**row, "polished": polished}])
-            self._said[image_id] = review
-            self._times[image_id] += 1
+            if self._times[image_id] == times:
+                self._journal.add([row])
+                self._take(row)
+                self._times[image_id] += 1
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        if self._polished.get(row["image_id"]) == row["polished"]:
+            self._said[row["image_id"]] = Review(row["verdict"], row["text"])
 
     @property
     def counts(self) -> Counter[str]:

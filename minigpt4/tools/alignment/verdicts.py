@@ -3,16 +3,15 @@
 They follow from what the journals hold, and are written anew each time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt4.apps.captions_input import encode
 from minigpt4.files import write_atomically
-from minigpt4.tools.alignment.completions import Reply
-from minigpt4.tools.alignment.filtering import broken_rule
-from minigpt4.tools.alignment.repairing import repair, whole_sentences
+from minigpt4.tools.alignment.request_pool import Reply
+from minigpt4.tools.alignment.text_rules import broken_rule, repair, whole_sentences
 
 FIX = (
     "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, "
@@ -28,82 +27,61 @@ class Verdict:
     """What became of a picture.
 
     Attributes:
-        image_id: Of the picture.
-        image: Its name in the folder it comes from.
-        draft: What the model said.
-        polished: What was made of it; empty where nothing was.
-        kept: Whether it passed the filter.
-        reason: The rule that it broke, or why there is no text.
-        detail: What was the matter, where that is no rule.
+        image: Name in the folder that the picture comes from.
+        reason: Rule that it broke, or why there is no text.
+        detail: Error message, where the reason is not a rule.
     """
 
     image_id: str
     image: str
-    draft: str
-    polished: str
-    kept: bool
+    draft: str = ""
+    polished: str = ""
+    kept: bool = False
     reason: str = ""
     detail: str = ""
 
 
-Polish = Callable[[str, str], str | None]  # a picture's id and draft → polished; None without
-
-
-def polish_by_rules(image_id: str, draft: str) -> str:
-    return repair(draft)
-
-
-def polish_by_replies(replies: Mapping[str, Reply]) -> Polish:
-    """What a server has made of each draft."""
-
-    def polish(image_id: str, draft: str) -> str | None:
-        if not draft.strip():
-            return ""  # which nobody is asked about
-        reply = replies.get(image_id)
-        if reply is None:
-            return None
-        if "already correct" in reply.text.lower():
-            return draft
-        # Differs from the original: a reply that was cut off ends with its last whole sentence.
-        return whole_sentences(reply.text) if reply.cut_off else reply.text
-
-    return polish
-
-
 def judge(
-    drafts: Sequence[Mapping[str, Any]], polish: Polish, no_reply: Mapping[str, str]
-) -> list[Verdict]:
-    """A verdict for each row of drafts.
+    row: Mapping[str, Any], replies: Mapping[str, Reply] | None, failed: Mapping[str, str]
+) -> Verdict:
+    """Return the verdict on a row of drafts.
 
     Args:
-        drafts: Of the journal.
-        polish: What makes a text of a draft.
-        no_reply: Why there was no reply, by picture id.
+        row: Row of the journal.
+        replies: Server's replies by picture id; None for rules.
+        failed: Why there is no reply, by picture id.
     """
-    return [_judge(row, polish, no_reply) for row in drafts]
-
-
-def _judge(row: Mapping[str, Any], polish: Polish, no_reply: Mapping[str, str]) -> Verdict:
     image_id, image = str(row["image_id"]), str(row["image"])
     if "error" in row:
-        return Verdict(image_id, image, "", "", False, UNREADABLE, str(row["error"]))
+        return Verdict(image_id, image, reason=UNREADABLE, detail=str(row["error"]))
     draft = str(row["draft"])
-    polished = polish(image_id, draft)
-    if polished is None:
-        return Verdict(image_id, image, draft, "", False, NO_REPLY, no_reply.get(image_id, ""))
+    if replies is None:
+        polished = repair(draft)
+    elif not draft.strip():
+        polished = ""  # which nobody is asked about
+    elif image_id in replies:
+        polished = _polish(draft, replies[image_id])
+    else:
+        return Verdict(image_id, image, draft, reason=NO_REPLY, detail=failed.get(image_id, ""))
     rule = broken_rule(polished)
     return Verdict(image_id, image, draft, polished, rule is None, rule or "")
 
 
+def _polish(draft: str, reply: Reply) -> str:
+    if "already correct" in reply.text.lower():
+        return draft
+    # Differs from the original: a reply that was cut off ends with its last whole sentence.
+    return whole_sentences(reply.text) if reply.cut_off else reply.text
+
+
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """A line for each, without what is empty.
+    """Write a line for each, without an empty reason or detail.
 
     Raises:
         MiniGPT4Error: when the disk is full.
     """
-    always = ("image_id", "image", "draft", "polished", "kept")
+    optional = ("reason", "detail")
     rows = [
-        {name: value for name, value in asdict(verdict).items() if value or name in always}
-        for verdict in verdicts
+        {k: v for k, v in asdict(verdict).items() if v or k not in optional} for verdict in verdicts
     ]
     write_atomically(path, lambda file: file.write(b"".join(map(encode, rows))))
