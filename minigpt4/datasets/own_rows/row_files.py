@@ -6,6 +6,8 @@ row again by its place.
 
 import codecs
 import csv
+import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,11 +72,9 @@ class RowFile:
             if self.form == ".jsonl":
                 yield from self._lines(file)
             elif self.form == ".json":
-                yield from (_row(value, *place) for value, *place in JsonList(self.path, file))
+                yield from (_row(*found) for found in JsonList(self.path, file))
             else:
-                rows = self._csv_rows(file)
-                next(rows, None)  # the header
-                yield from rows
+                yield from itertools.islice(self._csv_rows(file), 1, None)  # behind the header
 
     def read(self, offset: int) -> Row:
         """The row that begins at a place, as the iteration gave it; its line is not known (0).
@@ -84,15 +84,13 @@ class RowFile:
         """
         with self._open() as file:
             file.seek(offset)
-            if self.form == ".jsonl":
-                return self._json_row(file.readline(LARGEST_ROW + 1), 0, offset)
-            if self.form in _SEPARATORS:
-                for row in self._csv_rows(file, offset):
-                    return Row(0, offset, row.fields, row.fault)
-            else:
-                for value, _, _ in JsonList(self.path, file, offset):
-                    return _row(value, 0, offset)
-        raise self._fault(0, f"ends before byte {offset:,}; it has changed meanwhile")
+            if self.form == ".json":
+                return _row(JsonList(self.path, file).value(), 0, offset)
+            rows = self._lines(file, begun=True) if self.form == ".jsonl" else self._csv_rows(file)
+            row = next(rows, None)
+        if row is None:
+            raise DataError(f"{self.path}: ends before byte {offset:,}; it has changed meanwhile")
+        return dataclasses.replace(row, line=0)
 
     def _open(self) -> BinaryIO:
         try:
@@ -107,37 +105,24 @@ class RowFile:
         return file
 
     def _fault(self, line: int, text: str) -> DataError:
-        return DataError(f"{self.path}:{line}: {text}" if line else f"{self.path}: {text}")
+        return DataError(f"{self.path}:{line}: {text}")
 
-    def _lines(self, file: BinaryIO) -> Iterator[Row]:
-        offset, number = file.tell(), 0
-        begun = False
-        while content := file.readline(LARGEST_ROW + 1):
-            number += 1
-            at, offset = offset, offset + len(content)
+    def _lines(self, file: BinaryIO, begun: bool = False) -> Iterator[Row]:
+        for number in itertools.count(1):
+            at = file.tell()
+            content = file.readline(LARGEST_ROW + 1)
+            if not content:
+                return
             if len(content) > LARGEST_ROW:
                 while content and not content.endswith(b"\n"):
                     content = file.readline(LARGEST_ROW)
-                    offset += len(content)
                 yield Row(number, at, {}, f"longer than {LARGEST_ROW:,} bytes")
-                continue
-            if not content.strip():
-                continue
-            if not begun and content.lstrip().startswith(b"["):
-                raise self._fault(
-                    number, "a json list, not one row in each line; name the file .json"
-                )
-            begun = True
-            yield self._json_row(content, number, at)
-
-    def _json_row(self, content: bytes, line: int, offset: int) -> Row:
-        try:
-            value = json.loads(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
-        except (ValueError, RecursionError) as error:
-            return Row(line, offset, {}, f"is not json ({one_line(error)})")
-        return _row(value, line, offset)
+            elif content.strip():
+                if not begun and content.lstrip().startswith(b"["):
+                    text = "a json list, not one row in each line; name the file .json"
+                    raise self._fault(number, text)
+                begun = True
+                yield _json_row(content, number, at)
 
     def _read_header(self) -> list[str]:
         with self._open() as file:
@@ -147,52 +132,75 @@ class RowFile:
         if row.fault:
             raise self._fault(row.line, row.fault)
         columns = [str(name).strip() for name in row.fields.values()]
-        if len(columns) == 1:
-            for mark, words in _NAMES.items():
-                if mark in columns[0]:
-                    wanted = _NAMES[_SEPARATORS[self.form]]
-                    text = (
-                        f"its columns are separated by {words}, not {wanted}: {shown(columns[0])}"
-                    )
-                    raise self._fault(row.line, f"{text}; save it with {wanted}")
+        other = next((mark for mark in _NAMES if mark in columns[0]), None)
+        if len(columns) == 1 and other:
+            wanted = _NAMES[_SEPARATORS[self.form]]
+            text = f"its columns are separated by {_NAMES[other]}, not {wanted}"
+            raise self._fault(row.line, f"{text}: {shown(columns[0])}; save it with {wanted}")
         twice = next((name for name in columns if columns.count(name) > 1), None)
         if twice is not None:
             raise self._fault(row.line, f"two columns are called {shown(twice)}")
         return columns
 
-    def _csv_rows(
-        self, file: BinaryIO, offset: int | None = None, named: bool = True
-    ) -> Iterator[Row]:
-        """Records from where the file stands, the header too if it stands there."""
-        place = _Place(self.path, file, file.tell() if offset is None else offset)
+    def _csv_rows(self, file: BinaryIO, named: bool = True) -> Iterator[Row]:
+        """Records from where the file is, the header too if it is there."""
+        lines = _CsvLines(self.path, file)
         # Strict: a quote that is never closed would otherwise swallow the rest in silence.
-        form: dict[str, Any] = {"delimiter": _SEPARATORS[self.form], "strict": True}
-        reader = csv.reader(place.lines(), **form)
+        reader = csv.reader(lines, delimiter=_SEPARATORS[self.form], strict=True)
         while True:
-            line, at = place.begin_record()
+            line, at = lines.begin_record()
+            fault = ""
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(line, at, {}, _csv_fault(error))
-                # The lines that a stray quote swallowed are rows of their own.
-                place.go_back()
-                reader = csv.reader(place.lines(), **form)
+                values, fault = [], _csv_fault(error)
+            if not fault and not any(value.strip() for value in values):
                 continue
-            if not any(value.strip() for value in values):
-                continue
-            if named and len(values) != len(self.columns):
-                text = f"has {len(values)} columns, the header {len(self.columns)}"
-                yield Row(line, at, {}, text)
-                place.go_back()
-                reader = csv.reader(place.lines(), **form)
-                continue
-            if any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
-                yield Row(line, at, {}, "is not UTF-8")
-                continue
+            if not fault and named and len(values) != len(self.columns):
+                fault = f"has {len(values)} columns, the header {len(self.columns)}"
+            if fault:
+                lines.go_back()  # the lines that a stray quote swallowed are rows of their own
+            elif any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
+                fault = "is not UTF-8"
             names = self.columns if named else map(str, range(len(values)))
-            yield Row(line, at, dict(zip(names, values, strict=True)))
+            yield Row(line, at, {} if fault else dict(zip(names, values, strict=True)), fault)
+
+
+class _CsvLines:
+    """Lines of a file as texts, which a csv reader takes one at a time."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._line = 0
+        self._second: tuple[int, int] | None = None  # line and offset behind a record's first line
+
+    def begin_record(self) -> tuple[int, int]:
+        """Line and offset at which the next record begins."""
+        self._second = None
+        return self._line + 1, self._file.tell()
+
+    def go_back(self) -> None:
+        """To the second line of the record that was read last."""
+        if self._second is not None:
+            self._line, offset = self._second
+            self._file.seek(offset)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        content = self._file.readline(LARGEST_ROW + 1)
+        if not content:
+            raise StopIteration
+        self._line += 1
+        if len(content) > LARGEST_ROW:
+            text = f"a line longer than {LARGEST_ROW:,} bytes"
+            raise DataError(f"{self._path}:{self._line}: {text}")
+        self._second = self._second or (self._line, self._file.tell())
+        # What is no UTF-8 is found in its record.
+        return content.decode("utf-8", errors="surrogateescape")
 
 
 def _csv_fault(error: csv.Error) -> str:
@@ -201,35 +209,13 @@ def _csv_fault(error: csv.Error) -> str:
     return f"is no row of a csv ({one_line(error)}); a stray quote?"
 
 
-class _Place:
-    """Lines of a file as texts, and how far they have been read."""
-
-    def __init__(self, path: Path, file: BinaryIO, offset: int) -> None:
-        self.path, self.file = path, file
-        self.line, self.offset = 0, offset
-        self._second: tuple[int, int] | None = None  # line and offset behind a record's first line
-
-    def begin_record(self) -> tuple[int, int]:
-        """Line and offset at which the next record begins."""
-        self._second = None
-        return self.line + 1, self.offset
-
-    def go_back(self) -> None:
-        """To the second line of the record that was read last."""
-        if self._second is not None:
-            self.line, self.offset = self._second
-            self.file.seek(self.offset)
-
-    def lines(self) -> Iterator[str]:
-        while content := self.file.readline(LARGEST_ROW + 1):
-            if len(content) > LARGEST_ROW:
-                place = f"{self.path}:{self.line + 1}"
-                raise DataError(f"{place}: a line longer than {LARGEST_ROW:,} bytes")
-            self.line += 1
-            self.offset += len(content)
-            self._second = self._second or (self.line, self.offset)
-            # What is no UTF-8 is found in its record.
-            yield content.decode("utf-8", errors="surrogateescape")
+def _json_row(content: bytes, line: int, offset: int) -> Row:
+    try:
+        return _row(json.loads(content.decode("utf-8")), line, offset)
+    except UnicodeDecodeError as error:
+        return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
+    except (ValueError, RecursionError) as error:
+        return Row(line, offset, {}, f"is not json ({one_line(error)})")
 
 
 def _row(value: Any, line: int, offset: int) -> Row:
