@@ -13,15 +13,9 @@ import demo
 import train
 from minigpt4.chat import load_chat
 from minigpt4.errors import ConfigError, DataError
-from tests.conftest import EntryPoint
-from tests.test_train import STAGE1, STAGE2, stage1_options
-
-
-def one_line(stderr: str) -> str:
-    assert "Traceback" not in stderr
-    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, stderr
-    return lines[0]
+from tests.helpers.messages import error_line
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, stage1_options
 
 
 @pytest.fixture
@@ -44,8 +38,8 @@ def options(scenes: Path, tmp_path: Path) -> list[str]:
 def test_a_typo_in_any_key(run_entry: EntryPoint, options: list[str], key: str, hint: str):
     code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, f"{key}=1")
     assert code == 2
-    assert key in one_line(stderr)
-    assert hint in one_line(stderr)
+    assert key in error_line(stderr)
+    assert hint in error_line(stderr)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +71,8 @@ def test_a_fault_before_anything_is_loaded(
 ):
     code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options, option)
     assert code == 2
-    assert expected in one_line(stderr)
-    assert option.split("=")[0].split(".")[0] in one_line(stderr)
+    assert expected in error_line(stderr)
+    assert option.split("=")[0].split(".")[0] in error_line(stderr)
 
 
 def test_all_faults_are_told_at_once(run_entry: EntryPoint, options: list[str]):
@@ -137,8 +131,8 @@ def test_a_prompt_file_without_an_image_mark(run_entry: EntryPoint, scenes: Path
         f"run.output_dir={tmp_path}/out",
     )
     assert code == 2
-    assert "model.prompt_path" in one_line(stderr)
-    assert "<ImageHere>" in one_line(stderr)
+    assert "model.prompt_path" in error_line(stderr)
+    assert "<ImageHere>" in error_line(stderr)
 
 
 def test_a_projection_of_another_size(run_entry: EntryPoint, options: list[str], tmp_path: Path):
@@ -149,7 +143,7 @@ def test_a_projection_of_another_size(run_entry: EntryPoint, options: list[str],
         train.main, "--cfg-path", STAGE1, "--options", *options, f"model.ckpt={file}"
     )
     assert code == 2
-    assert "llama_proj.weight is [4096, 768], this model wants [160, 128]" in one_line(stderr)
+    assert "llama_proj.weight is [4096, 768], this model wants [160, 128]" in error_line(stderr)
 
 
 def test_cuda_where_there_is_none(run_entry: EntryPoint, options: list[str]):
@@ -159,7 +153,7 @@ def test_cuda_where_there_is_none(run_entry: EntryPoint, options: list[str]):
         train.main, "--cfg-path", STAGE1, "--options", *options, "run.device=cuda"
     )
     assert code == 2
-    assert "run.device" in one_line(stderr)
+    assert "run.device" in error_line(stderr)
 
 
 def break_images(shard: Path, share: float) -> int:
@@ -202,7 +196,7 @@ def test_shards_without_a_readable_image_end_the_run(
         options = stage1_options(copy, tmp_path / "out", num_workers=workers)
         code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
         assert code == 2
-        assert "datasets.laion: no readable sample" in one_line(stderr)
+        assert "datasets.laion: no readable sample" in error_line(stderr)
 
 
 def test_a_text_file_shown_as_an_image(tmp_path: Path):
@@ -229,7 +223,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     monkeypatch.setattr(os, "fsync", full_at_the_second)
     code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
     assert code == 2
-    assert "No space left on device" in one_line(stderr)
+    assert "No space left on device" in error_line(stderr)
     (run,) = (tmp_path / "out").iterdir()
     assert [file.name for file in run.glob("*checkpoint_*")] == ["checkpoint_0.pth"]
     assert json.loads((run / "log.txt").read_text().splitlines()[0])["epoch"] == 0
@@ -240,4 +234,4 @@ def test_a_folder_of_examples_that_is_not_there(run_entry: EntryPoint, tmp_path:
     arguments = ["--cfg-path", "eval_configs/tiny_eval.yaml", "--port", "0"]
     code, stderr = run_entry(demo.main, *arguments, "--examples", tmp_path / "nowhere")
     assert code == 2
-    assert one_line(stderr).endswith("nowhere: no such folder")
+    assert error_line(stderr).endswith("nowhere: no such folder")

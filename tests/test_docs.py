@@ -33,7 +33,7 @@ from minigpt4.registry import (
     bind,
     visible_parameters,
 )
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [

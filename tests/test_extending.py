@@ -17,9 +17,9 @@ from minigpt4.config import check_config, load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
 from minigpt4.registry import ALL_REGISTRIES
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
+from tests.helpers.repo import ROOT, EntryPoint
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"`([\w.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))

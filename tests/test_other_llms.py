@@ -2,14 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, MambaConfig, MistralConfig, OPTConfig, PreTrainedConfig
 
 import train
 from minigpt4.__main__ import main
@@ -17,52 +14,22 @@ from minigpt4.chat import Chat, ChatSession, check_chat, load_chat
 from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
-from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.llama_folders import write_config, write_tokenizer
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import (
-    CHATML,
-    save_gpt_neox,
-    save_llama_2,
-    save_model,
+    FAMILIES,
+    KINDS,
+    Family,
+    chat_options,
+    save_kind,
     save_qwen2,
-    save_tokenizer,
 )
+from tests.helpers.repo import ROOT, TINY, EntryPoint
 
 STAGE1, STAGE2 = (
     "train_configs/tiny_stage1_pretrain.yaml",
     "train_configs/tiny_stage2_finetune.yaml",
 )
-TINY = "eval_configs/tiny_eval.yaml"
-
-
-@dataclass(frozen=True)
-class Family:
-    """A language model, its turns and how stage 2 writes them."""
-
-    save: Callable[[Path], Path]
-    prompt: str
-    end_sym: str
-    template: str
-
-
-FAMILIES = {
-    "llama_2": Family(save_llama_2, "<s>[INST] {} [/INST] ", "</s>", "own"),
-    "qwen2": Family(
-        save_qwen2,
-        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
-        "own",
-    ),
-    "gpt_neox": Family(
-        save_gpt_neox,
-        "### Instruction:\n{}\n\n### Response:\n",
-        "<|endoftext|>",
-        '{system: "", user: "### Instruction:\\n", assistant: "### Response:\\n",'
-        ' opening: "### Response:\\n", separator: "\\n\\n", stop: "### Instruction:"}',
-    ),
-}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,16 +54,6 @@ def train_options(folder: Path, scenes: Path, output: Path, config: str) -> list
         *("run.max_epoch=1", "run.iters_per_epoch=2", "run.num_workers=0"),
         *("run.batch_size_train=2", "run.seed=3"),
         *(f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in names),
-    ]
-
-
-def chat_options(family: Family, folder: Path, *more: str) -> list[str]:
-    return [
-        "model.ckpt=",
-        f"model.llama_model={folder}",
-        f"chat.template={family.template}",
-        "chat.max_new_tokens=8",
-        *more,
     ]
 
 
@@ -137,11 +94,6 @@ def chat(family: Family, folder: Path) -> Chat:
     ]
     torch.manual_seed(0)
     return load_chat(ROOT / TINY, chat_options(family, folder, *assets))
-
-
-@pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 def test_a_chat_of_two_turns_reads_only_what_is_new(chat: Chat, pictures: list[Path]) -> None:
@@ -238,39 +190,6 @@ def test_several_stop_texts(qwen2: Path) -> None:
 
 
 # Of other kinds
-
-
-def size(**more: Any) -> dict[str, Any]:
-    known = {"bos_token_id": 0, "eos_token_id": 2, "vocab_size": 400}
-    return {**known, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32} | more
-
-
-KINDS: dict[str, PreTrainedConfig] = {
-    "learned positions": GPT2Config(
-        vocab_size=400,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=0,
-        eos_token_id=2,
-    ),
-    "narrower embeddings": OPTConfig(
-        **size(ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=128, pad_token_id=1)
-    ),
-    "a window": MistralConfig(
-        **size(intermediate_size=64, num_key_value_heads=2, sliding_window=16)
-    ),
-    "no attention": MambaConfig(
-        hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=400, bos_token_id=0
-    ),
-}
-
-
-def save_kind(folder: Path, kind: str) -> Path:
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    save_tokenizer(folder, special, "<|im_end|>", None, CHATML)
-    return save_model(folder, KINDS[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)

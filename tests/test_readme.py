@@ -9,9 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
 
 from minigpt4.cli import (
     apply_delta,
@@ -23,8 +21,9 @@ from minigpt4.cli import (
     make_alignment_set,
     serve,
 )
-from tests.conftest import ROOT, EntryPoint
-from tests.helpers.data_files import pair, picture, write_pairs, write_tar
+from tests.helpers.pages import commands_of
+from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.stand_ins import stand_in_paths
 
 PAGES = [
     "README.md",
@@ -82,16 +81,6 @@ CHATTING: dict[str, ModuleType] = {
     "check-data": check_data,
     "make-alignment-set": make_alignment_set,
 }
-
-
-def commands_of(page: str) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
-    text = re.sub(
-        r"<<'(\w+)'\n.*?\n\1\n", "\n", "\n".join(blocks), flags=re.S
-    )  # what is fed to cat
-    joined = text.replace("\\\n", " ")
-    lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
-    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
@@ -175,33 +164,6 @@ def test_command(command: str, run_entry: EntryPoint, tmp_path: Path):
     if words[:3] == ["pip", "install", "-e"] or words[0] in {"git", "cd", "conda"}:
         return
     raise AssertionError(f"no test knows this command: {command}")
-
-
-def stand_in_paths(folder: Path) -> dict[str, str]:
-    """Files and folders that exist, for what a user would have."""
-    llama = folder / "vicuna"
-    llama.mkdir()
-    (llama / "config.json").write_text("{}")
-    save_file({"weight": torch.zeros(1)}, llama / "model.safetensors")
-    weights = folder / "weights.pth"
-    # Of the embedded default's size; how wide the stand-in's language model is nobody knows.
-    trained = {"llama_proj.weight": torch.zeros(160, 128), "llama_proj.bias": torch.zeros(160)}
-    torch.save({"model": trained}, weights)
-    pairs = write_pairs(folder / "pairs", [("a", "a scene")], {"a.jpg": picture()})
-    write_tar(folder / "00000.tar", pair("a"))
-    rows = folder / "rows.jsonl"
-    rows.write_text('{"image": "a.jpg", "caption": "a scene"}\n')
-    return {
-        "run.device": "auto",
-        "model.llama_model": str(llama),
-        "model.ckpt": str(weights),
-        "run.resume_ckpt_path": str(weights),
-        "datasets.laion.build_info.storage": str(folder / "00000.tar"),
-        "datasets.cc_sbu.build_info.storage": str(folder / "00000.tar"),
-        "datasets.cc_sbu_align.build_info.storage": str(pairs),
-        "datasets.my_pairs.storage": str(rows),
-        "datasets.my_pairs.image_root": str(pairs / "image"),
-    }
 
 
 def cached_features(

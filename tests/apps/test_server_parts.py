@@ -15,8 +15,8 @@ from minigpt4.apps.server.wire import ChatRequest, read_request
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
 from minigpt4.cli.serve import KEY_VARIABLE, read_key
 from minigpt4.errors import ConfigError, DataError
-from tests.conftest import EntryPoint
 from tests.helpers.messages import one_line
+from tests.helpers.repo import EntryPoint
 
 TINY = "eval_configs/tiny_eval.yaml"
 

@@ -11,7 +11,7 @@ from benchmarks import bad_shards
 from benchmarks.bad_shards import compare, listed
 from benchmarks.planted_shards import BAD, GOOD, Bad, Planter, plant
 from minigpt4.errors import MiniGPT4Error
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 
 def test_every_kind_is_planted(tmp_path: Path) -> None:

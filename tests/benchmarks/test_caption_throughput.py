@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import caption_throughput
 from benchmarks.caption_throughput import BAR, held
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import chat_sessions
 from benchmarks.chat_sessions import Figures
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 GOOD = {
     "answers": 6,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiny_world import BARS, hold_against_bars
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 FIGURES = {name: low if low is not None else high for name, (low, high) in BARS.items()}
 

@@ -11,9 +11,9 @@ from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
 from minigpt4.preflight.preflight import check_training
 from minigpt4.registry import MODELS
-from tests.conftest import EntryPoint
-from tests.models.test_full_size import TRAINED, llama_folder
-from tests.test_readme import stand_in_paths
+from tests.helpers.llama_folders import TRAINED, llama_folder
+from tests.helpers.repo import EntryPoint
+from tests.helpers.stand_ins import stand_in_paths
 
 PROCESSORS = """
     vis_processor: {train: {name: blip2_image_train, image_size: 224}}

@@ -33,9 +33,9 @@ from minigpt4.datasets import images
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import RawSample
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import noise, picture
-from tests.test_readme import commands_of
+from tests.helpers.pages import commands_of
+from tests.helpers.repo import ROOT, EntryPoint
 
 SCRIPT = "dataset/prepare_oxford_hic.py"
 ALL_TRAIN = ("--val-fraction", "0", "--test-fraction", "0")

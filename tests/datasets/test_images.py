@@ -23,9 +23,9 @@ from minigpt4.datasets.images import HugeImageError, load_fast, load_image
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
-from tests.conftest import ROOT
 from tests.helpers.data_files import data_set
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT
 
 ORANGE = (230, 120, 30)
 

@@ -12,8 +12,8 @@ from minigpt4.__main__ import main as command
 from minigpt4.chat import load_chat
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.tools.tiny_world.data_sets import write_data_sets
-from tests.conftest import EntryPoint
-from tests.tools.alignment.chat_server import chat_server, completion
+from tests.helpers.chat_server import chat_server, completion
+from tests.helpers.repo import EntryPoint
 
 TINY = "eval_configs/tiny_evaluate.yaml"
 YAML = """

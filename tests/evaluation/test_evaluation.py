@@ -20,8 +20,8 @@ from minigpt4.chat import Chat, load_chat
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.registry import METRICS
 from minigpt4.tools.tiny_world.data_sets import write_data_sets
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import picture, write_tar
+from tests.helpers.repo import ROOT, EntryPoint
 
 STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
 DESCRIBE = "eval_configs/tiny_evaluate.yaml"

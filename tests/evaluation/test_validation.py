@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import train
-from benchmarks.kill_resume import compare
 from minigpt4.__main__ import main as command
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.config import load_config
@@ -21,12 +20,9 @@ from minigpt4.evaluation.validation import best_value, is_smaller_better
 from minigpt4.models.minigpt4 import target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-from tests.conftest import EntryPoint
-from tests.runners.test_resume import Stop, stop_after
-from tests.test_train import STAGE1, STAGE2, only_run, stage1_options, trained
-from tests.test_train import train as train_by_launcher
-
-__all__ = ["stop_after"]  # a fixture
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, Stop, compare, only_run, stage1_options, trained
+from tests.helpers.training import train as train_by_launcher
 
 FRACTION = "datasets.cc_sbu.build_info.val_fraction=0.3"
 

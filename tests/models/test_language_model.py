@@ -12,7 +12,6 @@ from minigpt4.chat import load_chat
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.language_model import check_vocabulary, load_language_model, vocabulary_fault
 from minigpt4.models.tokenizer import SentencePieceTokenizer, load_tokenizer
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.llama_folders import (
     GOLDEN_TOKENIZER,
     llama_tensors,
@@ -23,6 +22,7 @@ from tests.helpers.llama_folders import (
     write_weights,
 )
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT, EntryPoint
 
 VICUNA_0, LATER = 32001, 32000
 TINY = "eval_configs/tiny_eval.yaml"

@@ -18,10 +18,10 @@ from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import load_trained
 from minigpt4.weights.names import trained_part
-from tests.conftest import EntryPoint
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model as build_recorded
 from tests.helpers.recorded.model import one_case
+from tests.helpers.repo import EntryPoint
 
 TINY, STAGE1 = "eval_configs/tiny_eval.yaml", "train_configs/tiny_stage1_pretrain.yaml"
 LISTS = {

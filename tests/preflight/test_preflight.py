@@ -16,11 +16,10 @@ from minigpt4.__main__ import main
 from minigpt4.config import load_config
 from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import BUILDERS, MODELS
-from tests.conftest import EntryPoint
 from tests.helpers.data_files import pair, picture, write_pairs, write_tar
-from tests.helpers.llama_folders import llama_tensors, write_llama, write_weights
-from tests.models.test_full_size import llama_folder
-from tests.test_train import STAGE1, STAGE2, stage1_options
+from tests.helpers.llama_folders import llama_folder, llama_tensors, write_llama, write_weights
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, stage1_options
 
 CHAT = "eval_configs/tiny_eval.yaml"
 Checked = Callable[..., tuple[int, list[str]]]

@@ -7,8 +7,8 @@ import torch
 
 import train
 from minigpt4.runners.trainer import RunnerBase
-from tests.conftest import EntryPoint
-from tests.test_train import STAGE1, stage1_options
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, stage1_options
 
 
 @pytest.mark.gpu

@@ -17,8 +17,8 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.rows import Exchange, Row
 from minigpt4.runners.nonfinite import Update
 from minigpt4.runners.trainer import RunnerBase
-from tests.conftest import EntryPoint
-from tests.test_train import STAGE1, STAGE2, only_run, stage1_options
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, only_run, stage1_options
 
 Spoil = Callable[[RunnerBase], None]
 

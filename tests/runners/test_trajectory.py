@@ -9,6 +9,7 @@ import torch
 
 from minigpt4.runners.trainer import RunnerBase
 from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.checking import find_units
 from tests.helpers.recorded.comparison import failures
 from tests.helpers.recorded.training import (
     Trajectory,
@@ -17,7 +18,6 @@ from tests.helpers.recorded.training import (
     final_error,
     train_recorded,
 )
-from tests.parity import find_units
 
 TRAJECTORIES = [
     Trajectory(file)

@@ -2,7 +2,6 @@ import errno
 import os
 import pickle
 import resource
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.errors import CheckpointError, MiniGPT4Error
-from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.weights.checkpoint import (
     load_into,
     load_trained,
@@ -26,31 +24,9 @@ from minigpt4.weights.names import (
     convert_to_blip2,
     convert_visual_encoder,
 )
+from tests.helpers.checkpoints import built_model, original_checkpoint, own_checkpoint
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
-
-
-@cache
-def built_model(q_former: bool = True) -> MiniGPT4:
-    return build_model(one_case(q_former=q_former))
-
-
-def own_checkpoint(q_former: bool = True) -> dict[str, Any]:
-    """What a run of ours saves."""
-    trained = {
-        key: value.detach().clone()
-        for key, value in built_model(q_former).named_parameters()
-        if value.requires_grad
-    }
-    return {"model": trained, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}
-
-
-def original_checkpoint(q_former: bool) -> dict[str, Any]:
-    """What the original saves: trained parameters and every persistent buffer."""
-    case = one_case(q_former=q_former)
-    keys = case.facts["checkpoint_keys_saved_by_upstream_filter"]
-    return {"model": {key: case.weights[key] for key in keys}, "epoch": 3}
-
 
 # Reading and writing files
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,11 @@ from minigpt4.datasets.own_rows.pairs import check_storage, open_storage
 from minigpt4.datasets.samples import BadSample, RawSample, Turn
 from minigpt4.datasets.splits import Side
 from minigpt4.errors import DataError
-from tests.helpers.data_files import picture, write_pairs, write_tar
+from tests.helpers.data_files import picture, with_pictures, write_pairs, write_rows, write_tar
 
 MARK = "<ImageHere>"
 ALL = Side()
 ASKED = (Turn("user", f"{MARK}What is it?"), Turn("assistant", "A square."))
-
-
-def write_rows(file: Path, rows: Sequence[Any]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def with_pictures(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture())
-    return folder
 
 
 def read_all(storage: object, root: Path | None = None, side: Side = ALL) -> list[Any]:

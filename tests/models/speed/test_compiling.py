@@ -13,8 +13,8 @@ from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.preflight.preflight import check_training
-from tests.conftest import ROOT
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT
 
 # Seven batches, each with another number of tokens.
 CAPTIONS = [["x"] * (2 + n // 4) + ["ring" + " ring" * n] for n in range(7)]

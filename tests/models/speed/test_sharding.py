@@ -14,8 +14,8 @@ from minigpt4.assembly import build_model
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.speed.sharding import shard_language_model, sharding_faults
-from tests.conftest import ROOT
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT
 
 TINY = "eval_configs/tiny_eval.yaml"
 CPU = torch.device("cpu")

@@ -16,8 +16,7 @@ from minigpt4.tools.alignment.asking import Asking, Manners, ServerGoneError
 from minigpt4.tools.alignment.completions import Completions, Endpoint, ServerRefusalError, Tokens
 from minigpt4.tools.alignment.journal import Journal
 from minigpt4.tools.alignment.ledger import Budget, BudgetReachedError, Ledger
-from tests.helpers.messages import one_line
-from tests.tools.alignment.chat_server import (
+from tests.helpers.chat_server import (
     GOOD,
     Answer,
     ChatServer,
@@ -26,6 +25,7 @@ from tests.tools.alignment.chat_server import (
     failure,
     polished,
 )
+from tests.helpers.messages import one_line
 
 KEY = "sk-secret-0123456789"
 DRAFTS = {str(n): f"a thing called {n}" for n in range(6)}

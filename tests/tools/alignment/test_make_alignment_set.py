@@ -16,13 +16,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kill_resume import kill_all
 from minigpt4.__main__ import main
 from minigpt4.datasets.cc_sbu_align import read_entries
 from minigpt4.datasets.samples import RawSample
-from tests.conftest import ROOT, EntryPoint
-from tests.test_bad_input import one_line
-from tests.tools.alignment.chat_server import (
+from tests.helpers.chat_server import (
     GOOD,
     Answer,
     ChatServer,
@@ -31,6 +28,9 @@ from tests.tools.alignment.chat_server import (
     failure,
     polished,
 )
+from tests.helpers.messages import error_line as one_line
+from tests.helpers.processes import kill_all
+from tests.helpers.repo import ROOT, EntryPoint
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 KEY = "sk-secret-0123456789"

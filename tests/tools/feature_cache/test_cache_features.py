@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 import train
-from benchmarks.kill_resume import compare
 from minigpt4.__main__ import main as command
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.features import save_features
@@ -30,9 +29,9 @@ from minigpt4.registry import BUILDERS
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.trainer import RunnerBase
 from minigpt4.tools.feature_cache import feature_cache
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import noise, pair, picture, write_pairs, write_tar
-from tests.test_train import STAGE1, STAGE2, only_run, stage1_options
+from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, compare, only_run, stage1_options
 
 PIXELS = {"train": {"name": "blip2_image_train", "image_size": 112}}
 

@@ -11,7 +11,7 @@ from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.tools.interpret import nearest_words
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 PROMPT = "Describe this image in detail."

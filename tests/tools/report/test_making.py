@@ -11,7 +11,7 @@ from PIL import Image
 from minigpt4.__main__ import main
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.tools.report.making import make_report
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 from tests.tools.report.folders import (
     HOSTILE,
     TEXTS,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minigpt4.tools.report.making import make_report
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 from tests.tools.report.folders import HOSTILE, make_full_runs
 
 pytestmark = pytest.mark.browser

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 
 from minigpt4.errors import MiniGPT4Error
+from tests.helpers.repo import ROOT
 
-ROOT = Path(__file__).parents[1]
 _API = "gradio_api"
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.repo import ROOT
+
 _PATIENCE = 120  # seconds, for liveness only
 _SERVING = re.compile(r"^serving \S+ at (http://\S+)/v1$", re.MULTILINE)
 
