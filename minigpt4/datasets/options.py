@@ -10,8 +10,13 @@ from minigpt4.config.checks import Positive, check_folder, check_not_negative, c
 from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
 from minigpt4.datasets.cc_sbu_align import AlignmentSource, check_alignment_folder
 from minigpt4.datasets.feature_source import with_features
-from minigpt4.datasets.own_rows.pairs import ListSource, check_storage, names_shards, open_storage
-from minigpt4.datasets.own_rows.row_source import RowSource
+from minigpt4.datasets.own_rows.pairs import (
+    ListSource,
+    RowSource,
+    check_storage,
+    names_shards,
+    open_storage,
+)
 from minigpt4.datasets.samples import BadSample, DataSet, Source, ToPixels
 from minigpt4.datasets.splits import ALL, Side
 from minigpt4.errors import ConfigError

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minigpt4.datasets.own_rows.json_lists import JsonList
 from minigpt4.errors import DataError, one_line, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-LARGEST_ROW = 16 << 20  # bytes; a file of one endless line must not fill the memory
+LARGEST_ROW = 16 << 20  # bytes; a row without an end must not fill the memory
+_WINDOW = 1 << 12  # bytes of a json list's element that are read at first
+_DECODER = json.JSONDecoder()
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
@@ -72,7 +73,7 @@ class RowFile:
             if self.form == ".jsonl":
                 yield from self._lines(file)
             elif self.form == ".json":
-                yield from (_row(*found) for found in JsonList(self.path, file))
+                yield from (_row(*found) for found in _JsonList(self.path, file))
             else:
                 yield from itertools.islice(self._csv_rows(file), 1, None)  # behind the header
 
@@ -85,7 +86,7 @@ class RowFile:
         with self._open() as file:
             file.seek(offset)
             if self.form == ".json":
-                return _row(JsonList(self.path, file).value(), 0, offset)
+                return _row(_JsonList(self.path, file).value(), 0, offset)
             rows = self._lines(file, begun=True) if self.form == ".jsonl" else self._csv_rows(file)
             row = next(rows, None)
         if row is None:
@@ -201,6 +202,90 @@ class _CsvLines:
         self._second = self._second or (self._line, self._file.tell())
         # What is no UTF-8 is found in its record.
         return content.decode("utf-8", errors="surrogateescape")
+
+
+class _JsonList:
+    """A JSON list in an open file, which is at the list's beginning or at that of an element.
+
+    The library for this, ijson, gives no offsets, by which a training comes back to an element; it
+    also refuses NaN and long integers. Where the list goes wrong, every method raises a
+    ``DataError`` with file and line.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._at, self._line = file.tell(), 1  # of the first byte that is not done
+
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        """Yield each element with its line, counted from 1, and its offset in bytes."""
+        mark, number = self._take(), 0
+        if not mark:
+            raise self._fault("is empty; it must be a json list of rows")
+        if mark != b"[":
+            text = "must be a json list of rows ([{…}, …])"
+            raise self._fault(f"{text}; name a file with a row in each line .jsonl")
+        if self._peek() == b"]":
+            mark = self._take()
+        while mark != b"]":
+            number += 1
+            self._peek()
+            line, offset = self._line, self._at
+            yield self.value(number), line, offset
+            mark = self._take()
+            if mark not in (b",", b"]"):
+                text = "a comma is missing" if mark else "breaks off: its list is not closed"
+                raise self._fault(text)
+        if self._peek():
+            raise self._fault("more follows behind the end of the list")
+
+    def value(self, number: int = 1) -> Any:
+        """Pass the element that begins here, of this number, and return it."""
+        size = _WINDOW
+        while True:
+            self._file.seek(self._at)
+            content = self._file.read(size)
+            text, ended = content.decode(errors="surrogateescape"), len(content) < size
+            try:
+                value, end = _DECODER.raw_decode(text)
+                if end < len(text) or ended:  # a number at the very end may continue
+                    self._pass(text[:end].encode())
+                    return value
+            except UnicodeEncodeError as error:
+                raise self._fault("is not UTF-8") from error
+            except json.JSONDecodeError as error:
+                if ended or size > LARGEST_ROW:
+                    if error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated"):
+                        line = text.count("\n", 0, error.pos)
+                        raise self._fault(f"is not json ({error.msg})", line) from error
+                    cut = f"breaks off in row {number:,}"
+                    cut = cut if ended else f"a row longer than {LARGEST_ROW:,} bytes"
+                    raise self._fault(cut) from error
+            except (ValueError, RecursionError) as error:
+                raise self._fault(f"is not json ({one_line(error)})") from error
+            size *= 2
+
+    def _fault(self, text: str, lines: int = 0) -> DataError:
+        return DataError(f"{self._path}:{self._line + lines}: {text}")
+
+    def _pass(self, done: bytes) -> None:
+        self._at += len(done)
+        self._line += done.count(b"\n")
+
+    def _peek(self) -> bytes:
+        """Pass white space and return the byte after it, which is empty at the end."""
+        self._file.seek(self._at)
+        while block := self._file.read(_WINDOW):
+            rest = block.lstrip(b" \t\r\n")
+            self._pass(block[: len(block) - len(rest)])
+            if rest:
+                return rest[:1]
+        return b""
+
+    def _take(self) -> bytes:
+        """Pass white space and the byte after it, and return that."""
+        mark = self._peek()
+        self._pass(mark)
+        return mark
 
 
 def _csv_fault(error: csv.Error) -> str:
