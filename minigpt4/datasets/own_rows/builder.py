@@ -13,8 +13,13 @@ from minigpt4.datasets.options import (
     named,
     split_sources,
 )
-from minigpt4.datasets.own_rows.pairs import ListSource, check_storage, names_shards, open_storage
-from minigpt4.datasets.own_rows.row_source import RowSource
+from minigpt4.datasets.own_rows.pairs import (
+    ListSource,
+    RowSource,
+    check_storage,
+    names_shards,
+    open_storage,
+)
 from minigpt4.datasets.samples import DataSet, Source
 from minigpt4.registry import BUILDERS, Hidden, Section
 
