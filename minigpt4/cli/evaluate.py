@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.config import Config, find_faults, load_config, raise_faults
+from minigpt4.config import Config, load_config, raise_faults
 from minigpt4.errors import ConfigError
 from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
 
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = _read_config(arguments)
 
     from minigpt4.evaluation.evaluation import rescore, run_evaluation
+    from minigpt4.preflight.preflight import preflight
 
     parts = _read_parts(arguments, server)
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score tells that it begins
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         rescore(arguments.output, metrics or ["exact_match"], parts)
         return
     assert config is not None
-    run_evaluation(config, parts, arguments.prompt)
+    run_evaluation(preflight(config, "evaluation"), parts, arguments.prompt)
 
 
 def _read_config(arguments: argparse.Namespace) -> Config | None:
@@ -100,7 +101,9 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
         changes |= {"metrics": arguments.metrics}
     config = dataclasses.replace(config, run=config.run | changes)
     if arguments.rescore:  # its model and data are not looked at
-        faults = find_faults(config, ("run",), ("run",))
+        from minigpt4.checked import bind_sections
+
+        _, faults = bind_sections(config, "evaluation")
         raise_faults(config.path, [fault for fault in faults if fault.key.startswith("run.")])
     return config
 

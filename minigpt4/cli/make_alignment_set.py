@@ -52,8 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.chat import generation_options
-    from minigpt4.chat.generation import change_options
+    from minigpt4.conversation.options import change_options
     from minigpt4.tools.alignment.describing import Describing
     from minigpt4.tools.alignment.procedure import Job, make_alignment_set
 
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.num_beams, arguments.max_new_tokens, arguments.batch_size, arguments.num_workers
     )
     change_options(
-        generation_options(plan.config),
+        plan.checked.generation,
         {"num_beams": describing.num_beams, "max_new_tokens": describing.max_new_tokens},
     )
     job = Job(

@@ -14,9 +14,11 @@ import numpy
 import torch
 from torch.utils.data import DataLoader
 
+from minigpt4.assembly import build_task
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.chat.multiple_choice import output_fields
+from minigpt4.checked import CheckedConfig
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
@@ -30,8 +32,6 @@ from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
 from minigpt4.runners.trainer import Validated
 from minigpt4.tasks.task import Task
-from minigpt4.checked import CheckedConfig
-from minigpt4.assembly import build_task
 
 FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
 SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture

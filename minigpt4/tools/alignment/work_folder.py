@@ -12,8 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error, one_line
-from minigpt4.files import take_lock, write_atomically
-from minigpt4.runners.json_lines import JsonLines
+from minigpt4.files import JsonLines, take_lock, write_atomically
 
 SETTINGS = "settings.json"
 _LOCK = ".lock"
