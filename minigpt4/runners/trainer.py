@@ -130,7 +130,7 @@ class Trainer:
                     self._validate()
                 self.meter.start()
                 while self.step < self.total_steps:
-                    self._train_step(*divmod(self.step, self.iters_per_epoch))
+                    self.train_step(*divmod(self.step, self.iters_per_epoch))
         finally:
             self.loader.close()
             self.folder.unlock()
@@ -156,7 +156,7 @@ class Trainer:
 
             compile_layers(self.model)
 
-    def _train_step(self, epoch: int, step: int) -> None:
+    def train_step(self, epoch: int, step: int) -> None:
         """Train on one micro-batch, and do all that is due after it."""
         lr = self.schedule(epoch, step)
         self.optimizer.set_lr(lr)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.models.q_former import QFormerSize
-from minigpt4.models.visual_encoder import VisualEncoderSize
+from minigpt4.models.towers import QFormerSize
+from minigpt4.models.vision_towers.eva import VisualEncoderSize
 from minigpt4.preflight.machine import too_small
 from minigpt4.preflight.memory import (
     GIB,

@@ -14,10 +14,9 @@ from transformers import LlamaConfig
 from minigpt4.config import load_config
 from minigpt4.models.build import build_minigpt4
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.q_former import QFormerSize, build_q_former
-from minigpt4.models.visual_encoder import (
+from minigpt4.models.towers import QFormerSize, build_q_former
+from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
-    build_ln_vision,
     build_visual_encoder,
 )
 from minigpt4.registry import MODELS, defaults
@@ -148,7 +147,7 @@ def compare_blip2(facts: dict[str, Any]) -> list[Comparison]:
     """BLIP-2's file fills the Q-Former and ``ln_vision``, whatever else is in it."""
     with torch.device("meta"):
         q_former = build_q_former(VisualEncoderSize().embed_dim)
-        ln_vision = build_ln_vision(VisualEncoderSize().embed_dim)
+        ln_vision = nn.LayerNorm(VisualEncoderSize().embed_dim)
     used = on_meta(facts["used"])
     more = used | on_meta(facts["other_keys_expected"])
     whole = more | on_meta(facts["text_branch_not_in_minigpt4"])

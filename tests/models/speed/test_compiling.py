@@ -12,7 +12,7 @@ from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
 from tests.helpers.repo import ROOT
 
@@ -78,4 +78,4 @@ def test_a_machine_without_a_compiler_is_told_so(
 def test_the_option_is_one_of_the_run() -> None:
     yaml = ROOT / "train_configs" / "tiny_stage1_pretrain.yaml"
     with pytest.raises(ConfigError, match=r"run\.compile"):
-        check_training(load_config(yaml, ["run.compile=maybe"]))
+        preflight(load_config(yaml, ["run.compile=maybe"]), "training")

@@ -13,9 +13,9 @@ import pytest
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.tools.alignment.pictures import digest_of, find_pictures
 from minigpt4.tools.alignment.work_folder import Journal, locked, settle
-from tests.helpers.repo import ROOT
 from tests.helpers.data_files import picture
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT
 
 
 def test_half_a_line_at_the_end_is_removed(tmp_path: Path):
