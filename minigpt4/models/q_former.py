@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.config.checks import Dimension
+from minigpt4.config.checks import Dimension, Layers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class QFormerSize:
     """
 
     hidden_size: Dimension = 768
-    num_hidden_layers: Dimension = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Dimension = 12
     intermediate_size: Dimension = 3072
     cross_attention_frequency: Dimension = 2

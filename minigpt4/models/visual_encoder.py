@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import nn
 
-from minigpt4.config.checks import Dimension, check_ratio
+from minigpt4.config.checks import Dimension, Layers, check_ratio
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class VisualEncoderSize:
 
     patch_size: Dimension = 14
     embed_dim: Dimension = 1408
-    depth: Dimension = 39
+    depth: Layers = 39
     num_heads: Dimension = 16
     mlp_ratio: Annotated[float, check_ratio] = 4.3637
 

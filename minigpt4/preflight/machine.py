@@ -1,27 +1,27 @@
-"""Machine: whether this one can do what a plan asks for: devices, processes, disk, GPU memory."""
+"""Machine: whether this one can do what a plan asks for: devices, processes, disk, memory."""
 
 import importlib.util
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from minigpt4.config.checks import nearest_existing
-from minigpt4.errors import one_line
-from minigpt4.models.llm_input import IMAGE_MARK
+from minigpt4.errors import ConfigError, one_line
+from minigpt4.models.build import choose_dtype, load_prompts
 from minigpt4.models.speed.quantization import Quantize
+from minigpt4.models.towers import PATCHES_PER_TOKEN
 from minigpt4.preflight.memory import (
     TOWERS,
-    LanguageModelSize,
-    ModelSize,
     Need,
     chat_need,
     gigabytes,
-    read_language_model_size,
+    too_small,
+    trained_numbers,
     training_need,
 )
+from minigpt4.preflight.meta_model import MetaModel, meta_model, precision_of
 from minigpt4.preflight.plan import Plan
 from minigpt4.registry import Fault
 
@@ -47,24 +47,24 @@ def device_faults(plan: Plan) -> list[Fault]:
         if 0 < gpus < (int(processes) if processes.isdecimal() else 1):
             text = f"torchrun started {processes} processes on {gpus} GPUs; --nproc-per-node {gpus}"
             faults.append(Fault("run.device", text))
-    for section, settings in (("model", plan.model), ("run", plan.run)):
-        fp32 = section == "model" and plan.run.get("amp") is False
-        if settings.get("precision") == "fp16" and plan.device == "cpu" and not fp32:
-            text = "fp16 needs a GPU; use auto, fp32 or bf16 on a CPU"
-            faults.append(Fault(f"{section}.precision", text))
+    if plan.device == "cpu":
+        key, precision = precision_of(plan)
+        try:
+            choose_dtype(precision, torch.device("cpu"), key)
+        except ConfigError as error:
+            faults.append(Fault(key, str(error).removeprefix(f"{key}: ")))
     return faults
 
 
 def disk_faults(plan: Plan) -> list[Fault]:
     """An output folder without room for a checkpoint of each epoch."""
     folder, epochs = plan.run.get("output_dir"), plan.run.get("max_epoch")
-    size = _model_size(plan)
-    if not isinstance(folder, str) or epochs is None or size is None:
+    trainable, kept = plan.model.get("trainable") or (), plan.run.get("keep_last") or 0
+    model = meta_model(plan)
+    if not isinstance(folder, str) or epochs is None or model is None:
         return []
-    trained = size.projection + (size.asking if _trains_q_former(plan) else 0)
-    each = trained * _SAVED
+    each = sum(trained_numbers(model, trainable).values()) * _SAVED
     # What a run goes on with is kept besides; a file is written beside the one that it replaces.
-    kept = plan.run.get("keep_last") or 0
     needed = each * (epochs + kept + 1) + _LOGS
     try:
         free = shutil.disk_usage(nearest_existing(folder)).free
@@ -80,66 +80,48 @@ def disk_faults(plan: Plan) -> list[Fault]:
     return [Fault("run.output_dir", text)]
 
 
-def estimate(plan: Plan, cpu: bool = False) -> tuple[Need, int] | None:
-    """Memory that a plan needs, and its batch; None where dimensions are not known.
-
-    Args:
-        plan: What the config says.
-        cpu: It runs there, and not on a GPU.
-    """
-    size, batch, answer = _model_size(plan), _batch(plan), plan.model.get("max_txt_len")
-    if size is None or batch is None or answer is None:
+def estimate(plan: Plan) -> tuple[Need, int] | None:
+    """Return the memory that a plan needs where it will run, and its batch; None: not known."""
+    model, batch, answer = meta_model(plan), _batch(plan), plan.model.get("max_txt_len")
+    quantize, gpu = _quantize(plan), plan.device != "cpu"
+    if model is None or batch is None or answer is None:
         return None
-    told = (plan.model.get("precision"), plan.run.get("precision"))
-    half = "fp32" not in told and plan.run.get("amp") is not False
-    if cpu and "bf16" not in told:
-        half = False
-    quantize = _quantize(plan)
     if plan.purpose == "training":
-        learnt = answer + 1
-        tokens = 1 + _prompt_tokens(plan) + size.image_tokens + learnt
+        targets = answer + 1
+        trainable = plan.model.get("trainable") or ()
         again = plan.run.get("gradient_checkpointing") is True
-        need = training_need(size, tokens, learnt, half, quantize, again)
-        parts = need.parts | _more_trained(plan, size)
+        tokens = 1 + _prompt_tokens(plan) + _image_tokens(model) + targets
+        need = training_need(model, tokens, targets, quantize, trainable, again, gpu)
         if plan.from_features:
-            parts = {name: needed for name, needed in parts.items() if name not in TOWERS}
-        return replace(need, parts=parts), batch
+            parts = {name: size for name, size in need.parts.items() if name not in TOWERS}
+            need = replace(need, parts=parts)
+        return need, batch
     beams, longest = plan.chat.get("num_beams", 1), plan.chat.get("max_length", 2000)
     kept = plan.chat.get("kept_tokens", 0) if plan.purpose == "chat" else 0
-    return chat_need(size, longest, half, quantize, kept), batch * beams
+    return chat_need(model, longest, quantize, kept, gpu), batch * beams
 
 
 def memory_warning(plan: Plan) -> str | None:
-    """Complaint about a GPU that is there, and seems too small; the main process tells it."""
+    """Return a complaint of the main process about a memory that seems too small."""
     main = os.environ.get("RANK", "0") == "0"
-    found = estimate(plan) if main and plan.device == "cuda" else None
     spread = plan.model.get("device_map") == "auto"  # it takes what there is
-    if found is None or spread or not torch.cuda.is_available():
-        return None
-    return too_small(*found, torch.cuda.get_device_properties(0).total_memory)
+    memory = total_memory(plan.device)
+    found = estimate(plan) if main and memory and not spread else None
+    return too_small(*found, memory) if found else None
 
 
-def too_small(need: Need, batch: int, memory: int) -> str | None:
-    """Complaint about a memory that does not hold a batch."""
-    if need.total(batch) <= memory:
-        return None
-    text = (
-        f"a batch of {batch} needs about {gigabytes(need.total(batch))} of GPU memory, "
-        f"this GPU has {gigabytes(memory)}"
-    )
-    largest = need.largest_batch(memory)
-    if largest:
-        return f"{text}; {largest} should fit"
-    return f"{text}; not one sample fits: model.quantize makes the language model smaller"
+def total_memory(device: str | None) -> int:
+    """Return the bytes of the first GPU or of the main memory; 0 where they are not known."""
+    if device == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device == "cpu" else 0
 
 
-def _more_trained(plan: Plan, size: ModelSize) -> dict[str, int]:
-    """Gradient and moments of a Q-Former that is trained too."""
-    return {"Q-Former's AdamW": size.asking * _SAVED} if _trains_q_former(plan) else {}
-
-
-def _trains_q_former(plan: Plan) -> bool:
-    return "q_former" in (plan.model.get("trainable") or ())
+def _image_tokens(model: MetaModel) -> int:
+    if model.query_tokens is not None:
+        return model.query_tokens.shape[1]
+    patches = model.get_parameter("visual_encoder.pos_embed").shape[1] - 1
+    return patches // PATCHES_PER_TOKEN
 
 
 def _batch(plan: Plan) -> int | None:
@@ -158,32 +140,12 @@ def _batch(plan: Plan) -> int | None:
 def _quantize(plan: Plan) -> Quantize:
     quantize: Quantize = plan.model.get("quantize", "none")
     has_library = importlib.util.find_spec("bitsandbytes") is not None
-    return (
-        "int8"
-        if quantize == "none" and plan.model.get("low_resource") and has_library
-        else quantize
-    )
+    low = quantize == "none" and plan.model.get("low_resource") and has_library
+    return "int8" if low else quantize
 
 
 def _prompt_tokens(plan: Plan) -> int:
     """Tokens of the longest prompt, estimated."""
-    path, template = plan.model.get("prompt_path"), plan.model.get("prompt_template") or "{}"
-    if not path or not os.path.isfile(path):
-        return 0
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    prompts = [template.replace("{}", line) for line in lines if IMAGE_MARK in line]
+    path, template = plan.model.get("prompt_path"), plan.model.get("prompt_template") or ""
+    prompts = load_prompts(path, template) if path and os.path.isfile(path) else []
     return max((len(prompt) // _CHARACTERS for prompt in prompts), default=0)
-
-
-def _language_model(plan: Plan) -> LanguageModelSize | None:
-    folder = plan.model.get("llama_model")
-    return read_language_model_size(folder) if isinstance(folder, str) else None
-
-
-def _model_size(plan: Plan) -> ModelSize | None:
-    language_model, encoder = _language_model(plan), plan.encoder
-    pixels, queries = plan.model.get("image_size"), plan.model.get("num_query_token")
-    known = encoder and language_model and pixels and queries and plan.projection_input
-    if not known or encoder is None or language_model is None:
-        return None
-    return ModelSize(int(pixels or 0), int(queries or 0), encoder, plan.q_former, language_model)

@@ -62,7 +62,7 @@ def preflight(
         others: Faults of the command line, told with those of the config.
 
     Returns:
-        What the config says, without a fault; a GPU that seems too small has been warned of.
+        What the config says, without a fault; a memory that seems too small has been warned of.
 
     Raises:
         ConfigError: one line for every fault.
@@ -88,16 +88,15 @@ def purpose_of(config: Config) -> Purpose:
 
 
 def memory_report(plan: Plan) -> str | None:
-    """The estimate of the GPU memory that a plan needs; None where dimensions are unknown."""
+    """The estimate of the memory that a plan needs; None where dimensions are unknown."""
     found = estimate(plan)
     return memory_table(*found) if found else None
 
 
 def chat_memory(plan: Plan) -> str | None:
     """The estimate of the memory that a chat needs where it will run, in one line."""
-    cpu = plan.device == "cpu"
-    found = estimate(plan, cpu)
-    return memory_line(*found, gpu=not cpu) if found else None
+    found = estimate(plan)
+    return memory_line(*found) if found else None
 
 
 def described(config: Config) -> str:

@@ -11,14 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from minigpt4.config.checks import check_dimension
 from minigpt4.errors import CheckpointError
-from minigpt4.preflight.memory import read_settings
+from minigpt4.preflight.meta_model import meta_model, meta_towers
 from minigpt4.preflight.plan import Plan
 from minigpt4.registry import Fault
 from minigpt4.weights.checkpoint import kind_of_file, load_trained, load_weights, trained_weights
 from minigpt4.weights.download import cached
-from minigpt4.weights.names import trained_part
+from minigpt4.weights.names import published_name, trained_part
 
 # A file from before torch 1.6 cannot be mapped: it is read whole where that is quick.
 _QUICK = 200_000_000
@@ -31,8 +30,7 @@ def weight_faults(plan: Plan) -> list[Fault]:
     return [
         *_language_model_faults(plan),
         *_projection_faults(plan),
-        *_visual_encoder_faults(plan),
-        *_q_former_faults(plan),
+        *_tower_faults(plan),
     ]
 
 
@@ -101,6 +99,7 @@ def _projection_faults(plan: Plan) -> list[Fault]:
 
 
 def _check_projection(plan: Plan, key: str, files: list[str]) -> None:
+    model = meta_model(plan)
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         weights |= trained_weights(_mapped(file), file)
@@ -111,70 +110,54 @@ def _check_projection(plan: Plan, key: str, files: list[str]) -> None:
             f"{', '.join(files)}: holds {min(weights)} and no llama_proj.weight"
             + kind_of_file(weights)
         )
-    width = read_settings(plan.model.get("llama_model", "")).get("hidden_size")
-    if not own or not plan.projection_input:
-        return
-    if type(width) is not int or check_dimension(width):
-        return  # another kind of language model, which says it in other words
-    stub = nn.Module()
-    stub.llama_proj = nn.Linear(plan.projection_input, width, device="meta")
-    load_trained(stub, {"model": own}, ", ".join(files), partial=True)
+    if own and model is not None:
+        stub = nn.Module()
+        stub.llama_proj = model.llama_proj
+        load_trained(stub, {"model": own}, ", ".join(files), partial=True)
 
 
-def _visual_encoder_faults(plan: Plan) -> list[Fault]:
-    size = plan.encoder
-    if size is None:
-        return []
-    last = f"blocks.{size.depth - 1}.norm1.weight"
-    wanted = {
-        "patch_embed.proj.weight": (size.embed_dim, 3, size.patch_size, size.patch_size),
-        "blocks.0.mlp.fc1.weight": (int(size.embed_dim * size.mlp_ratio), size.embed_dim),
-        last: (size.embed_dim,),
-    }
-    return _shape_faults(plan, "vit_model", "pos_embed", "a visual encoder", wanted)
+def _tower_faults(plan: Plan) -> list[Fault]:
+    model, towers = plan.model, meta_towers(plan)
+    weights = {} if towers is None else towers.state_dict()
+    weights.pop("visual_encoder.pos_embed", None)  # it is resized when it is loaded
+    eva: dict[str, torch.Size] = {}
+    blip2: dict[str, torch.Size] = {}
+    for name, value in weights.items():
+        file = eva if name.startswith("visual_encoder.") else blip2
+        file[published_name(name)] = value.shape
+    text = _complaint(model.get("vit_model"), "pos_embed", "a visual encoder", eva)
+    faults = [Fault("model.vit_model", text)] if text else []
+    if model.get("has_qformer") is True:
+        text = _complaint(model.get("q_former_model"), "query_tokens", "a BLIP-2 Q-Former", blip2)
+        faults += [Fault("model.q_former_model", text)] if text else []
+    return faults
 
 
-def _q_former_faults(plan: Plan) -> list[Fault]:
-    size, queries = plan.q_former, plan.model.get("num_query_token")
-    if size is None or queries is None:
-        return []
-    last = f"Qformer.bert.encoder.layer.{size.num_hidden_layers - 1}.attention.self.query.weight"
-    wanted: dict[str, tuple[int, ...]] = {
-        "query_tokens": (1, queries, size.hidden_size),
-        last: (size.hidden_size, size.hidden_size),
-    }
-    if plan.encoder:
-        wanted["ln_vision.weight"] = (plan.encoder.embed_dim,)
-    return _shape_faults(plan, "q_former_model", "query_tokens", "a BLIP-2 Q-Former", wanted)
-
-
-def _shape_faults(
-    plan: Plan, key: str, mark: str, kind: str, wanted: Mapping[str, tuple[int, ...]]
-) -> list[Fault]:
-    """A tower's file without its mark, or whose tensors have other sizes than the model's."""
-    origin = plan.model.get(key)
+def _complaint(
+    origin: object, mark: str, kind: str, wanted: Mapping[str, torch.Size]
+) -> str | None:
+    """Complaint about a tower's file without its mark, or with tensors of other sizes."""
     if origin == "":
-        return [Fault(f"model.{key}", "empty; name a file or URL")]
+        return "empty; name a file or URL"
     file = cached(origin) if isinstance(origin, str) else None
     if file is None or not os.path.isfile(file):
-        return []  # a URL that is fetched later, or told already
+        return None  # a URL that is fetched later, or told already
     try:
         content = _mapped(file)
     except CheckpointError as error:
-        return [Fault(f"model.{key}", str(error))]
+        return str(error)
     if content is None:
-        return []
+        return None
     inner = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(inner, Mapping) or mark not in inner:
-        text = f"{origin}: not {kind} (no {mark} in it){kind_of_file(content)}"
-        return [Fault(f"model.{key}", text)]
-    for name, shape in wanted.items():
-        found = tuple(getattr(inner.get(name), "shape", ()))
-        if found != shape:
-            there = list(found) if name in inner else "not there"
-            text = f"{origin}: {name} is {there}, the model wants {list(shape)}"
-            return [Fault(f"model.{key}", text)]
-    return []
+        return f"{origin}: not {kind} (no {mark} in it){kind_of_file(content)}"
+    found = {name: getattr(inner.get(name), "shape", None) for name in wanted}
+    differing = [name for name, shape in wanted.items() if found[name] != shape]
+    if not differing:
+        return None
+    name = max(differing, key=lambda name: len(wanted[name]))  # matrices say more than biases
+    there = list(found[name] or ()) if name in inner else "not there"
+    return f"{origin}: {name} is {there}, the model wants {list(wanted[name])}"
 
 
 def _mapped(file: str | Path) -> Any:
