@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -26,10 +27,10 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
 from minigpt4.models.towers import QFormerSize, Towers, build_q_former
+from minigpt4.models.vision_tower import cast_to_half
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
     build_visual_encoder,
-    cast_to_half,
 )
 
 # Tokens before and behind the image, and (fewest, most) of an answer, drawn evenly: one prompt

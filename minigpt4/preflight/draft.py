@@ -1,5 +1,6 @@
 """Draft: a config that is being checked, with the model that it describes on the meta device."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,6 +79,8 @@ class Draft:
         """The whole model without memory; errors are those of :attr:`towers`."""
         towers, options, dtype = self.towers, self.model, self._dtype
         folder, trainable = options.llama_model, options.trainable
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            raise UnknownOptionError  # missing, or a hub id that is fetched later
         try:
             layers = AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
             if check_layers(layers):

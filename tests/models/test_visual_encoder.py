@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
+from minigpt4.models.vision_tower import cast_to_half
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
     build_visual_encoder,
-    cast_to_half,
     resize_position_embedding,
 )
 from minigpt4.weights.names import convert_q_former, convert_visual_encoder

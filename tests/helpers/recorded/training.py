@@ -140,8 +140,8 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: 
     processes = Distributed(build_accelerator(checked.run), checked.run.timeout)
     datasets = [DataSet("recorded", NoSource(), lambda image: torch.zeros(1), str)]
     length = steps["iters_per_epoch"]
-    start = find_resume_point(processes, config.resolved(), checked.run, length)
-    runner: Trainer = assemble(checked, processes, model, datasets, length, start, None)
+    resume_point = find_resume_point(processes, config.resolved(), checked.run, length)
+    runner: Trainer = assemble(checked, processes, model, datasets, length, resume_point, None)
     runner.batches = (
         Batch(
             keys=[""] * len(texts),
