@@ -109,11 +109,11 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
 
 
 def _read_parts(arguments: argparse.Namespace, server: Server | None) -> "Parts":
-    from minigpt4.metrics import Objects, Parts
+    from minigpt4.metrics import Parts
     from minigpt4.metrics.hallucination import load_annotated_objects, load_object_words
     from minigpt4.tools.alignment.judging import ServerJudge
 
     words = load_object_words(arguments.object_words) if arguments.object_words else None
     of_images = load_annotated_objects(arguments.objects) if arguments.objects else {}
     judge = ServerJudge(server, arguments.output) if server else None
-    return Parts(judge, Objects(words, of_images))
+    return Parts(judge, words, of_images)

@@ -5,7 +5,6 @@ A metric of your own comes from ``plugins:`` and is named in ``run.metrics``: a 
 """
 
 from minigpt4.metrics import coverage, failures, hallucination, n_grams, question_answering
-from minigpt4.metrics.hallucination import Objects
 from minigpt4.metrics.metric import Figure, LowerIsBetter, Metric, Row
 from minigpt4.metrics.scoring import Parts, Scores, build_metrics, lower_is_better, score_rows
 
@@ -13,7 +12,6 @@ __all__ = [
     "Figure",
     "LowerIsBetter",
     "Metric",
-    "Objects",
     "Parts",
     "Row",
     "Scores",

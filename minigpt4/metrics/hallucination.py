@@ -7,8 +7,8 @@ Source: Rohrbach et al., Object Hallucination in Image Captioning, 2018.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -32,31 +32,22 @@ class ObjectWords:
     """
 
     def __init__(self, table: Mapping[str, Iterable[str]]) -> None:
-        self._objects: dict[tuple[str, ...], str] = {}
+        self._objects: dict[str, str] = {}
         for name, others in table.items():
             for phrase in (name, *others) if name != NOTHING else others:
-                words = tuple(words_of(phrase))
-                for form in (words, (*words[:-1], _plural(words[-1]))):
+                words = " ".join(words_of(phrase))
+                for form in (words, _plural(words)):
                     # A word that the table writes out is no other word's plural.
                     if form == words or form not in self._objects:
                         self._objects[form] = name
-        self._longest = max(map(len, self._objects), default=0)
+        longest_first = sorted(map(re.escape, self._objects), key=len, reverse=True)
+        self._pattern = re.compile(rf"(?<!\S)(?:{'|'.join(longest_first) or '(?!)'})(?!\S)")
 
     def find(self, text: str) -> list[str]:
         """Return the objects that a text mentions, in its order, each as often as it does."""
-        words = [word.removesuffix("'s") for word in words_of(text)]
-        found, place = [], 0
-        while place < len(words):
-            for length in range(min(self._longest, len(words) - place), 0, -1):
-                name = self._objects.get(tuple(words[place : place + length]))
-                if name is not None:
-                    if name != NOTHING:
-                        found.append(name)
-                    place += length
-                    break
-            else:
-                place += 1
-        return found
+        words = " ".join(word.removesuffix("'s") for word in words_of(text))
+        names = (self._objects[phrase] for phrase in self._pattern.findall(words))
+        return [name for name in names if name != NOTHING]
 
 
 @cache
@@ -110,28 +101,18 @@ def _plural(word: str) -> str:
     return word + "s"
 
 
-@dataclass(frozen=True)
-class Objects:
-    """What is known of objects.
-
-    Attributes:
-        words: Words for them; None for those of COCO's 80 categories.
-        of_images: Their names by an image's file name without suffix.
-    """
-
-    words: ObjectWords | None = None
-    of_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
 class _Chair(Metric):
     lower_is_better = True
     needs = "objects: a list of names in the row, or its image in the file of --objects"
     by_mention: ClassVar[bool]
 
-    def __init__(self, objects: Annotated[Objects | None, Hidden] = None) -> None:
-        known = objects or Objects()
-        self._words = known.words or load_object_words()
-        self._of_images = known.of_images
+    def __init__(
+        self,
+        object_words: Annotated[ObjectWords | None, Hidden] = None,
+        image_objects: Annotated[Mapping[str, Sequence[str]] | None, Hidden] = None,
+    ) -> None:
+        self._words = object_words or load_object_words()
+        self._of_images = image_objects or {}
 
     def measure(self, rows: Sequence[Row]) -> Figure:
         scores: list[float | None] = [None] * len(rows)

@@ -3,13 +3,13 @@
 import inspect
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.errors import MiniGPT4Error, one_line
 from minigpt4.metrics.coverage import Judge
-from minigpt4.metrics.hallucination import Objects
+from minigpt4.metrics.hallucination import ObjectWords
 from minigpt4.metrics.metric import Figure, LowerIsBetter, Metric, Row
 from minigpt4.registry import METRICS
 
@@ -20,11 +20,13 @@ class Parts:
 
     Attributes:
         judge: Says whether a description covers a caption.
-        objects: Words for objects, and the objects of images.
+        object_words: Words for objects; None for those of COCO's 80 categories.
+        image_objects: Objects of images, by file name without suffix.
     """
 
     judge: Judge | None = None
-    objects: Objects | None = None
+    object_words: ObjectWords | None = None
+    image_objects: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)

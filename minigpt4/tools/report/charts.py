@@ -44,6 +44,14 @@ _SPANS = 25  # a smoothed curve looks back over one part in so many of the run
 _WIDE, _NARROW = (10.0, 3.5), (4.7, 2.65)  # inches; letters grow and shrink with the page's width
 # In the SVG each role is an own colour that nothing else has, put in as the page's variable after.
 _MARKED = {role: f"#0a0b{number:02x}" for number, role in enumerate(PAPER)}
+_SETTINGS: dict[str, Any] = {
+    "font.family": [_FONT],
+    "font.size": 9,
+    "text.parse_math": False,  # a name with dollars is a name
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "axes.formatter.useoffset": False,
+}
 _DRAWING = threading.Lock()  # matplotlib's settings are global
 
 
@@ -156,7 +164,7 @@ def draw(charts: Iterable[Chart], folder: Path) -> None:
         OSError: when the folder cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    with _DRAWING, matplotlib.rc_context(_settings()):
+    with _DRAWING, matplotlib.rc_context(_SETTINGS):
         for chart in charts:
             chart.svg = _draw_svg(chart, _WIDE if chart.wide else _NARROW)
             if chart.wide:  # on a phone the same chart would have letters that nobody can read
@@ -165,36 +173,20 @@ def draw(charts: Iterable[Chart], folder: Path) -> None:
             _draw_png(chart, folder / f"{chart.stem}.png")
 
 
-def _settings() -> dict[str, Any]:
-    return {
-        "font.family": [_FONT],
-        "font.size": 9,
-        "text.parse_math": False,  # a name with dollars is a name
-        "svg.fonttype": "none",
-        "svg.hashsalt": "report",
-        "axes.unicode_minus": True,
-        "axes.formatter.useoffset": False,
-        "path.simplify": True,
-    }
-
-
 def _draw_svg(chart: Chart, size: tuple[float, float]) -> str:
+    """Return an SVG as a part of the page, whose colours and fonts it takes."""
     figure = Figure(figsize=size, layout="constrained")
     _draw_axes(figure, chart, _MARKED)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _for_the_page(file.getvalue(), chart.alt)
-
-
-def _for_the_page(svg: str, alt: str) -> str:
-    """An SVG as a part of a page: its colours and fonts are the page's."""
+    svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every chart has the same names
     svg = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", svg)
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
-    head = f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" {view[0]}>'
+    head = f'<svg role="img" aria-label="{html.escape(chart.alt, quote=True)}" {view[0]}>'
     svg = head + svg[svg.index(">") + 1 :]
     for role, colour in _MARKED.items():
         svg = svg.replace(colour, f"var(--{role})")

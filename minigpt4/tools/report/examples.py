@@ -158,8 +158,8 @@ def _badness(row: JsonObject, metric: str | None) -> float:
     scores = row.get("score")
     if not isinstance(scores, dict) or not scores or row.get("output") in _references(row):
         return math.nan
-    wanted = metric.rpartition("/")[2] if metric else None  # <data set>/<metric> may be the best
-    name = str(wanted if wanted in scores else next(iter(scores)))
+    wanted = (metric or "").rpartition("/")[2]  # "<data set>/<metric>" may be the best
+    name = wanted if wanted in scores else next(iter(scores))
     value, is_lower = number(scores[name]), is_lower_better(name)
     if value == (0.0 if is_lower else 1.0):
         return math.nan

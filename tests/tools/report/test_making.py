@@ -65,7 +65,8 @@ def test_every_part_is_there_and_in_the_contents(page: Page):
 
 def test_charts_lie_beside_it_as_pictures(full: Path):
     for name in ("loss", "lr", "grad_norm", "samples_per_second", "data_wait", "memory_gb",
-                 "valid_loss", "valid_token_accuracy", "valid_perplexity", "valid_contains"):  # fmt: skip
+                 "valid_loss", "valid_token_accuracy", "valid_perplexity",
+                 "valid_contains"):  # fmt: skip
         with Image.open(full / f"{name}.png") as picture:
             assert picture.width > 800
 
