@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from minigpt4.errors import run_guarded
 from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
 from tests.helpers.repo import CHROMIUM, ROOT, EntryPoint
 from tests.helpers.training import Stop
@@ -102,16 +101,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def run_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> EntryPoint:
-    """Run an entry point in this process; its exit code and what it wrote to stderr."""
-
-    def run(main: Callable[[], int | None], *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["entry", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_guarded(main)
-        return int(exit_.value.code or 0), capsys.readouterr().err
-
-    return run
+    return EntryPoint(
+        set_argv=lambda argv: monkeypatch.setattr("sys.argv", argv),
+        read_stderr=lambda: capsys.readouterr().err,
+    )
 
 
 @pytest.fixture

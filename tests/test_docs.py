@@ -33,6 +33,7 @@ from minigpt4.registry import (
     bind,
     visible_parameters,
 )
+from tests.helpers.pages import commands_of
 from tests.helpers.repo import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -182,16 +183,9 @@ def test_links_and_anchors_lead_somewhere(page: Path):
             assert anchor in map(anchor_of, headings), target
 
 
-def commands_of(page: Path) -> list[str]:
-    """The commands of a page's blocks, each on one line, without what is fed to them."""
-    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S))
-    text = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n", "\n", text, flags=re.S).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
-
-
-@pytest.mark.parametrize("page", DOCS, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_are_those_of_the_programs(page: Path):
-    for command in commands_of(page):
+    for command in commands_of(name_of(page)):
         if page.name not in WRITTEN_OUT:
             parse(shlex.split(command.split(" | ")[0], comments=True))
 

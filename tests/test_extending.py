@@ -74,8 +74,7 @@ def run_training(
     """What a training leaves behind; it must end well."""
     given = [] if "--options" in words else ["--options"]
     more = [*TINY, *SHORT, *options, f"run.output_dir={output}"]
-    code, stderr = run_entry(train.main, *words, *given, *more)
-    assert code == 0, stderr
+    run_entry.ok(train.main, *words, *given, *more)
     (file,) = output.glob("*/checkpoint_0.pth")
     weights = torch.load(file, weights_only=True)["model"]
     assert isinstance(weights, dict)
@@ -90,8 +89,7 @@ def ask(
     given = [] if "--options" in words else ["--options"]
     checkpoint = [f"model.ckpt={file}" for file in output.glob("*/checkpoint_0.pth")]
     more = [*TINY, *options, *checkpoint, "chat.max_new_tokens=8"]
-    code, stderr = run_entry(main, *words, *given, *more)
-    assert code == 0, stderr
+    run_entry.ok(main, *words, *given, *more)
 
 
 def test_another_language_model_through_both_stages(

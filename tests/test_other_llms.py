@@ -67,16 +67,14 @@ def test_both_stages_then_a_chat(
     run_entry: EntryPoint, tmp_path: Path, scenes: Path, family: Family, folder: Path
 ) -> None:
     options = train_options(folder, scenes, tmp_path / "one", STAGE1)
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
     options = [
         *train_options(folder, scenes, tmp_path / "two", STAGE2),
         f"model.ckpt={checkpoint_of(tmp_path / 'one')}",
         f"model.prompt_template={quoted(family.prompt)}",
         f"model.end_sym={quoted(family.end_sym)}",
     ]
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE2, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE2, "--options", *options)
     trained = checkpoint_of(tmp_path / "two")
     weights = [torch.load(f, weights_only=True)["model"] for f in tmp_path.rglob("*_0.pth")]
     assert not torch.equal(*(w["llama_proj.weight"] for w in weights))

@@ -23,9 +23,9 @@ from PIL import Image
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.helpers.messages import error_line as one_line
 from tests.helpers.processes import kill_all
 from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import error_line as one_line
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 ASK = "Describe this image in detail."

@@ -216,8 +216,7 @@ def test_an_original_file_lacks_nothing_but_its_paths(
         "model.llama_model": True,
     }
     options = [f"{name}={given[name]}" for name, wanted in names.items() if wanted] + [device]
-    code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(main, "check", "--cfg-path", file, "--options", *options)
     config = load_config(file, [*options, "model.ckpt="])
     model = MODELS.build(config.arch, config.model_options(), device=torch.device("meta"))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINED[size]

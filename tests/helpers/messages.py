@@ -34,11 +34,3 @@ def several_lines(kind: type[MiniGPT4Error], *mentions: str) -> Iterator[None]:
         found = [line for line in lines if mention in line]
         assert found, f"{mention!r} is in no line of\n{text}"
         lines.remove(found[0])
-
-
-def error_line(stderr: str) -> str:
-    """The one line of an error in what an entry point wrote."""
-    assert "Traceback" not in stderr
-    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, stderr
-    return lines[0]

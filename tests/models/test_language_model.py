@@ -181,5 +181,4 @@ def test_llama_2_and_its_template_fit(run_entry: EntryPoint, tmp_path: Path) -> 
     torch.save({"model": {"llama_proj.bias": torch.zeros(1)}}, projection)
     options = [f"model.llama_model={llama_2}", f"model.ckpt={projection}"]
     yaml_file = "eval_configs/minigpt4_llama2_eval.yaml"
-    code, stderr = run_entry(main, "check", "--cfg-path", yaml_file, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(main, "check", "--cfg-path", yaml_file, "--options", *options)

@@ -361,8 +361,7 @@ def test_a_run_saves_what_is_trained_resumes_and_is_chatted_with(
 ) -> None:
     def run(output: Path, **options: object) -> Path:
         arguments = ["--cfg-path", STAGE1, "--options", *run_options(output, scenes, **options)]
-        code, stderr = run_entry(train.main, *arguments)
-        assert code == 0, stderr
+        run_entry.ok(train.main, *arguments)
         (folder,) = output.iterdir()
         return folder
 

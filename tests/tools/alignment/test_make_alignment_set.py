@@ -28,9 +28,9 @@ from tests.helpers.chat_server import (
     failure,
     polished,
 )
-from tests.helpers.messages import error_line as one_line
 from tests.helpers.processes import kill_all
 from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import error_line as one_line
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 KEY = "sk-secret-0123456789"

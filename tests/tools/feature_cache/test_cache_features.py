@@ -84,8 +84,7 @@ def _small_groups(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 
 def logged(run_entry: EntryPoint, *options: object, config: str = STAGE1) -> None:
-    code, stderr = run_entry(train.main, "--cfg-path", config, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", config, "--options", *options)
 
 
 def test_every_number_of_a_training_is_that_of_the_pictures(
