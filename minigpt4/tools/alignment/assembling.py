@@ -16,14 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, Picture]) -> int:
-    """Write the set; return the number of its pairs.
+    """Write the set of captions and pictures, each by picture id; return the number of its pairs.
 
     Pictures come first and annotations last, so that the file is there only when all it names is.
-
-    Args:
-        folder: Folder of the set; whatever else lies in its ``image/`` goes.
-        captions: Captions by picture id, in the order of the set.
-        pictures: Pictures by id.
+    Whatever else lies in its ``image/`` goes.
 
     Raises:
         MiniGPT4Error: when the disk is full.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.metrics.coverage import Verdict
-from minigpt4.tools.alignment.request_pool import RequestPool
+from minigpt4.tools.alignment.request_pool import Reply, RequestPool
 from minigpt4.tools.alignment.server import Server
 from minigpt4.tools.alignment.work_folder import Journal
 
@@ -30,13 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 class ServerJudge:
-    """An OpenAI-compatible server as judge, without drawing (temperature 0).
+    """An OpenAI-compatible server as judge; verdicts are kept below the evaluation's folder.
 
     What is neither yes nor no is asked once more, with a reminder, and is unclear then.
-
-    Args:
-        server: Server to ask.
-        folder: Folder of the evaluation; verdicts are kept below it.
     """
 
     def __init__(self, server: Server, folder: Path) -> None:
@@ -71,10 +67,7 @@ class ServerJudge:
         """Return the verdict on each question; what has a reply is not asked again."""
         keys = {text: self._key(text) for text in questions}
         pool.ask({key: text for text, key in keys.items()})
-        replies = {text: pool.replies.get(key) for text, key in keys.items()}
-        return {
-            t: read_verdict(reply.text) if reply else "no reply" for t, reply in replies.items()
-        }
+        return {text: read_verdict(pool.replies.get(key)) for text, key in keys.items()}
 
     def _key(self, question: str) -> str:
         """Return the id of a question to this judge; another model's verdict is another's."""
@@ -82,9 +75,11 @@ class ServerJudge:
         return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def read_verdict(reply: str) -> Verdict:
+def read_verdict(reply: Reply | None) -> Verdict:
     """Return what a reply says: its first word, or the only one of both words that is in it."""
-    words = re.findall(r"[a-z]+", reply.lower())
+    if reply is None:
+        return "no reply"
+    words = re.findall(r"[a-z]+", reply.text.lower())
     said = {*words[:1]} & {"yes", "no"} or {*words} & {"yes", "no"}
     if len(said) != 1:
         return "unclear"

@@ -18,19 +18,24 @@ from minigpt4.tools.alignment.assembling import assemble
 from minigpt4.tools.alignment.describing import CONTINUE, QUESTION, Describing, write_drafts
 from minigpt4.tools.alignment.pictures import Picture, digest_of, find_pictures
 from minigpt4.tools.alignment.request_pool import RequestPool
-from minigpt4.tools.alignment.reviews import Reviews
 from minigpt4.tools.alignment.server import Server
 from minigpt4.tools.alignment.text_rules import RULES
 from minigpt4.tools.alignment.verdicts import (
-    FIX,
     NO_REPLY,
     UNREADABLE,
+    Reviews,
     Verdict,
     judge,
     write_verdicts,
 )
 from minigpt4.tools.alignment.work_folder import Journal, locked, settle
 
+FIX = (
+    "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, "
+    "not English sentences, and so on. Remove unnecessary repetition. Rewrite any incomplete "
+    "sentences. Return directly the results without explanation. Return directly the input "
+    "paragraph if it is already correct without explanation."
+)
 _TEMPERATURE, _MAX_TOKENS = 0.7, 200  # of a polished text, in the authors' script
 
 logger = logging.getLogger(__name__)
@@ -139,12 +144,11 @@ def _ask(server: Server, folder: Path, drafts: Sequence[Mapping[str, Any]]) -> R
     try:
         pool.ask({str(row["image_id"]): row["draft"] for row in drafts if row.get("draft")})
     finally:
-        cost = (
-            f", cost {server.cost(pool.spent):.4f}" if server.price_in or server.price_out else ""
-        )
-        text = "replies: %d of %s; tokens so far: %s read, %s written%s"
+        cost = server.cost(pool.spent)
+        text = "replies: %d of %s; tokens so far: %s read, %s written"
         read, written = (f"{tokens:,}" for tokens in pool.spent)
-        logger.info(text, len(pool.replies), server.model, read, written, cost)
+        text = f"{text}, cost {cost:.4f}" if cost else text
+        logger.info(text, len(pool.replies), server.model, read, written)
     return pool
 
 
@@ -155,12 +159,6 @@ def _review(job: Job, verdicts: Sequence[Verdict]) -> dict[str, str]:
         from minigpt4.tools.alignment.review_page import serve_reviews
 
         serve_reviews(reviews, job.images, job.review_port)
-    if counts := reviews.counts:
-        text = "reviews: %d accepted, %d edited, %d rejected"
-        logger.info(text, *(counts[name] for name in ("accept", "edit", "reject")))
-    captions = {}
-    for pair in reviews.pairs:
-        review = reviews.of(pair.image_id)
-        if review is None or review.decision != "reject":
-            captions[pair.image_id] = review.text if review else pair.polished
-    return captions
+    if reviews.journal.rows:
+        logger.info("reviews: %s", reviews.summary())
+    return reviews.captions

@@ -7,9 +7,8 @@ before anything else happens to it: what was received is never paid for twice.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,10 +35,6 @@ class BudgetReachedError(MiniGPT4Error):
     """The next request could exceed the budget; what was paid for is safe. Exit code 1."""
 
     exit_code = 1
-
-
-class _StoppedError(BaseException):
-    """A request is not sent; the client would take an Exception for a lost connection."""
 
 
 class Reply(NamedTuple):
@@ -73,10 +68,7 @@ class RequestPool:
         self.spent = Tokens()
         self._server, self._journal, self._prompt = server, journal, prompt
         self._temperature, self._max_tokens = temperature, max_tokens
-        self._hard: frozenset[str] = frozenset()  # texts that failed in an earlier run
         self._failed_in_a_row = 0
-        self._reserved: list[Tokens] = []  # the most that each request under way can take
-        self._changed = threading.Condition()
         self._turn, self._next_turn = threading.Lock(), 0.0
         self._stopped = threading.Event()
         journal.replay(self._take)
@@ -89,22 +81,37 @@ class RequestPool:
         Raises:
             MiniGPT4Error: for a reached budget, a server that refuses or has gone, or a full disk.
         """
-        self._hard = frozenset(self.failed)
+        hard = frozenset(self.failed)
         # Hard ones last, and no sign of a server that has gone: it may be the texts' own doing.
-        left = sorted((i for i in texts if i not in self.replies), key=self._hard.__contains__)
+        left = sorted((i for i in texts if i not in self.replies), key=hard.__contains__)
         if not left:
             return
+        under_way: dict[Future[dict[str, Any]], Tokens] = {}
         with (
             progress_bar("replies", len(texts), len(texts) - len(left), "text") as bar,
             self._connect() as client,
             ThreadPoolExecutor(self._server.concurrency) as executor,
         ):
             try:
-                for replied in executor.map(lambda i: self._ask(client, i, texts[i]), left):
-                    bar.update(replied)
-            except BaseException:
+                while left or under_way:
+                    most = self._most(texts[left[0]]) if left else Tokens()
+                    if left and self._has_room(most, under_way.values()):
+                        text_id = left.pop(0)
+                        future = executor.submit(self._complete, client, text_id, texts[text_id])
+                        under_way[future] = most
+                    else:
+                        future = next(as_completed(under_way))
+                        del under_way[future]
+                        row = future.result()
+                        self._keep(row)
+                        bar.update("reply" in row)
+                        self._check_alive(row, hard)
+            finally:
                 self._stopped.set()
-                raise
+                for future in as_completed(under_way):
+                    if not future.exception():
+                        self._keep(future.result())
+                self._stopped.clear()
 
     def _connect(self) -> "openai.OpenAI":
         import openai
@@ -131,7 +138,7 @@ class RequestPool:
         rate = self._server.requests_per_minute
         with self._turn:
             if self._stopped.wait(max(0.0, self._next_turn - time.monotonic())):
-                raise _StoppedError
+                raise KeyboardInterrupt  # the client takes an Exception for a lost connection
             self._next_turn = time.monotonic() + (60.0 / rate if rate else 0.0)
 
     def _after_response(self, response: Any) -> None:
@@ -141,56 +148,36 @@ class RequestPool:
             pause = min(self._server.retry_seconds * 2**retries, 60.0)
             response.headers["Retry-After-Ms"] = str(1000 * pause)
 
-    def _ask(self, client: "openai.OpenAI", text_id: str, text: str) -> bool:
-        """Ask about one text; return whether there is a reply."""
-        # No tokenizer makes more tokens than there are bytes.
-        read = len((self._prompt + text).encode("utf-8", "replace")) + _AROUND_MESSAGES
-        most = Tokens(read, self._max_tokens)
-        try:
-            with self._reserve(most):
-                row = {"image_id": text_id, **self._complete(client, text, most)}
-                with self._changed:
-                    self._journal.add([row])
-                    self._take(row)
-            if "failed" in row:
-                self._check_alive(text_id)
-        except _StoppedError:
-            return False
-        except BaseException:
-            self._stopped.set()
-            raise
-        return "reply" in row
+    def _most(self, text: str) -> Tokens:
+        """Return the most that a request takes: no tokenizer makes more tokens than bytes."""
+        read = len((self._prompt + text).encode("utf-8", "replace"))
+        return Tokens(read + _AROUND_MESSAGES, self._max_tokens)
 
-    @contextmanager
-    def _reserve(self, most: Tokens) -> Iterator[None]:
-        """Wait until the budget has room for the most that a request can take, and keep it."""
-        with self._changed:
-            while limit := self._server.exceeded_limit([self.spent, most, *self._reserved]):
-                if not self._reserved:
-                    raise BudgetReachedError(
-                        f"{limit}: the next request could exceed it ({sum(self.spent):,} tokens so "
-                        "far); all replies are safe: raise it, and the same command goes on"
-                    )
-                self._changed.wait()
-            self._reserved.append(most)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._reserved.remove(most)
-                self._changed.notify_all()
+    def _has_room(self, most: Tokens, under_way: Collection[Tokens]) -> bool:
+        """Return whether another request may be sent now.
 
-    def _complete(self, client: "openai.OpenAI", text: str, most: Tokens) -> dict[str, Any]:
+        Raises:
+            BudgetReachedError: where it may never be.
+        """
+        limit = self._server.exceeded_limit([self.spent, most, *under_way])
+        if limit and not under_way:
+            text = f"{limit}: the next request could exceed it ({sum(self.spent):,} tokens so far);"
+            raise BudgetReachedError(
+                f"{text} all replies are safe: raise it, and the same command goes on"
+            )
+        return limit is None and len(under_way) < self._server.concurrency
+
+    def _complete(self, client: "openai.OpenAI", text_id: str, text: str) -> dict[str, Any]:
         """Return the reply to a text, or why there is none, as the journal has it."""
         import openai
 
-        failed, tokens = "200 with something that is no completion", most
+        failed, tokens = "200 with something that is no completion", self._most(text)
         try:
             completion = client.chat.completions.create(
                 model=self._server.model,
                 messages=[
                     {"role": "system", "content": self._prompt},
-                    {"role": "user", "content": text},
+                    {"role": "user", "content": text.encode("utf-8", "replace").decode()},
                 ],
                 temperature=self._temperature,
                 max_tokens=self._max_tokens,
@@ -199,8 +186,9 @@ class RequestPool:
             said = self._hide_key((choice.message.content or "").strip())
             said.encode()  # half a character cannot be trained on
             if said:
-                cut_off, used = choice.finish_reason == "length", completion.usage
-                return {"reply": said, "cut_off": cut_off, "tokens": _read_usage(used, most)}
+                tokens = _read_usage(completion.usage, tokens)
+                cut_off = choice.finish_reason == "length"
+                return {"image_id": text_id, "reply": said, "cut_off": cut_off, "tokens": tokens}
         except openai.APIStatusError as error:
             failed, tokens = self._read_refusal(error), Tokens()
         except openai.APIConnectionError as error:  # a time-out, too
@@ -208,7 +196,7 @@ class RequestPool:
             tokens = Tokens()
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             pass  # not a completion
-        return {"failed": failed, "tokens": tokens}
+        return {"image_id": text_id, "failed": failed, "tokens": tokens}
 
     def _read_refusal(self, error: "openai.APIStatusError") -> str:
         """Return why a text is refused.
@@ -217,11 +205,11 @@ class RequestPool:
             ServerError: where every text would be.
         """
         said = printable(" ".join(self._hide_key(str(error)).split())[:300])
-        key = "is refused" if self._server.key else "is not set"
+        key = f"${KEY} {'is refused' if self._server.key else 'is not set'}"
         hints = {
-            401: f"${KEY} {key}: set it to a key of this server",
+            401: f"{key}: set it to a key of this server",
             402: "the same command goes on once that is paid",
-            403: f"${KEY} {key}: set it to a key that may ask this model",
+            403: f"{key}: set it to a key that may ask this model",
             404: f"is the address right up to /v1, and --model {self._server.model} served there?",
         }
         hint = hints.get(error.status_code)
@@ -236,6 +224,10 @@ class RequestPool:
         key = self._server.key
         return text.replace(key, "[key]") if len(key) >= _MIN_KEY else text
 
+    def _keep(self, row: Mapping[str, Any]) -> None:
+        self._journal.add([row])
+        self._take(row)
+
     def _take(self, row: Mapping[str, Any]) -> None:
         """Count a row of the journal."""
         if "asked" in row:  # a request before it was sent, as earlier versions wrote
@@ -249,16 +241,15 @@ class RequestPool:
         else:
             self.failed[text_id] = str(row["failed"])
 
-    def _check_alive(self, text_id: str) -> None:
+    def _check_alive(self, row: Mapping[str, Any], hard: Collection[str]) -> None:
         """Raise where too many texts in a row have no reply."""
-        reason = self.failed[text_id]
-        logger.warning("picture %s: no reply (%s)", text_id, reason)
-        with self._changed:
-            self._failed_in_a_row += text_id not in self._hard
-            gone = self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW
-        if gone:
+        if "reply" in row:
+            return
+        logger.warning("picture %s: no reply (%s)", row["image_id"], row["failed"])
+        self._failed_in_a_row += row["image_id"] not in hard
+        if self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
             where = f"--api-base {self._server.api_base}"
-            text = f"{where}: no reply to {_MAX_FAILED_IN_A_ROW} texts in a row ({reason})"
+            text = f"{where}: no reply to {_MAX_FAILED_IN_A_ROW} texts in a row ({row['failed']})"
             raise ServerError(f"{text}; all replies so far are safe: the same command goes on")
 
 

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from minigpt4.apps.page.gate import Gate
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError, MiniGPT4Error
-from minigpt4.tools.alignment.reviews import Reviews
+from minigpt4.tools.alignment.verdicts import Reviews
 
 _SIDE = 900  # pixels of a picture as it is shown
 _STYLE = """
@@ -43,7 +43,7 @@ _KEYS = """() => {
 _CLOSING = "<b>The set is being written. You can close this page.</b>"
 _TO_THE_TEXT = "() => document.querySelector('#polished textarea').focus()"
 
-View = tuple[str, str, str, str, str, Any]  # progress, picture, what is shown, draft, text, finish
+View = tuple[Any, ...]  # progress, picture, what is shown, draft, text, finish button
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,16 @@ class Reviewing:
     """What the page's buttons do; all it remembers is in the reviews and on the page itself."""
 
     def __init__(self, reviews: Reviews, images: Path) -> None:
-        self._reviews = reviews
-        self._images = images
+        self._reviews, self._images = reviews, images
         self._places = {pair.image_id: n for n, pair in enumerate(reviews.pairs)}
 
     def show_next(self, after: int = -1) -> View:
         """The next pair that nobody has decided on; at the end, that there is none."""
         place = self._reviews.next_place(after + 1)
-        return self._show(place) if place is not None else self._show_end()
+        if place is None:
+            line = f"<b>All {len(self._places)} pairs are reviewed.</b>"
+            return self._view(line, "", "", "", "")
+        return self._show(place)
 
     def decide(self, accepted: bool, shown: str, text: str) -> View:
         """Save what was said of the pair that the page showed; then the next one."""
@@ -106,22 +108,14 @@ class Reviewing:
         shown = f"{pair.image_id}:{self._reviews.times(pair.image_id)}"
         said = f" · so far: {review.decision}" if review else ""
         line = f"<b>{html.escape(pair.image)}</b> · {place + 1} of {len(self._places)}{said}"
-        line = f"{line} · {self._counted()}"
         picture = _picture(self._images / pair.image)
-        text = review.text if review else pair.polished
-        return line, picture, shown, pair.draft, text, self._finish_button()
+        return self._view(
+            line, picture, shown, pair.draft, review.text if review else pair.polished
+        )
 
-    def _show_end(self) -> View:
-        line = f"<b>All {len(self._places)} pairs are reviewed.</b> · {self._counted()}"
-        return line, "", "", "", "", self._finish_button()
-
-    def _counted(self) -> str:
-        counts = self._reviews.counts
-        names = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
-        return ", ".join(f"{counts[name]} {word}" for name, word in names.items())
-
-    def _finish_button(self) -> Any:
-        return gr.update(interactive=self._reviews.next_place() is None)
+    def _view(self, line: str, *shown: str) -> View:
+        finish = gr.update(interactive=self._reviews.next_place() is None)
+        return f"{line} · {self._reviews.summary()}", *shown, finish
 
 
 def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:

@@ -36,11 +36,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Server:
-    """A server that speaks OpenAI's chat completions; the fields are the options' values.
-
-    Attributes:
-        key: Bearer token, shown nowhere; empty for a server that asks for none.
-    """
+    """A server that speaks OpenAI's chat completions; the fields are the options' values."""
 
     api_base: str
     model: str
@@ -53,7 +49,7 @@ class Server:
     max_cost: float | None = None
     price_in: float | None = None
     price_out: float | None = None
-    key: str = field(default="", repr=False)
+    key: str = field(default="", repr=False)  # empty for a server that asks for none
 
     def cost(self, tokens: Tokens) -> float:
         """Return the price of so many tokens."""
@@ -72,30 +68,24 @@ class Server:
 
 def add_server_arguments(group: argparse._ArgumentGroup) -> None:
     """Add ``--api-base``, ``--model`` and the limits of what is asked."""
-    group.add_argument(
-        "--api-base", metavar="URL", help="an OpenAI-compatible server, up to and with /v1"
-    )
-    group.add_argument(
-        "--model", default="gpt-3.5-turbo", help="of the server (default gpt-3.5-turbo)"
-    )
+    add = group.add_argument
+    add("--api-base", metavar="URL", help="an OpenAI-compatible server, up to and with /v1")
+    add("--model", default="gpt-3.5-turbo", help="of the server (default gpt-3.5-turbo)")
     for option, kind, default, _, help_text in _NUMBERS:
-        group.add_argument(option, type=kind, default=default, metavar="N", help=help_text)
+        add(option, type=kind, default=default, metavar="N", help=help_text)
 
 
 def read_server(arguments: argparse.Namespace) -> Server | None:
-    """Check the server's arguments and return it; None where no ``--api-base`` names one.
+    """Check the arguments and return the server; None where no ``--api-base`` names one.
 
     Raises:
-        ConfigError: for the first argument that is wrong, a key that no server has, or a missing
-            library.
+        ConfigError: for a wrong argument, a key that no server has, or a missing library.
     """
-    given = {f.name: getattr(arguments, f.name) for f in fields(Server) if f.name != "key"}
     for option, _, _, may_be_zero, _ in _NUMBERS:
-        number = given[option[2:].replace("-", "_")]
-        if number is None or 0 < number < math.inf or (may_be_zero and number == 0):
-            continue
-        rule = "not be negative" if may_be_zero else "be greater than 0"
-        raise ConfigError(f"{option}: {number:g} must {rule}")
+        number = getattr(arguments, option[2:].replace("-", "_"))
+        if number is not None and not (0 < number < math.inf or (may_be_zero and number == 0)):
+            rule = "not be negative" if may_be_zero else "be greater than 0"
+            raise ConfigError(f"{option}: {number:g} must {rule}")
     if arguments.max_cost is not None and None in (arguments.price_in, arguments.price_out):
         raise ConfigError("--max-cost: needs --price-in and --price-out, of a million tokens")
     if not arguments.model.strip():
@@ -110,20 +100,19 @@ def read_server(arguments: argparse.Namespace) -> Server | None:
     if importlib.util.find_spec("openai") is None:
         text = "needs openai, which is not installed; pip install -e '.[alignment]'"
         raise ConfigError(f"--api-base: {text}")
-    return Server(**given, key=key)
+    names = [field.name for field in fields(Server) if field.name != "key"]
+    return Server(**{name: getattr(arguments, name) for name in names}, key=key)
 
 
 def _check_address(api_base: str) -> None:
     try:
         address = urlsplit(api_base)
-        valid = address.scheme in ("http", "https") and address.hostname
-        secret = address.username or address.password or address.query or address.fragment
-        address.port  # noqa: B018 -- raises where it is not a number
+        valid = address.scheme in ("http", "https") and address.hostname and (address.port or True)
     except ValueError:
-        valid, secret = None, None
-    if secret:
-        text = "an address alone, without user, password or ?query; a key comes from"
-        raise ConfigError(f"--api-base: write {text} ${KEY}")
+        valid = False
     if not valid:
         shown = " ".join(api_base.split())
         raise ConfigError(f"--api-base {shown}: is no address such as http://127.0.0.1:8000/v1")
+    if address.username or address.password or address.query or address.fragment:
+        text = "an address alone, without user, password or ?query; a key comes from"
+        raise ConfigError(f"--api-base: write {text} ${KEY}")

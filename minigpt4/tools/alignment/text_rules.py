@@ -47,7 +47,7 @@ def repair(text: str) -> str:
 
 
 def whole_sentences(text: str) -> str:
-    """A text that was cut off, up to its last whole sentence; all of it where there is none."""
+    """Return a text that was cut off up to its last whole sentence; all of it without one."""
     *whole, last = _split(text) or [""]
     return " ".join(whole if whole and not _ENDS.search(last) else [*whole, last])
 

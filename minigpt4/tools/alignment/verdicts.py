@@ -1,24 +1,23 @@
-"""Verdicts: drafts and replies → for each picture its polished text, and whether it is kept.
+"""Verdicts: what becomes of each picture's draft, by the filter and by a person.
 
-They follow from what the journals hold, and are written anew each time.
+Verdicts of the filter follow from what the journals hold, and are written anew each time; a
+person's reviews are on disk before the next pair is shown.
 """
 
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from minigpt4.apps.captions_input import encode
+from minigpt4.errors import DataError
 from minigpt4.files import write_atomically
 from minigpt4.tools.alignment.request_pool import Reply
 from minigpt4.tools.alignment.text_rules import broken_rule, repair, whole_sentences
+from minigpt4.tools.alignment.work_folder import Journal
 
-FIX = (
-    "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, "
-    "not English sentences, and so on. Remove unnecessary repetition. Rewrite any incomplete "
-    "sentences. Return directly the results without explanation. Return directly the input "
-    "paragraph if it is already correct without explanation."
-)
 UNREADABLE, NO_REPLY = "unreadable picture", "no reply"
 
 
@@ -58,7 +57,7 @@ def judge(
     if replies is None:
         polished = repair(draft)
     elif not draft.strip():
-        polished = ""  # which nobody is asked about
+        polished = ""  # which no server is asked about
     elif image_id in replies:
         polished = _polish(draft, replies[image_id])
     else:
@@ -75,13 +74,87 @@ def _polish(draft: str, reply: Reply) -> str:
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write a line for each, without an empty reason or detail.
-
-    Raises:
-        MiniGPT4Error: when the disk is full.
-    """
-    optional = ("reason", "detail")
-    rows = [
-        {k: v for k, v in asdict(verdict).items() if v or k not in optional} for verdict in verdicts
-    ]
+    """Write a line for each, without an empty reason or detail."""
+    rows = [asdict(verdict) for verdict in verdicts]
+    for row in rows:
+        for name in ("reason", "detail"):
+            if not row[name]:
+                del row[name]
     write_atomically(path, lambda file: file.write(b"".join(map(encode, rows))))
+
+
+class Review(NamedTuple):
+    """A person's decision, and the text that counts from now on."""
+
+    decision: Literal["accept", "edit", "reject"]
+    text: str
+
+
+class Reviews:
+    """The pairs that passed the filter and what was said of them, over a journal of its own.
+
+    A review counts for the text that was seen: of one polished again since, it is asked again.
+    """
+
+    def __init__(self, journal: Journal, verdicts: Sequence[Verdict]) -> None:
+        self.journal = journal
+        self.pairs = [verdict for verdict in verdicts if verdict.kept]
+        self._polished = {pair.image_id: pair.polished for pair in self.pairs}
+        self._said: dict[str, Review] = {}
+        self._times: Counter[str] = Counter()
+        self._saying = threading.Lock()
+        journal.replay(self._take)
+
+    def of(self, image_id: str) -> Review | None:
+        return self._said.get(image_id)
+
+    def next_place(self, start: int = 0) -> int | None:
+        """Return the place of the next pair without a review, from a place on and round to it."""
+        places = [*range(start, len(self.pairs)), *range(start)]
+        return next((n for n in places if self.pairs[n].image_id not in self._said), None)
+
+    def times(self, image_id: str) -> int:
+        """Return how often a pair was decided on in this run."""
+        return self._times[image_id]
+
+    def say(self, image_id: str, accepted: bool, text: str, times: int) -> None:
+        """Save a decision; a changed text that is accepted is an edit.
+
+        Args:
+            image_id: Id of the pair's picture.
+            accepted: Whether the pair is kept.
+            text: Text as it shall be.
+            times: As :meth:`times` was when the pair was shown; where it was decided on since, a
+                key was pressed twice or another page was quicker, and nothing is saved.
+
+        Raises:
+            DataError: for an empty text.
+            MiniGPT4Error: when the disk is full.
+        """
+        polished, text = self._polished[image_id], text.strip()
+        if accepted and not text:
+            raise DataError("the text is empty; reject the pair instead")
+        edited = accepted and text != polished.strip()
+        decision = "edit" if edited else "accept" if accepted else "reject"
+        row = {"image_id": image_id, "verdict": decision, "text": text if edited else polished}
+        row["polished"] = polished
+        with self._saying:
+            if self._times[image_id] == times:
+                self.journal.add([row])
+                self._take(row)
+                self._times[image_id] += 1
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        if self._polished.get(row["image_id"]) == row["polished"]:
+            self._said[row["image_id"]] = Review(row["verdict"], row["text"])
+
+    def summary(self) -> str:
+        """Return how often each decision was taken, in words."""
+        counts = Counter(review.decision for review in self._said.values())
+        return "{accept} accepted, {edit} edited, {reject} rejected".format_map(counts)
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """Return the texts of all pairs that were not rejected, by picture id."""
+        said = {i: self._said.get(i, Review("accept", text)) for i, text in self._polished.items()}
+        return {i: review.text for i, review in said.items() if review.decision != "reject"}

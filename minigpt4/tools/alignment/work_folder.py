@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from minigpt4.apps.captions_output import name_differences
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error, one_line
 from minigpt4.files import JsonLines, take_lock, write_atomically
 
@@ -54,23 +55,12 @@ def settle(folder: Path, step: str, settings: Mapping[str, Any]) -> None:
         held = dict(json.loads(path.read_bytes())) if path.exists() else {}
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from error
-    wanted = json.loads(json.dumps(settings, default=str))
     if step not in held:
-        content = json.dumps({**held, step: wanted}, indent=2) + "\n"
+        content = json.dumps({**held, step: settings}, indent=2, default=str) + "\n"
         write_atomically(path, lambda file: file.write(content.encode()))
-    elif differing := list(_differences(held[step], wanted)):
-        named = ", ".join([*differing[:3], "…"] if len(differing) > 3 else differing)
+    elif named := name_differences(held[step], settings):
         text = f"--output {folder}: was begun with other settings ({named}); give those, or"
         raise ConfigError(f"{text} name a new folder")
-
-
-def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
-    """Dotted names of what differs."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
-    elif one != other:
-        yield name
 
 
 @contextmanager
@@ -88,12 +78,6 @@ class Journal:
     """JSON lines that are only added to: what is in it has happened, whatever follows.
 
     Half a line at its end, which a kill leaves, is removed.
-
-    Args:
-        path: File, made where there is none.
-
-    Attributes:
-        rows: All that is in it.
 
     Raises:
         MiniGPT4Error: for a file that cannot be read or written, or with a line of something else.

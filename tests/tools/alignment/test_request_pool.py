@@ -15,7 +15,7 @@ from minigpt4.tools.alignment.request_pool import BudgetReachedError, RequestPoo
 from minigpt4.tools.alignment.server import Server, Tokens, add_server_arguments, read_server
 from minigpt4.tools.alignment.work_folder import Journal
 from tests.helpers.messages import one_line
-from tests.tools.alignment.chat_server import (
+from tests.helpers.chat_server import (
     GOOD,
     Answer,
     ChatServer,

@@ -13,8 +13,7 @@ from minigpt4.errors import DataError
 from minigpt4.tools.alignment.assembling import assemble
 from minigpt4.tools.alignment.pictures import Picture, find_pictures
 from minigpt4.tools.alignment.request_pool import Reply
-from minigpt4.tools.alignment.reviews import Review, Reviews
-from minigpt4.tools.alignment.verdicts import Verdict, judge
+from minigpt4.tools.alignment.verdicts import Review, Reviews, Verdict, judge
 from minigpt4.tools.alignment.work_folder import Journal
 from tests.helpers.data_files import picture
 from tests.helpers.messages import one_line
@@ -42,7 +41,8 @@ def test_decisions_are_saved_and_the_last_one_counts(journal: Journal):
     assert again.of("1") == Review("edit", "another text")
     assert again.of("3") == Review("reject", "text 3")
     assert again.of("4") is None
-    assert again.counts == {"reject": 2, "edit": 1}
+    assert again.summary() == "0 accepted, 1 edited, 2 rejected"
+    assert again.captions == {"1": "another text", "4": "text 4"}
     again.say("4", True, "text 4", 0)
     assert again.next_place() is None
 
@@ -68,8 +68,6 @@ def test_what_cannot_be_decided_is_told(journal: Journal):
     reviews = Reviews(journal, VERDICTS)
     with one_line(DataError, "empty"):
         reviews.say("0", True, " \n", 0)
-    with one_line(DataError, "no pair '2'"):
-        reviews.say("2", True, "a", 0)
     assert journal.rows == []
     journal.add([{"image_id": "0"}])
     with one_line(DataError, f"{journal.path}:1"):
