@@ -8,7 +8,8 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,8 @@ from minigpt4.datasets.options import (
     DataSetOptions,
     TextProcessors,
     build_dataset,
-    named,
     split_sources,
+    training_processor,
 )
 from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
 from minigpt4.datasets.samples import (
@@ -316,7 +317,9 @@ class CaptionShardOptions(DataSetOptions):
     """
 
     build_info: ShardStorage
-    text_processor: TextProcessors = named("blip_caption")
+    text_processor: TextProcessors = field(
+        default_factory=partial(training_processor, "blip_caption")
+    )
     buffer_size: Positive = 1000
     data_type: Literal["images"] = "images"
 

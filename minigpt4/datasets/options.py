@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from minigpt4.config.checks import Positive, check_not_negative
@@ -39,9 +40,9 @@ class Storage(Protocol):
     def val_fraction(self) -> float: ...
 
 
-def named(name: str) -> Any:
-    """Return a default that is a processor of the training split."""
-    return field(default_factory=lambda: {"train": {"name": name}})
+def training_processor(name: str) -> Any:
+    """Return the default of processors: one for the training split."""
+    return {"train": {"name": name}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,9 @@ class DataSetOptions:
             images; an evaluation reads the images themselves.
     """
 
-    vis_processor: ImageProcessors = named("blip2_image_train")
+    vis_processor: ImageProcessors = field(
+        default_factory=partial(training_processor, "blip2_image_train")
+    )
     sample_ratio: SampleRatio = 1.0
     batch_size: Positive | None = None
     features: str | None = None

@@ -231,8 +231,8 @@ class _Reader:
                 f"datasets.{name}: no readable sample among the last {position.seen:,} {found}"
             )
         return DataError(
-            f"datasets.{name}: {share:.0%} of the last {position.seen:,} samples are bad, more than "
-            f"run.max_bad_fraction {self.stream.max_bad_fraction} {found}; mend the data "
+            f"datasets.{name}: {share:.0%} of the last {position.seen:,} samples are bad, more "
+            f"than run.max_bad_fraction {self.stream.max_bad_fraction} {found}; mend the data "
             "(check-shards lists what is wrong) or raise the limit"
         )
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from minigpt4.config import load_config
 from minigpt4.checked import Purpose, bind_sections
+from minigpt4.config import load_config
 from minigpt4.models.build import build_towers, choose_dtype
-from minigpt4.models.options import Precision, TowerOptions
 from minigpt4.models.language_model import empty_language_model
+from minigpt4.models.options import Precision, TowerOptions
 from minigpt4.preflight import machine
+from minigpt4.preflight.draft import META, Draft, MetaModel
 from minigpt4.preflight.machine import estimate, memory_warning
 from minigpt4.preflight.memory import (
     GIB,
@@ -24,7 +25,6 @@ from minigpt4.preflight.memory import (
     trained_numbers,
     training_need,
 )
-from minigpt4.preflight.draft import META, Draft, MetaModel
 from tests.helpers.llama_folders import write_config
 from tests.helpers.recorded import GOLDEN
 

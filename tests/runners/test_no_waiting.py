@@ -21,7 +21,7 @@ from tests.helpers.training import STAGE1, stage1_options
 def around_steps(
     monkeypatch: pytest.MonkeyPatch, around: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    """Put a context around forward, backward and the optimizer's step; it gets the step's number."""
+    """Put a context around forward, backward and the optimizer's step of each number."""
     forward, backward, step = Task.train_step, OptimizerStep.backward, OptimizerStep.step
     numbers, now = itertools.count(), [0]
 

@@ -1,7 +1,8 @@
 """Builder of ``type: pairs``: a user's own rows → a data set."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from minigpt4.config.checks import check_folder, check_share
@@ -10,8 +11,8 @@ from minigpt4.datasets.options import (
     DataSetOptions,
     TextProcessors,
     build_dataset,
-    named,
     split_sources,
+    training_processor,
 )
 from minigpt4.datasets.own_rows.pairs import (
     ListSource,
@@ -45,7 +46,9 @@ class PairOptions(DataSetOptions):
     val_storage: Annotated[str | list[str], check_storage] | None = None
     val_fraction: Annotated[float, check_share] = 0.0
     image_root: Annotated[str, check_folder] | None = None
-    text_processor: TextProcessors = named("plain_text")
+    text_processor: TextProcessors = field(
+        default_factory=partial(training_processor, "plain_text")
+    )
 
     @property
     def stored(self) -> "PairOptions":

@@ -120,7 +120,10 @@ class RequestPool:
             logging.getLogger(name).setLevel(logging.WARNING)  # a line for each request
         # A proxy cannot reach this machine's own servers; a key is sent to no other address.
         local = urlsplit(self._server.api_base).hostname in ("127.0.0.1", "localhost", "::1")
-        hooks = {"request": [self._before_request], "response": [self._after_response]}
+        hooks: dict[str, list[Any]] = {
+            "request": [self._before_request],
+            "response": [self._after_response],
+        }
         return openai.OpenAI(
             api_key=self._server.key or "none",
             base_url=self._server.api_base,

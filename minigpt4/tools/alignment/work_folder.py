@@ -64,7 +64,7 @@ def settle(folder: Path, step: str, settings: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm[None]]":
+def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm[Any]]":
     """Show a bar that leaves room for log lines."""
     calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from minigpt4.config import load_config
-from minigpt4.models.options import TowerOptions
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.options import TowerOptions
 from minigpt4.models.towers import QFormerSize, build_q_former
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,

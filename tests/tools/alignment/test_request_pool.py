@@ -14,7 +14,6 @@ from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.tools.alignment.request_pool import BudgetReachedError, RequestPool, ServerError
 from minigpt4.tools.alignment.server import Server, Tokens, add_server_arguments, read_server
 from minigpt4.tools.alignment.work_folder import Journal
-from tests.helpers.messages import one_line
 from tests.helpers.chat_server import (
     GOOD,
     Answer,
@@ -24,6 +23,7 @@ from tests.helpers.chat_server import (
     failure,
     polished,
 )
+from tests.helpers.messages import one_line
 
 KEY = "sk-secret-0123456789"
 DRAFTS = {str(n): f"a thing called {n}" for n in range(6)}
