@@ -20,9 +20,6 @@ def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, P
 
     Pictures come first and annotations last, so that the file is there only when all it names is.
     Whatever else lies in its ``image/`` goes.
-
-    Raises:
-        MiniGPT4Error: when the disk is full.
     """
     images, file = folder / "image", folder / ANNOTATION_FILE
     try:

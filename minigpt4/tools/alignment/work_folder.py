@@ -65,7 +65,7 @@ def settle(folder: Path, step: str, settings: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm[None]]":
+def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm[Any]]":
     """Show a bar that leaves room for log lines."""
     calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (
@@ -106,11 +106,7 @@ class Journal:
         self.rows += map(dict, rows)
 
     def replay(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Give each row to a function.
-
-        Raises:
-            DataError: for a row that it cannot take.
-        """
+        """Give each row to a function; one that it cannot take is a DataError."""
         self._for_each(self.rows, take)
 
     def _for_each(self, items: Sequence[Any], take: Callable[[Any], None]) -> None:
