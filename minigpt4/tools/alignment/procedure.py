@@ -14,9 +14,8 @@ from typing import Any
 from minigpt4.apps.arguments import ChatPlan
 from minigpt4.apps.captions_output import settings_of
 from minigpt4.errors import ConfigError
-from minigpt4.tools.alignment.assembling import assemble
 from minigpt4.tools.alignment.describing import CONTINUE, QUESTION, Describing, write_drafts
-from minigpt4.tools.alignment.pictures import Picture, digest_of, find_pictures
+from minigpt4.tools.alignment.pictures import Picture, assemble, digest_of, find_pictures
 from minigpt4.tools.alignment.request_pool import RequestPool
 from minigpt4.tools.alignment.server import Server
 from minigpt4.tools.alignment.text_rules import RULES
