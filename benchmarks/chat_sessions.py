@@ -26,9 +26,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.page_client import Outcome, Server, Visitor, serve, visit  # noqa: E402
 from minigpt4.errors import MiniGPT4Error, NothingCheckedError, run_guarded  # noqa: E402
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene  # noqa: E402
+from tests.helpers.page_client import Outcome, Server, Visitor, serve, visit  # noqa: E402
 
 QUESTIONS = (
     "Describe this image in detail.",

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,22 +24,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from minigpt4.errors import MiniGPT4Error, NothingCheckedError, run_guarded
 from minigpt4.tools.tiny_world.data_sets import write_data_sets
+from tests.helpers.processes import kill_all
+from tests.helpers.training import compare
 
 CONFIG = "train_configs/tiny_stage1_pretrain.yaml"
-# Figures of the log that depend on the clock.
-_OF_THE_CLOCK = {
-    "samples_per_second",
-    "tokens_per_second",
-    "data_wait",
-    "memory_gb",
-    "eta_seconds",
-}
 _KILLS_A_RUN = 25
 _STEPS_A_KILL = 4
 _DEADLINE = 600.0  # seconds that one job may take
@@ -56,26 +48,6 @@ class Figures:
     runs: int = 0
     equal: int = 0
     differences: list[str] = field(default_factory=list)
-
-
-def descendants(pid: int) -> list[int]:
-    """A process and all below it, the process first."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The command's name, in parentheses, may hold anything.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [pid]
-    for known in found:
-        found += children.get(known, [])
-    return found
-
-
-def kill_all(pid: int) -> None:
-    for process in descendants(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 def command(output: Path, scenes: Path, processes: int, options: list[str]) -> list[str]:
@@ -138,50 +110,6 @@ def kill_once(arguments: list[str], output: Path, log: Path, goal: int, wait: fl
             return None
         kill_all(running.pid)
         return newest_step(output)
-
-
-def compare(killed: Path, alone: Path) -> list[str]:
-    """What differs between two runs that should be equal."""
-    differences = []
-    (one,), (other,) = list(killed.iterdir()), list(alone.iterdir())
-    names = [{f.name for f in run.glob("checkpoint_*.pth")} for run in (one, other)]
-    if names[0] != names[1]:
-        differences.append(f"checkpoints: {sorted(names[0] ^ names[1])}")
-    for name in sorted(names[0] & names[1]):
-        contents = [torch.load(run / name, weights_only=True) for run in (one, other)]
-        differences += [
-            f"{name}: {part}"
-            for part in ("model", "optimizer", "scaler", "epoch")
-            if not equal(contents[0][part], contents[1][part])
-        ]
-    for name in ("log.txt", "bad_samples.jsonl", "validation.jsonl"):
-        lines = [read_lines(run / name) for run in (one, other)]
-        if lines[0] != lines[1]:
-            differences.append(name)
-    best = [(run / "best.json").read_text() for run in (one, other) if (run / "best.json").exists()]
-    if len(best) == 1 or len(set(best)) > 1:
-        differences.append("best.json")
-    return differences
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
-
-
-def read_lines(path: Path) -> list[Any]:
-    """Lines of JSON without what depends on the clock; bad samples in any order."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    kept = [{k: v for k, v in row.items() if k not in _OF_THE_CLOCK} for row in rows]
-    return kept if path.name == "log.txt" else sorted(map(json.dumps, kept))
 
 
 def break_some(shard: Path) -> None:

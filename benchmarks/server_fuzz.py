@@ -28,7 +28,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.server_process import ServerProcess, running_server  # noqa: E402
 from benchmarks.server_requests import (  # noqa: E402
     CASES,
     Case,
@@ -38,6 +37,7 @@ from benchmarks.server_requests import (  # noqa: E402
     picture,
 )
 from minigpt4.errors import NothingCheckedError, run_guarded  # noqa: E402
+from tests.helpers.server_process import ServerProcess, running_server  # noqa: E402
 
 STATUSES = {200, 400, 404, 405, 413, 415}
 NO_HTTP = b"Invalid HTTP request received."  # uvicorn's own reply

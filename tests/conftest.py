@@ -1,20 +1,20 @@
 """What several tests share: the repo as working folder, a few scenes, entry points in process."""
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from minigpt4.errors import run_guarded
-from minigpt4.tools.tiny_world.data_sets import write_data_sets
+from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
+from tests.helpers.repo import CHROMIUM, ROOT, EntryPoint
+from tests.helpers.training import Stop
 
-ROOT = Path(__file__).parent.parent
-CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -52,6 +52,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_data_sets(folder, seed=1, pairs=300, descriptions=24, heldout=6)
     return folder
+
+
+@pytest.fixture
+def pictures(scenes: Path) -> list[Path]:
+    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 @pytest.fixture(scope="session")
@@ -94,18 +99,31 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-EntryPoint = Callable[..., tuple[int, str]]
+@pytest.fixture
+def run_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> EntryPoint:
+    return EntryPoint(
+        set_argv=lambda argv: monkeypatch.setattr("sys.argv", argv),
+        read_stderr=lambda: capsys.readouterr().err,
+    )
 
 
 @pytest.fixture
-def run_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> EntryPoint:
-    """Run an entry point in this process; its exit code and what it wrote to stderr."""
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """Send this process a signal, once, in the middle of its n-th step."""
+    from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
-    def run(main: Callable[[], int | None], *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["entry", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_guarded(main)
-        return int(exit_.value.code or 0), capsys.readouterr().err
+    step_once = ImageTextPretrainTask.train_step
 
-    return run
+    def arrange(step: int, number: int) -> None:
+        due = [number]
+
+        def interrupted(
+            self: ImageTextPretrainTask, model: Any, batch: Any, done: int
+        ) -> torch.Tensor:
+            if done + 1 == step and due:
+                os.kill(os.getpid(), due.pop())
+            return step_once(self, model, batch, done)
+
+        monkeypatch.setattr(ImageTextPretrainTask, "train_step", interrupted)
+
+    return arrange

@@ -16,11 +16,11 @@ from torch.distributed.run import get_args_parser
 import demo
 import train
 from docs.generate.configuration import configuration_page, flattened, keys_of, meanings_of
-from minigpt4.chat.generation import GenerationOptions
 from minigpt4.config import Config, load_config
 from minigpt4.config.checks import Positive
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
     BUILDERS,
@@ -33,7 +33,8 @@ from minigpt4.registry import (
     bind,
     visible_parameters,
 )
-from tests.conftest import ROOT
+from tests.helpers.pages import commands_of
+from tests.helpers.repo import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [
@@ -182,16 +183,9 @@ def test_links_and_anchors_lead_somewhere(page: Path):
             assert anchor in map(anchor_of, headings), target
 
 
-def commands_of(page: Path) -> list[str]:
-    """The commands of a page's blocks, each on one line, without what is fed to them."""
-    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S))
-    text = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n", "\n", text, flags=re.S).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
-
-
-@pytest.mark.parametrize("page", DOCS, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_are_those_of_the_programs(page: Path):
-    for command in commands_of(page):
+    for command in commands_of(name_of(page)):
         if page.name not in WRITTEN_OUT:
             parse(shlex.split(command.split(" | ")[0], comments=True))
 

@@ -13,13 +13,14 @@ from transformers import AutoConfig
 import train
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
-from minigpt4.config import check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
 from minigpt4.registry import ALL_REGISTRIES
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
+from tests.helpers.repo import ROOT, EntryPoint
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"`([\w.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
@@ -73,8 +74,7 @@ def run_training(
     """What a training leaves behind; it must end well."""
     given = [] if "--options" in words else ["--options"]
     more = [*TINY, *SHORT, *options, f"run.output_dir={output}"]
-    code, stderr = run_entry(train.main, *words, *given, *more)
-    assert code == 0, stderr
+    run_entry.ok(train.main, *words, *given, *more)
     (file,) = output.glob("*/checkpoint_0.pth")
     weights = torch.load(file, weights_only=True)["model"]
     assert isinstance(weights, dict)
@@ -89,8 +89,7 @@ def ask(
     given = [] if "--options" in words else ["--options"]
     checkpoint = [f"model.ckpt={file}" for file in output.glob("*/checkpoint_0.pth")]
     more = [*TINY, *options, *checkpoint, "chat.max_new_tokens=8"]
-    code, stderr = run_entry(main, *words, *given, *more)
-    assert code == 0, stderr
+    run_entry.ok(main, *words, *given, *more)
 
 
 def test_another_language_model_through_both_stages(
@@ -155,7 +154,7 @@ def test_a_data_set_and_a_task(run_entry: EntryPoint, page: Path, picture: Path)
     # The task's words are read, and its options and the data set's are checked.
     config = load_config(page / "photos.yaml", [*options, "datasets.holidays.databas=a"])
     with one_line(ConfigError, "datasets.holidays.databas: unknown key; did you mean 'database'?"):
-        check_config(config, sections=("datasets",))
+        check_sections(config, "data")
 
 
 def test_what_the_task_makes_of_a_caption(page: Path) -> None:

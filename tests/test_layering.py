@@ -1,15 +1,34 @@
-"""The floors of the house: a file imports downward only, and never in a circle."""
+"""Imports go downward only and never in a circle; the trunk and the tools stand alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.repo import ROOT
+
 PACKAGE = ROOT / "minigpt4"
+TRUNK = {
+    "errors",
+    "files",
+    "row_files",
+    "registry",
+    "config",
+    "weights",
+    "conversation",
+    "processors",
+    "datasets",
+    "models",
+    "tasks",
+    "assembly",
+    "runners",
+}
+NOT_FOR_THE_TRUNK = {"metrics", "evaluation", "preflight", "apps", "tools", "cli"}
 FLOORS = [
     {"errors"},
-    {"registry", "files"},
+    {"registry", "files", "row_files"},
     {"config", "configs", "weights", "metrics"},
     {"processors", "datasets", "models"},
     {"conversation"},
@@ -31,24 +50,30 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+MODULES = {module_name(file) for file in (*FILES, *TEST_FILES)}
+
+
 def imports_of(file: Path) -> set[str]:
-    """Modules of ours that a file imports, anywhere in it."""
+    """Modules of the package and of the tests that a file imports, anywhere in it."""
     found = set()
-    known = {module_name(other) for other in FILES}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             base = node.module or ""
-            found |= {f"{base}.{alias.name}" for alias in node.names} & known
+            found |= {f"{base}.{alias.name}" for alias in node.names} & MODULES
             if base not in {module_name(file), "minigpt4"}:
                 found.add(base)
-    return {name for name in found if name.startswith("minigpt4.")}
+    return {name for name in found if name.startswith(("minigpt4.", "tests."))}
 
 
-def part_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def part_of(module: str, level: int = 1) -> str:
+    return [*module.split("."), "", ""][level]
+
+
+TRUNK_FILES = [file for file in FILES if part_of(module_name(file)) in TRUNK]
 
 
 def test_every_file_stands_on_a_floor():
@@ -65,6 +90,24 @@ def test_imports_go_downward_only(file: Path):
         if other == part or other == "":
             continue
         assert FLOOR_OF[other] < FLOOR_OF[part], f"{part} must not import {other}"
+
+
+@pytest.mark.parametrize("file", TRUNK_FILES, ids=module_name)
+def test_trunk_does_not_import_optional_parts(file: Path):
+    assert {name for name in imports_of(file) if part_of(name) in NOT_FOR_THE_TRUNK} == set()
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "tools").rglob("*.py")), ids=module_name)
+def test_tools_do_not_import_each_other(file: Path):
+    own = part_of(module_name(file), 2)
+    tools = {part_of(name, 2) for name in imports_of(file) if part_of(name) == "tools"}
+    assert tools <= {own}
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=module_name)
+def test_tests_do_not_import_test_modules(file: Path):
+    names = {name.rpartition(".")[2] for name in imports_of(file) if name.startswith("tests.")}
+    assert {n for n in names if n.startswith("test_") or n in {"conftest", "parity"}} == set()
 
 
 def test_there_is_no_circle():
@@ -85,16 +128,10 @@ def test_there_is_no_circle():
 
 
 def test_config_imports_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, minigpt4.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_demo_loads_nothing_at_import():
-    import subprocess
-    import sys
-
     code = "import sys, demo; sys.exit(bool({'torch', 'gradio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

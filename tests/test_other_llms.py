@@ -2,67 +2,35 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, MambaConfig, MistralConfig, OPTConfig, PreTrainedConfig
 
 import train
 from minigpt4.__main__ import main
-from minigpt4.chat import Chat, ChatSession, check_chat, load_chat
+from minigpt4.chat import Chat, ChatSession, load_chat
+from minigpt4.checked import bind_sections
 from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
-from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.llama_folders import write_config, write_tokenizer
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import (
-    CHATML,
-    save_gpt_neox,
-    save_llama_2,
-    save_model,
+    FAMILIES,
+    KINDS,
+    Family,
+    chat_options,
+    save_kind,
     save_qwen2,
-    save_tokenizer,
 )
+from tests.helpers.repo import ROOT, TINY, EntryPoint
 
 STAGE1, STAGE2 = (
     "train_configs/tiny_stage1_pretrain.yaml",
     "train_configs/tiny_stage2_finetune.yaml",
 )
-TINY = "eval_configs/tiny_eval.yaml"
-
-
-@dataclass(frozen=True)
-class Family:
-    """A language model, its turns and how stage 2 writes them."""
-
-    save: Callable[[Path], Path]
-    prompt: str
-    end_sym: str
-    template: str
-
-
-FAMILIES = {
-    "llama_2": Family(save_llama_2, "<s>[INST] {} [/INST] ", "</s>", "own"),
-    "qwen2": Family(
-        save_qwen2,
-        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
-        "own",
-    ),
-    "gpt_neox": Family(
-        save_gpt_neox,
-        "### Instruction:\n{}\n\n### Response:\n",
-        "<|endoftext|>",
-        '{system: "", user: "### Instruction:\\n", assistant: "### Response:\\n",'
-        ' opening: "### Response:\\n", separator: "\\n\\n", stop: "### Instruction:"}',
-    ),
-}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -90,16 +58,6 @@ def train_options(folder: Path, scenes: Path, output: Path, config: str) -> list
     ]
 
 
-def chat_options(family: Family, folder: Path, *more: str) -> list[str]:
-    return [
-        "model.ckpt=",
-        f"model.llama_model={folder}",
-        f"chat.template={family.template}",
-        "chat.max_new_tokens=8",
-        *more,
-    ]
-
-
 def checkpoint_of(output: Path) -> Path:
     (file,) = output.glob("*/checkpoint_0.pth")
     return file
@@ -109,16 +67,14 @@ def test_both_stages_then_a_chat(
     run_entry: EntryPoint, tmp_path: Path, scenes: Path, family: Family, folder: Path
 ) -> None:
     options = train_options(folder, scenes, tmp_path / "one", STAGE1)
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
     options = [
         *train_options(folder, scenes, tmp_path / "two", STAGE2),
         f"model.ckpt={checkpoint_of(tmp_path / 'one')}",
         f"model.prompt_template={quoted(family.prompt)}",
         f"model.end_sym={quoted(family.end_sym)}",
     ]
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE2, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE2, "--options", *options)
     trained = checkpoint_of(tmp_path / "two")
     weights = [torch.load(f, weights_only=True)["model"] for f in tmp_path.rglob("*_0.pth")]
     assert not torch.equal(*(w["llama_proj.weight"] for w in weights))
@@ -137,11 +93,6 @@ def chat(family: Family, folder: Path) -> Chat:
     ]
     torch.manual_seed(0)
     return load_chat(ROOT / TINY, chat_options(family, folder, *assets))
-
-
-@pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 def test_a_chat_of_two_turns_reads_only_what_is_new(chat: Chat, pictures: list[Path]) -> None:
@@ -240,39 +191,6 @@ def test_several_stop_texts(qwen2: Path) -> None:
 # Of other kinds
 
 
-def size(**more: Any) -> dict[str, Any]:
-    known = {"bos_token_id": 0, "eos_token_id": 2, "vocab_size": 400}
-    return {**known, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32} | more
-
-
-KINDS: dict[str, PreTrainedConfig] = {
-    "learned positions": GPT2Config(
-        vocab_size=400,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=0,
-        eos_token_id=2,
-    ),
-    "narrower embeddings": OPTConfig(
-        **size(ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=128, pad_token_id=1)
-    ),
-    "a window": MistralConfig(
-        **size(intermediate_size=64, num_key_value_heads=2, sliding_window=16)
-    ),
-    "no attention": MambaConfig(
-        hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=400, bos_token_id=0
-    ),
-}
-
-
-def save_kind(folder: Path, kind: str) -> Path:
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    save_tokenizer(folder, special, "<|im_end|>", None, CHATML)
-    return save_model(folder, KINDS[kind])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_another_kind_answers_and_learns(
     tmp_path: Path, kind: str, pictures: list[Path]
@@ -330,9 +248,9 @@ def test_a_template_with_headings_is_no_vicuna(tmp_path: Path) -> None:
             f"chat.template={FAMILIES['gpt_neox'].template}",
             f"model.prompt_template={quoted(FAMILIES['gpt_neox'].prompt)}",
         ]
-        assert check_chat(load_config(TINY, options)) == []
-        shipped = check_chat(load_config(TINY, [*options, "chat.template=vicuna_v0"]))
-        assert len(shipped) == (rows == 32000)
+        assert bind_sections(load_config(TINY, options), "chat")[1] == []
+        config = load_config(TINY, [*options, "chat.template=vicuna_v0"])
+        assert len(bind_sections(config, "chat")[1]) == (rows == 32000)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.models.minigpt4 import MiniGPT4
-from tests.conftest import ROOT
 from tests.helpers.recorded import GOLDEN
+from tests.helpers.recorded.checking import check_unit, find_units, main, unchecked_files
 from tests.helpers.recorded.comparison import Comparison, Recorded, Unit, compare, equal, failures
 from tests.helpers.recorded.generation import Generator, compare_generation
 from tests.helpers.recorded.model import (
@@ -32,7 +32,7 @@ from tests.helpers.recorded.model import (
     find_cases,
     one_case,
 )
-from tests.parity import check_unit, find_units, main, unchecked_files
+from tests.helpers.repo import ROOT
 
 UNITS = find_units(GOLDEN)
 CASES = find_cases(GOLDEN)

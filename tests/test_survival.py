@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.kill_resume import Figures, compare, kill_all, newest_step, one_run
-from tests.conftest import ROOT
-from tests.test_train import STAGE1, only_run, stage1_options
+from benchmarks.kill_resume import Figures, newest_step, one_run
+from tests.helpers.processes import kill_all
+from tests.helpers.repo import ROOT
+from tests.helpers.training import STAGE1, compare, only_run, stage1_options
 
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
 

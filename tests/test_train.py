@@ -1,8 +1,6 @@
 """The main job on real files: train.py alone and under torchrun."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,47 +9,7 @@ import torch
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.registry import BUILDERS, MODELS, TASKS
-from tests.conftest import ROOT
-
-STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
-STAGE2 = "train_configs/tiny_stage2_finetune.yaml"
-
-
-def stage1_options(scenes: Path, output: Path, **run: object) -> list[str]:
-    short = {"max_epoch": 2, "iters_per_epoch": 3, "batch_size_train": 4, "num_workers": 0} | run
-    return [
-        f"datasets.laion.build_info.storage={scenes}/laion/",
-        f"datasets.cc_sbu.build_info.storage={scenes}/cc_sbu/",
-        f"run.output_dir={output}",
-        *[f"run.{key}={value}" for key, value in short.items()],
-    ]
-
-
-def train(
-    *options: str, config: str = STAGE1, processes: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-        ]
-    command = [*launcher, "train.py", "--cfg-path", config, "--options", *options]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def only_run(output: Path) -> Path:
-    (run,) = output.iterdir()
-    return run
-
-
-def trained(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoint, weights_only=True)["model"]
+from tests.helpers.training import STAGE1, STAGE2, only_run, stage1_options, train, trained
 
 
 def test_stage1_then_stage2_in_plain_python(scenes: Path, tmp_path: Path):

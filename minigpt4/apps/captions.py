@@ -23,12 +23,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from minigpt4.apps.arguments import ChatPlan
 from minigpt4.apps.captions_input import CaptionInput, Row
 from minigpt4.apps.captions_output import CaptionOutput, settings_of
-from minigpt4.assembly import Device, make_accelerator, run_settings
+from minigpt4.assembly import build_accelerator
 from minigpt4.chat import Chat, GenerationOptions
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.runners.distributed import Processes
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import ComputeOptions, Device, RunOptions
 
 _WINDOW = 16  # batches within which rows are sorted by length: what waits to be written is bounded
 _AHEAD = 3  # batches whose pictures are read while the model answers
@@ -69,8 +70,8 @@ def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
     """
     if any(job.output.resolve() == file.resolve() for file in job.rows.lists):
         raise ConfigError(f"--output {job.output}: is an input; choose another")
-    accelerator = make_accelerator(device)
-    processes = Processes(accelerator, _TIMEOUT)
+    accelerator = build_accelerator(ComputeOptions(device=device))
+    processes = Distributed(accelerator, _TIMEOUT)
     total, digest = job.rows.measure()
     if not total:
         raise ConfigError("--input: there is no row in it")
@@ -80,7 +81,7 @@ def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
     output, done = _open_output(processes, job, settings)
     try:
         if done < total:
-            set_seed(run_settings(plan.config)["seed"])  # of an untrained projection
+            set_seed(plan.config.run.get("seed", RunOptions.seed))  # of an untrained projection
             own = plan if processes.count == 1 else replace(plan, device=accelerator.device)
             chat = own.load()
             if processes.main:
@@ -94,7 +95,7 @@ def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
 
 
 def _open_output(
-    processes: Processes, job: Job, settings: dict[str, Any]
+    processes: Distributed, job: Job, settings: dict[str, Any]
 ) -> tuple[CaptionOutput | None, int]:
     """The output, which the main process has alone, and how many rows are done."""
     output: CaptionOutput | None = None
@@ -130,7 +131,7 @@ def _warn(plan: ChatPlan, chat: Chat) -> None:
 def _work(
     chat: Chat,
     job: Job,
-    processes: Processes,
+    processes: Distributed,
     output: CaptionOutput | None,
     done: int,
     total: int,

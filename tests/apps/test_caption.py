@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.kill_resume import kill_all
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT, EntryPoint
-from tests.test_bad_input import one_line
+from tests.helpers.processes import kill_all
+from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import error_line as one_line
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 ASK = "Describe this image in detail."
@@ -436,7 +436,7 @@ def test_a_rank_that_dies_ends_the_run_which_then_goes_on(
 
 def rank_of(launcher: int, rank: int) -> int:
     """The process of a rank; it has said so in its environment."""
-    from benchmarks.kill_resume import descendants
+    from tests.helpers.processes import descendants
 
     for process in descendants(launcher)[1:]:
         environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")

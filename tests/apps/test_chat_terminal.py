@@ -22,7 +22,7 @@ from minigpt4.apps.terminal import Terminal, printable_text, write_grown
 from minigpt4.chat import Chat, load_chat
 from minigpt4.errors import DataError
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT, EntryPoint
+from tests.helpers.repo import ROOT, EntryPoint
 
 CONFIG = ["--cfg-path", "eval_configs/tiny_eval.yaml"]
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs

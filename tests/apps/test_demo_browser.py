@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks.page_client import Server, serve
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
+from tests.helpers.page_client import Server, serve
 
 pytestmark = pytest.mark.browser
 

@@ -17,7 +17,7 @@ from minigpt4.apps.short_answers import short_answer
 from minigpt4.chat import Chat, load_chat
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 YAML = "eval_configs/tiny_eval.yaml"
 

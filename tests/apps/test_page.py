@@ -11,8 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.page_client import Outcome, Server, Visitor, free_port, serve, visit
-from tests.conftest import ROOT
+from tests.helpers.page_client import Outcome, Server, Visitor, free_port, serve, visit
+from tests.helpers.repo import ROOT
 
 LOGIN = ("ada", "a pass:word")
 QUESTION = "Describe this image in detail."

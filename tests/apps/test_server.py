@@ -21,10 +21,10 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
-from benchmarks.server_process import ServerProcess, running_server
 from minigpt4.chat import Chat, Part, load_chat
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
+from tests.helpers.server_process import ServerProcess, running_server
 
 KEY = "a-secret"
 LONG = ["chat.max_new_tokens=7000", "chat.max_length=7400"]

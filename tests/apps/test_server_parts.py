@@ -19,8 +19,8 @@ from minigpt4.apps.server.requests import (
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
 from minigpt4.cli.serve import KEY_VARIABLE, is_loopback, read_key
 from minigpt4.errors import ConfigError, DataError
-from tests.conftest import EntryPoint
 from tests.helpers.messages import one_line
+from tests.helpers.repo import EntryPoint
 
 TINY = "eval_configs/tiny_eval.yaml"
 

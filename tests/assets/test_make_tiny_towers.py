@@ -18,7 +18,7 @@ from minigpt4.chat import load_chat
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.tools.tiny_world import answers, scoring
 from minigpt4.tools.tiny_world.data_sets import HELDOUT_SPLITS, read_heldout, write_data_sets
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 TINY = ROOT / "assets" / "tiny"
 TOWERS = ("eva_vit.pth", "q_former.pth", "llama/model.safetensors", "llama/tokenizer.model")

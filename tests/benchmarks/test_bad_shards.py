@@ -10,8 +10,6 @@ import pytest
 from benchmarks import bad_shards
 from benchmarks.bad_shards import compare, listed
 from benchmarks.planted_shards import BAD, GOOD, Bad, Planter, plant
-from minigpt4.errors import MiniGPT4Error
-from tests.conftest import EntryPoint
 
 
 def test_every_kind_is_planted(tmp_path: Path) -> None:
@@ -61,11 +59,3 @@ def test_check_shards_counts_all_that_was_planted(
     (case,) = json.loads(file.read_text()).values()
     assert case["told"].startswith("25 counted / 25 planted")
     assert "check-shards" in case["command"]
-
-
-def test_too_few_samples_are_a_mistake(run_entry: EntryPoint) -> None:
-    code, error = run_entry(bad_shards.main, "--shards", 1, "--samples", 3)
-    assert code == 1
-    assert "at least 68 samples" in error
-    with pytest.raises(MiniGPT4Error):
-        bad_shards.main()

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import caption_throughput
 from benchmarks.caption_throughput import BAR, held
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,6 @@ from tests.conftest import EntryPoint
 def test_what_misses_is_seen(change: dict[str, Any], expected: bool):
     figures = {"pictures": 32, "equal_captions": 32, "ratio": BAR, "bar": BAR, **change}
     assert held(figures) == expected
-
-
-def test_nothing_to_caption_is_nothing_checked(run_entry: EntryPoint):
-    code, error = run_entry(caption_throughput.main, "--images", 0)
-    assert code == 1
-    assert "nothing to caption" in error
 
 
 def test_batches_say_what_single_pictures_say(

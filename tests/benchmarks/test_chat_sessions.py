@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks import chat_sessions
 from benchmarks.chat_sessions import Figures
-from tests.conftest import EntryPoint
 
 GOOD = {
     "answers": 6,
@@ -34,12 +33,6 @@ GOOD = {
 def test_a_missed_bar_is_told(change: dict[str, object], line: str):
     assert Figures(2, 3, **GOOD).missed() == []  # type: ignore[arg-type]
     assert Figures(2, 3, **(GOOD | change)).missed() == [line]  # type: ignore[arg-type]
-
-
-def test_one_visitor_alone_is_nothing_checked(run_entry: EntryPoint):
-    code, stderr = run_entry(chat_sessions.main, "--sessions", "1")
-    assert code == 1
-    assert "at least two sessions" in stderr
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import data_growth
-from minigpt4.errors import ConfigError, MiniGPT4Error
+from minigpt4.errors import MiniGPT4Error
 
 
 def point(microseconds: float, megabytes: float, good: int = 9) -> dict[str, Any]:
@@ -82,9 +82,3 @@ def test_a_program_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("")
     with pytest.raises(MiniGPT4Error, match=r"exit code 2: .*list.json:1: is empty"):
         data_growth.measure(data_growth.PROGRAMS["convert_links"], tmp_path)
-
-
-@pytest.mark.parametrize("given", [["--rows", "1000"], ["--rows", "100", "500"], ["--repeats=0"]])
-def test_nothing_to_compare_is_refused(given: list[str]) -> None:
-    with pytest.raises(ConfigError, match="--rows needs two sizes or more, above 100"):
-        data_growth.main(given)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import loader
-from minigpt4.errors import ConfigError
 
 SMALL = ["--size", "48x64", "--batch", "3", "--repeats", "1"]
 
@@ -35,10 +34,3 @@ def test_other_pixels_and_a_missed_bar_are_told(
     told = capsys.readouterr().out
     assert "uint8 below 1000000.0 times float" in told
     assert "uint8 gives other pixels than float" in told
-
-
-def test_nothing_to_measure_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="at least"):
-        loader.main(["--batch", "0"])
-    with pytest.raises(SystemExit):
-        loader.main(["--size", "480"])

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from benchmarks import looks
-from minigpt4.errors import DataError
 from minigpt4.tools.tiny_world.scenes import Scene, Thing
 
 
@@ -59,8 +58,3 @@ def test_better_than_untrained_is_what_counts():
     for bad in (figures(2, 2, 0.8, 0), figures(5, 1, 0, 0.1), figures(torch.nan, 1, 0.8, 0)):
         (line,) = looks.missed({"before": before, "stage1": good, "stage2": bad})
         assert line.startswith("stage2: ")
-
-
-def test_a_folder_without_a_quickstart_is_told(tmp_path: Path):
-    with pytest.raises(DataError, match="run make quickstart"):
-        looks.main(["--run", str(tmp_path)])

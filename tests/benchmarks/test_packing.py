@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import packing
-from minigpt4.errors import ConfigError
 
 
 def test_padded_and_packed_are_the_same_numbers(tmp_path: Path) -> None:
@@ -22,8 +21,3 @@ def test_padded_and_packed_are_the_same_numbers(tmp_path: Path) -> None:
 def test_one_row_has_nothing_to_save(capsys: pytest.CaptureFixture[str]) -> None:
     assert packing.main(["--batch", "1", "--width", "64", "--layers", "1", "--repeats", "1"]) == 1
     assert "nothing to save" in capsys.readouterr().out
-
-
-def test_nothing_to_measure_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        packing.main(["--repeats", "0"])

@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks import make_scene_tasks
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 TASKS = ("scene_choice", "scene_rounds", "scene_yes_no")
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import train_throughput, training_steps
 from benchmarks.training_steps import MODES, SIZES, Mode, Steps
-from minigpt4.errors import ConfigError, NothingCheckedError
+from minigpt4.errors import NothingCheckedError
 from minigpt4.models.minigpt4 import MiniGPT4
 
 CPU = torch.device("cpu")
@@ -97,45 +97,14 @@ def test_cached_features_leave_the_towers_alone(model: MiniGPT4) -> None:
     handle.remove()
 
 
-def test_peak_memory_counts_what_is_held_at_once() -> None:
-    def work() -> None:
-        for _ in range(3):
-            first = torch.zeros(1000)
-            second = torch.zeros(500)
-            del first
-            torch.zeros(250)
-            del second
-
-    assert training_steps.peak_memory(CPU, work) == 4 * 1500
-
-
-def test_stage_2_has_one_prompt_and_the_recorded_lengths(model: MiniGPT4) -> None:
-    drawn, size = random.Random(0), SIZES["small"]
-    lengths = [training_steps.draw_lengths(2, 12, drawn) for _ in range(50)]
-    tokens = [[1 + 7 + 32 + 25 + answer + 1 for answer in row] for row in lengths]
-    real = sum(map(sum, tokens)) / 600
-    waste = sum(12 * max(row) for row in tokens) / sum(map(sum, tokens))
-    assert real == pytest.approx(173, rel=0.03)
-    assert 1.2 < waste < 1.3
-    inputs = training_steps.draw(model, size, 2, [3, 5], drawn)
-    assert inputs.prompts is not None
-    assert len(inputs.prompts) == 2
-    assert len(set(inputs.prompts)) == 1
-    assert inputs.pixels.shape == (2, 3, 112, 112)
-    assert inputs.features.shape == (2, 32, 128)
-
-
-@pytest.mark.parametrize("size", ["7b", "13b"])
-def test_large_models_are_made_on_the_device_alone(size: str) -> None:
-    """On the device without memory, nothing of the 27 to 55 GB is made on the CPU first."""
+def test_large_models_are_made_on_the_device_alone() -> None:
+    """On the device without memory, nothing of the 55 GB is made on the CPU first."""
     made: list[MiniGPT4] = []
     allocated = training_steps.peak_memory(
-        CPU, lambda: made.append(training_steps.build(SIZES[size], torch.device("meta")))
+        CPU, lambda: made.append(training_steps.build(SIZES["13b"], torch.device("meta")))
     )
     assert allocated < 1e6
     assert all(parameter.is_meta for parameter in made[0].parameters())
-    kinds = {parameter.dtype for parameter in made[0].llama_model.parameters()}
-    assert kinds == {torch.bfloat16}
 
 
 def row(stage: int, mode: str, **figures: float) -> dict[str, Any]:
@@ -155,11 +124,8 @@ GOOD = [
 ]
 
 
-def test_bars_that_are_met_are_not_told() -> None:
+def test_only_bars_that_were_missed_or_not_measured_are_told() -> None:
     assert train_throughput.missed(GOOD, SIZES["7b"]) == []
-
-
-def test_bars_that_were_missed_or_not_measured_are_told() -> None:
     rows = [
         row(1, "packed", samples_per_second=300.0, ratio=1.1),
         row(1, "prefix"),
@@ -218,9 +184,3 @@ def test_nothing_measured_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(NothingCheckedError, match="ran out of memory"):
         train_throughput.main([*TINY, "--modes", "--stages", "1"])
     assert NothingCheckedError.exit_code == 1
-
-
-@pytest.mark.parametrize("given", [["--repeats", "0"], ["--batch", "0"]])
-def test_nothing_to_measure_is_one_line(given: list[str]) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        train_throughput.main(given)

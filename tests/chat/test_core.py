@@ -16,8 +16,8 @@ from minigpt4.conversation import TEMPLATES, Conversation, Message, plain_text
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
-from tests.conftest import ROOT
 from tests.helpers.recorded.model import build_model, one_case
+from tests.helpers.repo import ROOT
 
 
 def test_streaming_ends_in_what_asking_gives(chat: Chat, pictures: list[Path]):

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from minigpt4.config import Config, check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import pair, write_tar
 from tests.helpers.messages import one_line, several_lines
@@ -59,7 +60,7 @@ class Writer:
 
     def check(self, content: str | dict[str, Any], *options: str) -> Config:
         config = self.load(content, *options)
-        check_training(config)
+        preflight(config, "training")
         return config
 
 
@@ -68,19 +69,18 @@ def writer(tmp_path: Path) -> Writer:
     return Writer(tmp_path)
 
 
+MISSING = object()
+
+
 def with_value(sections: dict[str, Any], key: str, value: object) -> dict[str, Any]:
-    """The sections with one dotted key set."""
+    """The sections with one dotted key set, or without it."""
     *parents, last = key.split(".")
     place = sections
     for parent in parents:
         place = place.setdefault(parent, {})
     place[last] = value
-    return sections
-
-
-def without(sections: dict[str, Any], key: str) -> dict[str, Any]:
-    section, name = key.split(".")
-    del sections[section][name]
+    if value is MISSING:
+        del place[last]
     return sections
 
 
@@ -100,9 +100,11 @@ def test_yaml_wins_over_preset_and_options_over_both(
     config = writer.load(sections)
     assert config.model["num_query_token"] == 32  # preset
     assert config.chat["template"] == "vicuna_v0"
+    del sections["run"]["lr_sched"]  # has a default
     sections["model"]["num_query_token"] = 16
     assert writer.load(sections).model["num_query_token"] == 16
-    config = writer.load(sections, "model.num_query_token=8", "chat.template=llama_2")
+    again = ["model.num_query_token=9", "model.num_query_token=8"]  # the last one counts
+    config = writer.check(sections, *again, "chat.template=llama_2")
     assert config.model["num_query_token"] == 8
     assert config.chat["template"] == "llama_2"
 
@@ -123,11 +125,6 @@ def test_options_select_another_preset(
     assert config.arch == arch
     assert config.model["model_type"] == model_type
     assert expected.items() <= config.model.items()
-
-
-def test_the_last_option_counts(writer: Writer, sections: dict[str, Any]) -> None:
-    config = writer.load(sections, "run.max_epoch=2", "run.max_epoch=3")
-    assert config.run["max_epoch"] == 3
 
 
 @pytest.mark.parametrize(
@@ -259,6 +256,19 @@ def test_resolved_config_can_be_loaded_again(
             {"train": {"name": "blip_caption"}},
             "datasets.laion.vis_processor.train.name: ",
         ),
+        (
+            "datasets.laion.vis_processor",
+            {"train": {"name": "blip2_image_train"}, "evall": {"name": "blip2_image_train"}},
+            "vis_processor.evall: unknown key; did you mean 'eval'?",
+        ),
+        ("datasets", None, "datasets: no data set is named"),
+        ("run.init_lr", MISSING, "run.init_lr: missing"),
+        ("run.min_lr", MISSING, "run.min_lr: missing"),
+        ("run.max_epoch", MISSING, "run.max_epoch: missing"),
+        ("run.batch_size_train", MISSING, "run.batch_size_train: missing"),
+        ("run.output_dir", MISSING, "run.output_dir: missing"),
+        ("model.arch", MISSING, "model.arch: missing; known: "),
+        ("model.model_type", MISSING, "model.model_type: missing; known: "),
         ("processors.blip2_image_trian", {"image_size": 3}, "blip2_image_trian: unknown"),
         ("processors.blip2_image_train", {"image_sise": 3}, "did you mean 'image_size'?"),
         ("processors.blip2_image_train", 5, "processors.blip2_image_train: "),
@@ -271,35 +281,10 @@ def test_a_fault_is_one_line_with_file_and_key(
         writer.check(with_value(sections, key, value))
 
 
-@pytest.mark.parametrize(
-    "key", ["run.init_lr", "run.min_lr", "run.max_epoch", "run.batch_size_train", "run.output_dir"]
-)
-def test_a_missing_key_is_named(writer: Writer, sections: dict[str, Any], key: str) -> None:
-    with one_line(ConfigError, str(writer.path), f"{key}: missing"):
-        writer.check(without(sections, key))
-
-
-@pytest.mark.parametrize("key", ["model.arch", "model.model_type"])
-def test_a_missing_model_lists_the_known_ones(
-    writer: Writer, sections: dict[str, Any], key: str
-) -> None:
-    with one_line(ConfigError, f"{key}: missing; known: "):
-        writer.check(without(sections, key))
-
-
-def test_what_has_a_default_can_be_left_out(writer: Writer, sections: dict[str, Any]) -> None:
-    writer.check(without(sections, "run.lr_sched"))
-
-
-def test_an_int_key_of_datasets_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
-    sections["datasets"] = {1: {}, **sections["datasets"]}
-    with one_line(ConfigError, "datasets.1: unknown data set"):
-        writer.check(sections)
-
-
-def test_an_int_key_of_a_section_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
+def test_a_key_that_is_no_text_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
+    sections["datasets"][1] = {}
     sections["run"][True] = 3  # YAML reads "on:", "yes:" so
-    with one_line(ConfigError, "run.True: unknown key"):
+    with several_lines(ConfigError, "datasets.1: unknown data set", "run.True: unknown key"):
         writer.check(sections)
 
 
@@ -311,11 +296,6 @@ def test_a_step_schedule_without_decay_is_found_before_loading(
         writer.check(sections)
     sections["run"]["lr_decay_rate"] = 0.9
     writer.check(sections)
-
-
-def test_no_data_set_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
-    with one_line(ConfigError, "datasets: no data set is named"):
-        writer.check({**sections, "datasets": None})
 
 
 def test_several_faults_come_at_once(writer: Writer, sections: dict[str, Any]) -> None:
@@ -337,7 +317,7 @@ def test_several_faults_come_at_once(writer: Writer, sections: dict[str, Any]) -
 
 def test_a_demo_needs_no_run_section(writer: Writer, sections: dict[str, Any]) -> None:
     config = writer.load({"model": sections["model"]})
-    check_config(config, sections=("model",))
+    check_sections(config, "chat")
 
 
 # Files, sections and options that cannot be read
@@ -456,14 +436,6 @@ def test_a_range_of_too_many_shards_is_not_written_out(
             writer.check(with_value(sections, "datasets.laion.build_info.storage", pattern))
 
 
-def test_a_split_that_nobody_reads_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
-    spec = {"name": "blip2_image_train"}
-    with one_line(ConfigError, "vis_processor.evall: unknown key; did you mean 'eval'?"):
-        writer.check(
-            with_value(sections, "datasets.laion.vis_processor", {"train": spec, "evall": spec})
-        )
-
-
 def test_a_fault_stays_one_line_whatever_its_key_and_value_hold(
     writer: Writer, sections: dict[str, Any]
 ) -> None:
@@ -475,17 +447,14 @@ def test_a_fault_stays_one_line_whatever_its_key_and_value_hold(
         writer.check(with_value(sections, "run.init_lr", ["x"] * 5000))
 
 
-def test_a_file_that_is_not_text_is_one_line(writer: Writer) -> None:
-    writer.path.write_bytes(b"\xff\xfe\x00\x01")
-    with one_line(ConfigError, str(writer.path), "not readable as YAML"):
-        load_config(writer.path)
-
-
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
     with one_line(ConfigError, tmp_path / "none.yaml", "no such file"):
         load_config(tmp_path / "none.yaml")
     with one_line(ConfigError, tmp_path):
         load_config(tmp_path)
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with one_line(ConfigError, tmp_path / "run.yaml", "not readable as YAML"):
+        load_config(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -496,11 +465,6 @@ def test_an_option_that_cannot_be_read_is_one_line(
 ) -> None:
     with one_line(ConfigError, f"--options {option}"):
         writer.load(sections, option)
-
-
-def test_an_option_in_an_unknown_section_is_one_line(
-    writer: Writer, sections: dict[str, Any]
-) -> None:
     with one_line(ConfigError, "modle: unknown section; did you mean 'model'?"):
         writer.check(sections, "modle.arch=minigpt4")
 

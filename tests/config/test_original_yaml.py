@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from minigpt4.__main__ import main
 from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import MODELS
-from tests.conftest import EntryPoint
-from tests.models.test_full_size import TRAINED, llama_folder
-from tests.test_readme import stand_in_paths
+from tests.helpers.llama_folders import TRAINED, llama_folder
+from tests.helpers.repo import EntryPoint
+from tests.helpers.stand_ins import stand_in_paths
 
 PROCESSORS = """
     vis_processor: {train: {name: blip2_image_train, image_size: 224}}
@@ -61,7 +61,7 @@ def load(tmp_path: Path, text: str, *options: str) -> Config:
     paths["datasets.cc_sbu.build_info.storage"] = paths["datasets.laion.build_info.storage"]
     given = [f"{name}={paths[name]}" for name in (*names, "datasets.cc_sbu.build_info.storage")]
     config = load_config(file, [*given, "run.device=auto", *options])
-    check_training(config)
+    preflight(config, "training")
     return config
 
 
@@ -216,8 +216,7 @@ def test_an_original_file_lacks_nothing_but_its_paths(
         "model.llama_model": True,
     }
     options = [f"{name}={given[name]}" for name, wanted in names.items() if wanted] + [device]
-    code, stderr = run_entry(main, "check", "--cfg-path", file, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(main, "check", "--cfg-path", file, "--options", *options)
     config = load_config(file, [*options, "model.ckpt="])
     model = MODELS.build(config.arch, config.model_options(), device=torch.device("meta"))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINED[size]

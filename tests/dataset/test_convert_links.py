@@ -22,8 +22,8 @@ from dataset import convert_links
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.samples import RawSample
 from minigpt4.errors import run_guarded
-from tests.conftest import ROOT
 from tests.helpers.data_files import picture
+from tests.helpers.repo import ROOT
 
 PROGRAM = [sys.executable, str(ROOT / "dataset" / "convert_links.py")]
 ODD = 'a "dog",\n\ta cat\r\nand é \u2028 \U0001f600 \\ '

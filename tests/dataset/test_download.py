@@ -24,9 +24,9 @@ from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.samples import BadSample, RawSample
-from tests.conftest import ROOT
 from tests.helpers.data_files import write_tar
-from tests.test_train import stage1_options, train
+from tests.helpers.repo import ROOT
+from tests.helpers.training import stage1_options, train
 
 LAION = ROOT / "dataset" / "download_laion.sh"
 CC_SBU = ROOT / "dataset" / "download_cc_sbu.sh"

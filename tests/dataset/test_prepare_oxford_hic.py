@@ -33,9 +33,9 @@ from minigpt4.datasets import images
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import RawSample
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import noise, picture
-from tests.test_readme import commands_of
+from tests.helpers.pages import commands_of
+from tests.helpers.repo import ROOT, EntryPoint
 
 SCRIPT = "dataset/prepare_oxford_hic.py"
 ALL_TRAIN = ("--val-fraction", "0", "--test-fraction", "0")
@@ -498,14 +498,13 @@ def test_from_the_csv_files_to_a_funny_answer(
     assert str(source.output) in printed
     tiny = ["model.model_type=tiny", "model.llama_model=assets/tiny/llama"]
     size = "datasets.cc_sbu_align.vis_processor.train.image_size=112"
-    code, stderr = run_entry(
+    run_entry.ok(
         train.main,
         *("--cfg-path", "train_configs/minigpt4_humour_finetune.yaml", "--options", *tiny, size),
         f"datasets.cc_sbu_align.build_info.storage={source.output}/train",
         *(f"model.ckpt={projection}", f"run.output_dir={tmp_path}/run", "run.device=cpu"),
         *("run.max_epoch=1", "run.iters_per_epoch=2", "run.warmup_steps=1", "run.num_workers=0"),
     )
-    assert code == 0, stderr
     (checkpoint,) = tmp_path.glob("run/*/checkpoint_0.pth")
     before = torch.load(projection, weights_only=True)["model"]["llama_proj.weight"]
     after = torch.load(checkpoint, weights_only=True)["model"]["llama_proj.weight"]

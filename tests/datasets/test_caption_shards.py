@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
 from minigpt4.datasets.images import load_image
@@ -13,7 +12,6 @@ from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import (
     data_set,
-    fault_of,
     noise,
     pair,
     picture,
@@ -63,19 +61,16 @@ def test_the_originals_storage_names_all_its_shards() -> None:
         ("/nowhere/{0..9.tar", "has unbalanced braces"),
         ("/nowhere/*.tar", "names no shard"),
         ([], "names no shard"),
+        ("empty", "names no shard"),
     ],
 )
 def test_a_storage_without_shards_is_complained_about(
-    storage: str | list[str], complaint: str
+    tmp_path: Path, storage: str | list[str], complaint: str
 ) -> None:
-    text = check_shards(storage)
+    text = check_shards(storage if storage != "empty" else str(tmp_path))
     assert text is not None
     assert complaint in text
     assert "\n" not in text
-
-
-def test_an_empty_folder_is_complained_about(tmp_path: Path) -> None:
-    assert "names no shard" in str(check_shards(str(tmp_path)))
 
 
 def test_one_shard_that_exists_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -149,37 +144,17 @@ def test_a_broken_sample_is_skipped_with_a_line_and_the_rest_is_read(
     assert "\n" not in line
 
 
-def test_a_truncated_shard_is_named_and_what_came_before_is_read(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    cut = write_tar(tmp_path / "0.tar", *(pair(f"early{i}") for i in range(3)), pair("late"))
-    whole = write_tar(tmp_path / "1.tar", pair("other"))
-    cut.write_bytes(cut.read_bytes()[: -10240 - 700])
-    with caplog.at_level(logging.WARNING):
-        read = texts(stream(cut, whole), 8)
-    assert {"early0", "early1", "early2", "other"} <= set(read)
-    assert any(str(cut) in record.getMessage() for record in caplog.records)
-
-
-@pytest.mark.parametrize("content", [b"", b"this is not a tar" * 100, bytes(5000)])
-def test_a_shard_that_is_no_tar_is_named_and_the_others_are_read(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+@pytest.mark.parametrize("content", [None, b"", b"this is not a tar" * 100, bytes(5000)])
+def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     bad = tmp_path / "0.tar"
-    bad.write_bytes(content)
+    if content is not None:  # else it vanished while training
+        bad.write_bytes(content)
     good = write_tar(tmp_path / "1.tar", pair("good"))
     with caplog.at_level(logging.WARNING):
         assert set(texts(stream(bad, good), 3)) == {"good"}
     assert any(str(bad) in record.getMessage() for record in caplog.records)
-
-
-def test_a_shard_that_vanishes_while_training_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    good = write_tar(tmp_path / "1.tar", pair("good"))
-    with caplog.at_level(logging.WARNING):
-        assert set(texts(stream(tmp_path / "gone.tar", good), 3)) == {"good"}
-    assert any("gone.tar" in record.getMessage() for record in caplog.records)
 
 
 def test_many_broken_samples_do_not_flood_the_log(
@@ -191,18 +166,6 @@ def test_many_broken_samples_do_not_flood_the_log(
     with caplog.at_level(logging.WARNING):
         samples_of(SampleStream(source, 1, 0, 0, 1, max_bad_fraction=0.99), 3)
     assert 1 <= len(caplog.records) <= 10
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_data_set_without_a_good_sample_ends_with_one_line(tmp_path: Path, kind: str) -> None:
-    fault = fault_of(stream(write_tar(tmp_path / "0.tar", BROKEN[kind])))
-    assert "datasets.mine: no readable sample" in str(fault)
-
-
-def test_shards_that_are_no_tars_at_all_end_with_one_line(tmp_path: Path) -> None:
-    for name in ("0.tar", "1.tar"):
-        (tmp_path / name).write_bytes(b"no tar" * 200)
-    assert "no readable sample" in str(fault_of(stream(*sorted(tmp_path.iterdir()))))
 
 
 @pytest.mark.parametrize(
@@ -243,16 +206,6 @@ def test_every_sample_comes_once_a_pass(tmp_path: Path) -> None:
     assert read[:15] != read[15:]
 
 
-@pytest.mark.parametrize("window", [1, 4, 1000])
-def test_the_same_seed_gives_the_same_sequence_and_another_another(
-    tmp_path: Path, window: int
-) -> None:
-    shards = write_shards(tmp_path, 4, 6)
-    sequences = [texts(stream(*shards, window=window, seed=seed), 30) for seed in (1, 1, 2)]
-    assert sequences[0] == sequences[1]
-    assert sequences[0] != sequences[2]
-
-
 def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -> None:
     files = {"a.png": noise(), "a.json": b'{"caption": "noise"}'}
     storage = {"storage": str(write_tar(tmp_path / "0.tar", files))}
@@ -269,15 +222,6 @@ def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -
     assert not torch.equal(one[0], one[1])
 
 
-def test_reading_does_not_disturb_the_global_seed(tmp_path: Path) -> None:
-    reader = stream(*write_shards(tmp_path, 1, 3))
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    samples_of(reader, 5)
-    assert torch.equal(torch.rand(2), expected)
-
-
 # Who reads what
 
 SAMPLES = 2  # of each shard
@@ -288,13 +232,6 @@ def read_once(shards: list[str], reader: int, readers: int) -> set[str]:
     share = len(shards[reader::readers]) if len(shards) >= readers else len(shards)
     own = SampleStream(data_set(ShardSource(shards, 10)), 1, 0, reader, readers)
     return set(texts(own, share * SAMPLES))
-
-
-def test_readers_with_enough_shards_read_disjoint_ones(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 5, SAMPLES)
-    parts = [read_once(shards, reader, 3) for reader in range(3)]
-    assert all(parts)
-    assert sum(map(len, parts)) == len(set().union(*parts)) == 10
 
 
 def test_more_readers_than_shards_read_all_of_them_each_in_its_own_order(tmp_path: Path) -> None:
@@ -322,14 +259,6 @@ def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
 # One picture
 
 
-def test_load_image_reads_bytes_and_files_as_rgb(tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
-    Image.new("LA", (3, 2)).save(file)
-    for source in (file, str(file), file.read_bytes()):
-        image = load_image(source)
-        assert (image.mode, image.size) == ("RGB", (3, 2))
-
-
 def test_load_image_names_what_it_cannot_read(tmp_path: Path) -> None:
     with one_line(DataError, tmp_path / "none.png", "no such file"):
         load_image(tmp_path / "none.png")
@@ -340,9 +269,3 @@ def test_load_image_names_what_it_cannot_read(tmp_path: Path) -> None:
         load_image(tmp_path)
     with one_line(DataError, "the image is not a readable picture"):
         load_image(picture()[:50])
-
-
-def test_a_huge_picture_is_not_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with one_line(DataError, "not a readable picture"):
-        load_image(picture())

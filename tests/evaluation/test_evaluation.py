@@ -12,32 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import train
 from minigpt4.__main__ import main as command
 from minigpt4.chat import Chat, load_chat
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.registry import METRICS
-from minigpt4.tools.tiny_world.data_sets import write_data_sets
-from tests.conftest import ROOT, EntryPoint
-from tests.helpers.data_files import picture, write_tar
+from tests.helpers.data_files import picture, read_rows, write_tar
+from tests.helpers.repo import ROOT, EntryPoint
 
 STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
 DESCRIBE = "eval_configs/tiny_evaluate.yaml"
 SHORT = ["chat.max_new_tokens=5", "run.batch_size_eval=4", "run.num_workers=0"]
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn world of few samples, and a projection that was never trained."""
-    folder = tmp_path_factory.mktemp("few")
-    write_data_sets(folder, seed=2, pairs=14, descriptions=3, heldout=7)
-    torch.manual_seed(3)
-    init = torch.nn.Linear(128, 160).state_dict()
-    trained = {"model": {f"llama_proj.{name}": value for name, value in init.items()}}
-    torch.save(trained, folder / "projection.pth")
-    return folder
 
 
 def captions_of(few: Path, output: Path) -> list[str]:
@@ -52,19 +38,24 @@ def captions_of(few: Path, output: Path) -> list[str]:
     ]
 
 
-def descriptions_of(few: Path, storage: Path | None = None) -> list[str]:
-    """Options: the shipped evaluation on held-out scenes."""
-    storage = storage or few / "heldout_seen"
+def evaluate(
+    few: Path, output: Path, *changes: str, config: object = DESCRIBE, storage: Path | None = None
+) -> list[object]:
+    """Arguments: the shipped evaluation on held-out scenes."""
     return [
+        *("evaluate", "--cfg-path", config, "--output", output, "--options"),
         f"model.ckpt={few}/projection.pth",
-        f"datasets.cc_sbu_align.build_info.storage={storage}",
+        f"datasets.cc_sbu_align.build_info.storage={storage or few / 'heldout_seen'}",
         "run.metrics=[exact_match]",
         *SHORT,
+        *changes,
     ]
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def summary_of(output: Path) -> dict[str, Any]:
+    found = json.loads((output / "summary.json").read_text())["cc_sbu_align"]
+    assert isinstance(found, dict)
+    return found
 
 
 def expected(
@@ -81,21 +72,6 @@ def expected(
     return outputs
 
 
-def only_error(stderr: str) -> str:
-    assert "Traceback" not in stderr
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    return line
-
-
-@pytest.fixture
-def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        pytest.fail("loaded before the fault was told")
-
-    monkeypatch.setattr("minigpt4.evaluation.evaluation.build_model", fail)
-    monkeypatch.setattr("minigpt4.evaluation.evaluation.build_datasets", fail)
-
-
 # What is written
 
 
@@ -103,12 +79,10 @@ def test_a_folder_is_described_with_the_prompts_in_turn(
     run_entry: EntryPoint, few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "new" / "out"
-    arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", output]
     with caplog.at_level(logging.INFO):
-        code, stderr = run_entry(command, *arguments, "--options", *descriptions_of(few))
-    assert code == 0, stderr
+        run_entry.ok(command, *evaluate(few, output))
     assert {file.name for file in output.iterdir()} == {"cc_sbu_align.jsonl", "summary.json"}
-    rows = rows_of(output / "cc_sbu_align.jsonl")
+    rows = read_rows(output / "cc_sbu_align.jsonl")
     files = [few / "heldout_seen" / "image" / f"{i}.jpg" for i in range(7)]
     assert [row["image"] for row in rows] == [str(file) for file in files]
     told = json.loads((few / "heldout_seen" / "filter_cap.json").read_text())["annotations"]
@@ -121,11 +95,10 @@ def test_a_folder_is_described_with_the_prompts_in_turn(
 
     assert [row["output"] for row in rows] == expected(few, files, in_turn, "###")
     assert [list(row) for row in rows] == [["image", "reference", "output", "score"]] * 7
-    summary = json.loads((output / "summary.json").read_text())
     scores = [row["score"]["exact_match"] for row in rows]
     mean = sum(scores) / 7
     figures = {"exact_match": mean, "intervals": {"exact_match": [mean, mean]}}
-    assert summary == {"cc_sbu_align": {"samples": 7, "unreadable": 0, **figures}}
+    assert summary_of(output) == {"samples": 7, "unreadable": 0, **figures}
     table = next(r.getMessage() for r in caplog.records if "exact_match" in r.getMessage())
     assert "cc_sbu_align  exact_match  0.0000  0.0000 to 0.0000" in table
     assert "cc_sbu_align: 7 samples, 0 unreadable" in table
@@ -136,8 +109,7 @@ def test_two_processes_write_the_files_of_one(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
     options = captions_of(few, tmp_path / "one")
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     options = [*captions_of(few, tmp_path / "two"), "run.num_workers=2"]
     program = ["train.py", "--cfg-path", STAGE1, "--options", *options]
@@ -158,7 +130,7 @@ def test_two_processes_write_the_files_of_one(
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
-    rows = rows_of(tmp_path / "one" / "laion.jsonl")
+    rows = read_rows(tmp_path / "one" / "laion.jsonl")
     keys = [f"{few}/laion/00000.tar/00000{i:04d}" for i in range(12)]
     assert [row["image"] for row in rows] == keys
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
@@ -170,12 +142,9 @@ def test_without_prompts_the_bare_image_is_captioned_to_the_end_of_the_line(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
     changes = ['model.prompt_path=""', r'model.end_sym="\n"']
-    options = [*descriptions_of(few), *changes]
-    arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path, "--options", *options]
-    code, stderr = run_entry(command, *arguments)
-    assert code == 0, stderr
+    run_entry.ok(command, *evaluate(few, tmp_path, *changes))
     files = [few / "heldout_seen" / "image" / f"{i}.jpg" for i in range(7)]
-    outputs = [row["output"] for row in rows_of(tmp_path / "cc_sbu_align.jsonl")]
+    outputs = [row["output"] for row in read_rows(tmp_path / "cc_sbu_align.jsonl")]
     assert outputs == expected(few, files, lambda _: [IMAGE_MARK] * 7, "\n")
 
 
@@ -184,9 +153,7 @@ def test_sampling_is_off_whatever_the_chat_section_says(
 ) -> None:
     for name, drawing in (("a", "False"), ("b", "True")):
         changes = [f"chat.do_sample={drawing}", "chat.temperature=5.0"]
-        arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path / name]
-        options = [*descriptions_of(few), *changes]
-        assert run_entry(command, *arguments, "--options", *options)[0] == 0
+        run_entry.ok(command, *evaluate(few, tmp_path / name, *changes))
     a, b = ((tmp_path / name / "cc_sbu_align.jsonl").read_bytes() for name in "ab")
     assert a == b
 
@@ -198,11 +165,8 @@ def test_what_cannot_be_read_has_a_row_that_says_so(
     shutil.copytree(few / "heldout_seen", copy)
     (copy / "image" / "1.jpg").write_text("no picture")
     (copy / "image" / "5.jpg").unlink()
-    arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path / "out"]
-    options = descriptions_of(few, copy)
-    code, stderr = run_entry(command, *arguments, "--options", *options)
-    assert code == 0, stderr
-    rows = rows_of(tmp_path / "out" / "cc_sbu_align.jsonl")
+    run_entry.ok(command, *evaluate(few, tmp_path / "out", storage=copy))
+    rows = read_rows(tmp_path / "out" / "cc_sbu_align.jsonl")
     assert len(rows) == 7
     assert [number for number, row in enumerate(rows) if "error" in row] == [1, 5]
     assert list(rows[1]) == ["image", "error"]
@@ -211,7 +175,7 @@ def test_what_cannot_be_read_has_a_row_that_says_so(
     assert rows[5]["image"] == "5"
     assert "no image" in rows[5]["error"]
     assert rows[6]["image"] == str(copy / "image" / "6.jpg")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
+    summary = summary_of(tmp_path / "out")
     intervals = {"exact_match": [0.0, 0.0]}
     assert summary == {"samples": 7, "unreadable": 2, "exact_match": 0.0, "intervals": intervals}
 
@@ -220,11 +184,10 @@ def test_any_text_is_written_as_it_is(run_entry: EntryPoint, few: Path, tmp_path
     caption = rb'{"caption": "\u00e4 \ud83c\udf53 and more"}'
     shard = write_tar(tmp_path / "0.tar", {"a.jpg": picture(), "a.json": caption})
     options = [*captions_of(few, tmp_path / "out"), f"datasets.laion.build_info.storage={shard}"]
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
     text = (tmp_path / "out" / "laion.jsonl").read_text(encoding="utf-8")
     assert "ä 🍓" in text
-    (row,) = rows_of(tmp_path / "out" / "laion.jsonl")
+    (row,) = read_rows(tmp_path / "out" / "laion.jsonl")
     assert row["reference"] == "ä 🍓 and more"
 
 
@@ -237,9 +200,7 @@ def test_a_random_image_processor_is_told_of(
     told = []
     for changes in (crop, [*crop, *named]):
         caplog.clear()
-        arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path / "out"]
-        options = [*descriptions_of(few), *changes]
-        assert run_entry(command, *arguments, "--options", *options)[0] == 0
+        run_entry.ok(command, *evaluate(few, tmp_path / "out", *changes))
         lines = [record.getMessage() for record in caplog.records]
         told.append([line for line in lines if "vis_processor.eval" in line])
     assert len(told[0]) == 1
@@ -272,15 +233,13 @@ def with_plugin(folder: Path, metric: str) -> Path:
 @pytest.mark.usefixtures("own_metrics")
 def test_a_metric_from_a_plugin(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
     config = with_plugin(tmp_path, "len(output.split())")
-    arguments = ["evaluate", "--cfg-path", config, "--output", tmp_path / "out"]
-    options = [*descriptions_of(few), "run.metrics=[words,exact_match]"]
-    code, stderr = run_entry(command, *arguments, "--options", *options)
-    assert code == 0, stderr
-    rows = rows_of(tmp_path / "out" / "cc_sbu_align.jsonl")
+    metrics = "run.metrics=[words,exact_match]"
+    run_entry.ok(command, *evaluate(few, tmp_path / "out", metrics, config=config))
+    rows = read_rows(tmp_path / "out" / "cc_sbu_align.jsonl")
     counts = [len(row["output"].split()) for row in rows]
     assert sum(counts) > 0
     assert [row["score"]["words"] for row in rows] == counts
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
+    summary = summary_of(tmp_path / "out")
     assert list(summary) == ["samples", "unreadable", "words", "exact_match", "intervals"]
     assert summary["words"] == sum(counts) / 7
 
@@ -290,17 +249,14 @@ def test_a_metric_that_fails_is_one_line_and_no_output_is_lost(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
     config = with_plugin(tmp_path, "1 / 0")
-    arguments = ["evaluate", "--cfg-path", config, "--output", tmp_path / "out"]
-    options = [*descriptions_of(few), "run.metrics=[words]"]
-    code, stderr = run_entry(command, *arguments, "--options", *options)
-    assert code == 2
-    assert "run.metrics: words fails on the output" in only_error(stderr)
-    assert f"evaluate --rescore --output {tmp_path / 'out'}" in only_error(stderr)
+    arguments = evaluate(few, tmp_path / "out", "run.metrics=[words]", config=config)
+    error = run_entry.refused(command, *arguments)
+    assert "run.metrics: words fails on the output" in error
+    assert f"evaluate --rescore --output {tmp_path / 'out'}" in error
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["cc_sbu_align.jsonl"]
     again = ["evaluate", "--rescore", "--output", tmp_path / "out", "--metrics", "exact_match"]
-    code, stderr = run_entry(command, *again)
-    assert code == 0, stderr
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["cc_sbu_align"]
+    run_entry.ok(command, *again)
+    summary = summary_of(tmp_path / "out")
     assert list(summary) == ["samples", "unreadable", "exact_match", "intervals"]
 
 
@@ -332,10 +288,9 @@ def test_a_fault_is_one_line_before_anything_is_loaded(
     run_entry: EntryPoint, few: Path, tmp_path: Path, option: str, expected: str
 ) -> None:
     options = [*captions_of(few, tmp_path), option]
-    code, stderr = run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
-    assert code == 2
-    assert expected in only_error(stderr)
-    assert f"{STAGE1}: " in stderr
+    error = run_entry.refused(train.main, "--cfg-path", STAGE1, "--options", *options)
+    assert expected in error
+    assert f"{STAGE1}: " in error
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
@@ -370,10 +325,8 @@ def test_a_data_set_without_a_readable_sample_is_one_line(
     shutil.copytree(few / "heldout_seen", copy)
     for image in (copy / "image").iterdir():
         image.write_text("no picture")
-    arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path / "out"]
-    code, stderr = run_entry(command, *arguments, "--options", *descriptions_of(few, copy))
-    assert code == 2
-    assert "datasets.cc_sbu_align: no readable sample at the start of " in only_error(stderr)
+    error = run_entry.refused(command, *evaluate(few, tmp_path / "out", storage=copy))
+    assert "datasets.cc_sbu_align: no readable sample at the start of " in error
     assert not (tmp_path / "out").exists()
 
 
@@ -392,8 +345,7 @@ def test_an_interruption_leaves_the_old_files_and_no_half_one(
         raise stop
 
     monkeypatch.setattr("os.fsync", interrupt)
-    arguments = ["evaluate", "--cfg-path", DESCRIBE, "--output", tmp_path]
-    found, stderr = run_entry(command, *arguments, "--options", *descriptions_of(few))
+    found, stderr = run_entry(command, *evaluate(few, tmp_path))
     assert found == code
     assert "Traceback" not in stderr
     assert [file.name for file in tmp_path.iterdir()] == ["cc_sbu_align.jsonl"]
@@ -406,13 +358,12 @@ def test_an_interruption_leaves_the_old_files_and_no_half_one(
 def test_check_holds_an_evaluations_yaml_whole(
     run_entry: EntryPoint, few: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arguments = ["check", "--cfg-path", DESCRIBE, "--options"]
+    check = ["check", "--cfg-path", DESCRIBE]
     with caplog.at_level(logging.INFO):
-        assert run_entry(command, *arguments, *descriptions_of(few))[0] == 0
+        run_entry.ok(command, *check, *evaluate(few, Path())[5:])
     assert "it describes an evaluation" in caplog.text
-    code, stderr = run_entry(command, *arguments, *descriptions_of(few, Path("/nowhere")))
-    assert code == 2
-    assert "no such folder: /nowhere" in only_error(stderr)
+    nowhere = evaluate(few, Path(), storage=Path("/nowhere"))[5:]
+    assert "no such folder: /nowhere" in run_entry.refused(command, *check, *nowhere)
 
 
 def test_the_command_needs_no_evaluation_yaml(
@@ -420,7 +371,6 @@ def test_the_command_needs_no_evaluation_yaml(
 ) -> None:
     options = [*captions_of(few, tmp_path / "not_here"), "run.evaluate=False"]
     arguments = ["evaluate", "--cfg-path", STAGE1, "--output", tmp_path / "here", "--options"]
-    code, stderr = run_entry(command, *arguments, *options)
-    assert code == 0, stderr
+    run_entry.ok(command, *arguments, *options)
     assert (tmp_path / "here" / "summary.json").is_file()
     assert not (tmp_path / "not_here").exists()

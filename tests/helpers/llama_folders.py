@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 Tensors = dict[str, torch.Tensor]
 Size = dict[str, int]
@@ -91,3 +91,24 @@ def write_tokenizer_without(file: Path, token: str) -> None:
         if piece.piece == token:
             piece.type = sentencepiece_model.ModelProto.SentencePiece.NORMAL
     file.write_bytes(model.SerializeToString())
+
+
+# Embedding rows (Vicuna v0 adds one), width, feed-forward, layers and heads.
+SIZES = {
+    "Vicuna-7B": (32001, 4096, 11008, 32, 32),
+    "Vicuna-13B": (32001, 5120, 13824, 40, 40),
+    "Llama-2-7B": (32000, 4096, 11008, 32, 32),
+}
+
+
+TRAINED = {"Vicuna-7B": 3_149_824, "Vicuna-13B": 3_937_280, "Llama-2-7B": 23_072_768}
+
+
+def llama_folder(folder: Path, name: str) -> Path:
+    """What a user's folder holds, but for its weights."""
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    sizes = dict(zip((*keys, "num_attention_heads"), SIZES[name], strict=True))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    write_tokenizer(folder / "tokenizer.model")
+    return folder

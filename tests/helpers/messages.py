@@ -9,10 +9,12 @@ from minigpt4.errors import MiniGPT4Error
 
 
 @contextmanager
-def one_line(kind: type[MiniGPT4Error], *mentions: object) -> Iterator[None]:
+def one_line(
+    kind: type[MiniGPT4Error], *mentions: object
+) -> Iterator[pytest.ExceptionInfo[MiniGPT4Error]]:
     """Expect an error of this kind whose message is one line and mentions all of these."""
     with pytest.raises(kind) as caught:
-        yield
+        yield caught
     text = str(caught.value)
     assert "\n" not in text, text
     assert text.strip()

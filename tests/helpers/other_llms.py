@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -131,3 +138,74 @@ def save_llama_2(folder: Path) -> Path:
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": LLAMA_2}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@dataclass(frozen=True)
+class Family:
+    """A language model, its turns and how stage 2 writes them."""
+
+    save: Callable[[Path], Path]
+    prompt: str
+    end_sym: str
+    template: str
+
+
+FAMILIES = {
+    "llama_2": Family(save_llama_2, "<s>[INST] {} [/INST] ", "</s>", "own"),
+    "qwen2": Family(
+        save_qwen2,
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+        "own",
+    ),
+    "gpt_neox": Family(
+        save_gpt_neox,
+        "### Instruction:\n{}\n\n### Response:\n",
+        "<|endoftext|>",
+        '{system: "", user: "### Instruction:\\n", assistant: "### Response:\\n",'
+        ' opening: "### Response:\\n", separator: "\\n\\n", stop: "### Instruction:"}',
+    ),
+}
+
+
+def chat_options(family: Family, folder: Path, *more: str) -> list[str]:
+    return [
+        "model.ckpt=",
+        f"model.llama_model={folder}",
+        f"chat.template={family.template}",
+        "chat.max_new_tokens=8",
+        *more,
+    ]
+
+
+def _size(**more: Any) -> dict[str, Any]:
+    known = {"bos_token_id": 0, "eos_token_id": 2, "vocab_size": 400}
+    return {**known, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32} | more
+
+
+KINDS: dict[str, PreTrainedConfig] = {
+    "learned positions": GPT2Config(
+        vocab_size=400,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=0,
+        eos_token_id=2,
+    ),
+    "narrower embeddings": OPTConfig(
+        **_size(ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=128, pad_token_id=1)
+    ),
+    "a window": MistralConfig(
+        **_size(intermediate_size=64, num_key_value_heads=2, sliding_window=16)
+    ),
+    "no attention": MambaConfig(
+        hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=400, bos_token_id=0
+    ),
+}
+
+
+def save_kind(folder: Path, kind: str) -> Path:
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    save_tokenizer(folder, special, "<|im_end|>", None, CHATML)
+    return save_model(folder, KINDS[kind])

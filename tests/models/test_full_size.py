@@ -1,6 +1,5 @@
 """Every YAML of the repo at full size, without the memory: built on the meta device."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,30 +9,13 @@ import yaml
 from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
-from tests.conftest import ROOT
-from tests.helpers.llama_folders import write_tokenizer
+from tests.helpers.llama_folders import SIZES, TRAINED, llama_folder
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import files_of, read_json
 from tests.helpers.recorded.manifests import build_on_meta
+from tests.helpers.repo import ROOT
 
 YAMLS = sorted(file for part in ("train", "eval") for file in (ROOT / f"{part}_configs").glob("*"))
-# Embedding rows (Vicuna v0 adds one), width, feed-forward, layers and heads.
-SIZES = {
-    "Vicuna-7B": (32001, 4096, 11008, 32, 32),
-    "Vicuna-13B": (32001, 5120, 13824, 40, 40),
-    "Llama-2-7B": (32000, 4096, 11008, 32, 32),
-}
-TRAINED = {"Vicuna-7B": 3_149_824, "Vicuna-13B": 3_937_280, "Llama-2-7B": 23_072_768}
-
-
-def llama_folder(folder: Path, name: str) -> Path:
-    """What a user's folder holds, but for its weights."""
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    sizes = dict(zip((*keys, "num_attention_heads"), SIZES[name], strict=True))
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    write_tokenizer(folder / "tokenizer.model")
-    return folder
 
 
 def build(file: Path, *options: str) -> MiniGPT4:

@@ -12,7 +12,6 @@ from minigpt4.chat import load_chat
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.language_model import check_vocabulary, load_language_model, vocabulary_fault
 from minigpt4.models.tokenizer import SentencePieceTokenizer, load_tokenizer
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.llama_folders import (
     GOLDEN_TOKENIZER,
     llama_tensors,
@@ -23,6 +22,7 @@ from tests.helpers.llama_folders import (
     write_weights,
 )
 from tests.helpers.messages import one_line
+from tests.helpers.repo import ROOT, EntryPoint
 
 VICUNA_0, LATER = 32001, 32000
 TINY = "eval_configs/tiny_eval.yaml"
@@ -181,5 +181,4 @@ def test_llama_2_and_its_template_fit(run_entry: EntryPoint, tmp_path: Path) -> 
     torch.save({"model": {"llama_proj.bias": torch.zeros(1)}}, projection)
     options = [f"model.llama_model={llama_2}", f"model.ckpt={projection}"]
     yaml_file = "eval_configs/minigpt4_llama2_eval.yaml"
-    code, stderr = run_entry(main, "check", "--cfg-path", yaml_file, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(main, "check", "--cfg-path", yaml_file, "--options", *options)

@@ -11,17 +11,18 @@ from safetensors.torch import save_file
 
 import train
 from minigpt4.chat import load_chat
-from minigpt4.config import check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import load_trained
 from minigpt4.weights.names import trained_part
-from tests.conftest import EntryPoint
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model as build_recorded
 from tests.helpers.recorded.model import one_case
+from tests.helpers.repo import EntryPoint
 
 TINY, STAGE1 = "eval_configs/tiny_eval.yaml", "train_configs/tiny_stage1_pretrain.yaml"
 LISTS = {
@@ -274,10 +275,7 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
     weights = {n: case.weights[n].clone() for n in case.weights if n.startswith(names)}
     model = build_recorded(case)
     everything = MiniGPT4(
-        model.visual_encoder,
-        model.ln_vision,
-        model.q_former,
-        model.query_tokens,
+        model,
         model.llama_model,
         model.tokenizer,
         trainable=("llama_proj", "q_former"),
@@ -309,7 +307,7 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
 )
 def test_what_cannot_be_trained_is_found_by_the_check(option: str, mention: str) -> None:
     with one_line(ConfigError, TINY, mention):
-        check_config(load_config(TINY, ["model.ckpt=", option]), sections=("model",))
+        check_sections(load_config(TINY, ["model.ckpt=", option]), "chat")
 
 
 def test_parts_that_a_model_lacks_are_refused() -> None:
@@ -329,7 +327,7 @@ def test_without_peft_lora_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", hide)
     config = load_config(TINY, ["model.ckpt=", "model.trainable=[llama_proj,lora]"])
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
-        check_config(config, sections=("model",))
+        check_sections(config, "chat")
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
         MODELS.build(config.arch, config.model_options(), device=torch.device("cpu"))
 
@@ -363,8 +361,7 @@ def test_a_run_saves_what_is_trained_resumes_and_is_chatted_with(
 ) -> None:
     def run(output: Path, **options: object) -> Path:
         arguments = ["--cfg-path", STAGE1, "--options", *run_options(output, scenes, **options)]
-        code, stderr = run_entry(train.main, *arguments)
-        assert code == 0, stderr
+        run_entry.ok(train.main, *arguments)
         (folder,) = output.iterdir()
         return folder
 

@@ -1,10 +1,8 @@
 """A run that was interrupted ends as one that was not: in process, at chosen steps."""
 
 import json
-import os
 import random
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +11,10 @@ import pytest
 import torch
 
 import train
-from benchmarks.kill_resume import compare, equal
 from minigpt4.runners.run_folder import is_whole, load_state
-from minigpt4.runners.run_state import restore_rng, rng_state
-from minigpt4.runners.trainer import RunnerBase
-from tests.conftest import EntryPoint
-from tests.test_train import STAGE1, only_run, stage1_options
-
-Stop = Callable[[int, int], None]
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stop:
-    """Send this process a signal, once, in the middle of its n-th step."""
-    step_once = RunnerBase._step
-
-    def arrange(step: int, number: int) -> None:
-        due = [number]
-
-        def interrupted(self: RunnerBase, epoch: int, index: int) -> torch.Tensor:
-            if self.step + 1 == step and due:
-                os.kill(os.getpid(), due.pop())
-            return step_once(self, epoch, index)
-
-        monkeypatch.setattr(RunnerBase, "_step", interrupted)
-
-    return arrange
+from minigpt4.runners.run_state import RandomState
+from tests.helpers.repo import EntryPoint
+from tests.helpers.training import STAGE1, Stop, compare, equal, only_run, stage1_options
 
 
 def run(run_entry: EntryPoint, *options: object) -> tuple[int, str]:
@@ -297,14 +273,14 @@ def test_random_generators_are_put_back():
         return [random.random(), numpy.random.rand(), numpy.random.randn(), torch.rand(2).tolist()]
 
     draw()
-    device = torch.device("cpu")
-    state = rng_state(device)
+    generators = RandomState(torch.device("cpu"))
+    state = generators.state()
     numpy.random.randn()  # leaves half of a pair behind
-    odd = rng_state(device)
+    odd = generators.state()
     first, of_odd = draw(), None
-    restore_rng(odd, device)
+    generators.restore(odd)
     of_odd = draw()
-    restore_rng(state, device)
+    generators.restore(state)
     numpy.random.randn()
     assert draw() == first == of_odd
 

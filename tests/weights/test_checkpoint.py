@@ -2,7 +2,6 @@ import errno
 import os
 import pickle
 import resource
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.errors import CheckpointError, MiniGPT4Error
-from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.weights.checkpoint import (
     load_into,
     load_trained,
@@ -26,31 +24,9 @@ from minigpt4.weights.names import (
     convert_to_blip2,
     convert_visual_encoder,
 )
+from tests.helpers.checkpoints import built_model, original_checkpoint, own_checkpoint
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
-
-
-@cache
-def built_model(q_former: bool = True) -> MiniGPT4:
-    return build_model(one_case(q_former=q_former))
-
-
-def own_checkpoint(q_former: bool = True) -> dict[str, Any]:
-    """What a run of ours saves."""
-    trained = {
-        key: value.detach().clone()
-        for key, value in built_model(q_former).named_parameters()
-        if value.requires_grad
-    }
-    return {"model": trained, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}
-
-
-def original_checkpoint(q_former: bool) -> dict[str, Any]:
-    """What the original saves: trained parameters and every persistent buffer."""
-    case = one_case(q_former=q_former)
-    keys = case.facts["checkpoint_keys_saved_by_upstream_filter"]
-    return {"model": {key: case.weights[key] for key in keys}, "epoch": 3}
-
 
 # Reading and writing files
 
@@ -64,11 +40,6 @@ def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(loaded["model"]["a"], content["model"]["a"])  # type: ignore[index]
     assert (loaded["epoch"], loaded["config"]) == (3, {"run": {"seed": 1}})
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_safetensors_are_loaded(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert torch.equal(load_weights(str(tmp_path / "w.safetensors"))["a"], torch.ones(2))
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -159,17 +130,10 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, plain_pickle
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    with one_line(CheckpointError, path, "more than plain weights"):
+    with one_line(CheckpointError, path, "more than plain weights") as caught:
         load_weights(path)
+    assert "weights_only" not in str(caught.value), "no advice to run the code"
     assert not trace.exists()
-
-
-def test_the_refusal_of_code_does_not_advise_to_run_it(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    torch.save({"model": Code(tmp_path / "it_ran")}, path)
-    with pytest.raises(CheckpointError) as error:
-        load_weights(path)
-    assert "weights_only" not in str(error.value)
 
 
 # Writing that fails
@@ -186,37 +150,36 @@ def assert_untouched(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "torch.save"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+@pytest.mark.parametrize(
+    ("function", "error", "mention"),
+    [
+        ("os.fsync", OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        ("os.replace", OSError(errno.ENOSPC, "No space left on device"), "output_dir"),
+        ("torch.save", OSError(errno.ENOSPC, "No space left on device"), "output_dir"),
+        ("torch.save", RuntimeError("[enforce fail]\n. file write failed"), "file write failed"),
+        ("os.fsync", KeyboardInterrupt(), None),
+    ],
+)
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    error: BaseException,
+    mention: str | None,
 ) -> None:
     path, content = old_and_new(tmp_path)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(function, full)
-        with one_line(MiniGPT4Error, path, "No space left on device", "output_dir"):
+        patch.setattr(function, fail)
+        expected = one_line(MiniGPT4Error, path, mention) if mention else pytest.raises(type(error))
+        with expected:
             save_atomically(content, path)
     assert_untouched(path)
     save_atomically(content, path)
     assert len(load_weights(path)["a"]) == 100_000
-
-
-def test_an_error_of_several_lines_is_told_in_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, content = old_and_new(tmp_path)
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:1]\n. file write failed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.save", fail)
-        with one_line(MiniGPT4Error, path, "file write failed"):
-            save_atomically(content, path)
-    assert_untouched(path)
 
 
 def test_a_write_that_really_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -231,21 +194,6 @@ def test_a_write_that_really_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert_untouched(path)
 
 
-def test_an_interruption_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, content = old_and_new(tmp_path)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            save_atomically(content, path)
-    assert_untouched(path)
-
-
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with one_line(MiniGPT4Error, tmp_path / "none" / "c.pth"):
         save_atomically({}, tmp_path / "none" / "c.pth")
@@ -257,21 +205,13 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 # Into a module
 
 
-def test_weights_that_fit_are_loaded() -> None:
-    layer = nn.Linear(2, 3)
-    weights = {"weight": torch.rand(3, 2), "bias": torch.rand(3)}
-    load_into(layer, weights, "file.pth")
-    assert torch.equal(layer.weight, weights["weight"])
-    assert layer.weight.requires_grad
-
-
 @pytest.mark.parametrize(
     ("weights", "mentions"),
     [
-        ({"weight": torch.ones(3, 2)}, ["1 missing (first: bias)"]),
+        ({"weight": torch.zeros(3, 2)}, ["1 missing (first: bias)"]),
         ({}, ["2 missing (first: bias, weight)"]),
         (
-            {"weight": torch.ones(3, 2), "bias": torch.ones(3), "gain": torch.ones(1)},
+            {"weight": torch.zeros(3, 2), "bias": torch.ones(3), "gain": torch.ones(1)},
             ["1 unknown (first: gain)"],
         ),
         (
@@ -288,10 +228,11 @@ def test_weights_that_do_not_fit_are_one_line(
     weights: dict[str, torch.Tensor], mentions: list[str]
 ) -> None:
     layer = nn.Linear(2, 3)
-    before = layer.weight.detach().clone()
+    load_into(layer, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "file.pth")
+    assert layer.weight.requires_grad
     with one_line(CheckpointError, "file.pth", *mentions):
         load_into(layer, weights, "file.pth")
-    assert torch.equal(layer.weight, before)
+    assert torch.equal(layer.weight, torch.ones(3, 2))
 
 
 # The trained projection
@@ -339,89 +280,60 @@ def test_a_half_precision_checkpoint_is_taken() -> None:
     assert model.llama_proj.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "surplus",
-    [
-        "visual_encoder.cls_token",
-        "Qformer.bert.embeddings.word_embeddings.weight",
-        "query_tokens",
-        "ln_vision.weight",
-        "llama_model.lm_head.weight",
-        "llama_proj.2.weight",
-        "surprise",
-    ],
-)
-def test_a_parameter_that_is_not_trained_here_is_refused(surplus: str) -> None:
-    checkpoint = own_checkpoint()
-    checkpoint["model"][surplus] = torch.ones(1)
-    with one_line(CheckpointError, "file.pth", surplus, "llama_proj.weight"):
-        load_trained(built_model(), checkpoint, "file.pth")
-
-
-@pytest.mark.parametrize("lost", ["llama_proj.weight", "llama_proj.bias"])
-def test_a_parameter_that_is_missing_is_named(lost: str) -> None:
-    checkpoint = own_checkpoint()
-    del checkpoint["model"][lost]
-    with one_line(CheckpointError, "file.pth", f"lacks {lost}"):
-        load_trained(built_model(), checkpoint, "file.pth")
-
-
-def test_a_projection_of_another_size_is_refused_and_changes_nothing() -> None:
-    model = build_model(one_case())
-    before = model.llama_proj.bias.detach().clone()
-    checkpoint = own_checkpoint()
-    checkpoint["model"]["llama_proj.bias"] += 1
-    checkpoint["model"]["llama_proj.weight"] = torch.ones(5120, 768)
-    with one_line(CheckpointError, "file.pth", "llama_proj.weight is [5120, 768]", "[64, 32]"):
-        load_trained(model, checkpoint, "file.pth")
-    assert torch.equal(model.llama_proj.bias, before)
+OURS = "this model takes one for a language model (64 wide), reading features (32 wide)"
 
 
 @pytest.mark.parametrize(
-    ("shape", "mentions"),
+    ("name", "value", "mentions"),
     [
-        ((5120, 768), ["a 13B language model (5120 wide), with Q-Former (768 wide)"]),
-        ((4096, 768), ["a 7B language model (4096 wide), with Q-Former (768 wide)"]),
-        ((4096, 5632), ["a 7B language model", "without Q-Former (Llama-2) (5632 wide)"]),
-        ((100, 7), ["for a language model (100 wide), reading features (7 wide)"]),
-        ((2, 2, 2), ["of an unknown kind"]),
-        ((), ["of an unknown kind"]),
+        ("visual_encoder.cls_token", torch.ones(1), ["visual_encoder.cls_token"]),
+        ("Qformer.bert.embeddings.word_embeddings.weight", torch.ones(1), ["word_embeddings"]),
+        ("query_tokens", torch.ones(1), ["query_tokens", "llama_proj.weight"]),
+        ("ln_vision.weight", torch.ones(1), ["ln_vision.weight", "llama_proj.weight"]),
+        ("llama_model.lm_head.weight", torch.ones(1), ["llama_model.lm_head.weight"]),
+        ("llama_proj.2.weight", torch.ones(1), ["llama_proj.2.weight", "llama_proj.weight"]),
+        ("surprise", torch.ones(1), ["surprise", "llama_proj.weight"]),
+        ("llama_proj.weight", None, ["lacks llama_proj.weight"]),
+        ("llama_proj.bias", None, ["lacks llama_proj.bias"]),
+        ("llama_proj.bias", torch.full((64,), torch.nan), ["llama_proj.bias", "NaN or Inf"]),
+        ("llama_proj.weight", torch.full((64, 32), torch.inf), ["weight", "holds NaN or Inf"]),
+        ("llama_proj.weight", torch.full((64, 32), -torch.inf), ["weight", "holds NaN or Inf"]),
+        (
+            "llama_proj.weight",
+            torch.ones(5120, 768),
+            ["[5120, 768]", "[64, 32]", "a 13B language model (5120 wide), with Q-Former", OURS],
+        ),
+        (
+            "llama_proj.weight",
+            torch.ones(4096, 768),
+            ["[4096, 768]", "a 7B language model (4096 wide), with Q-Former (768 wide)", OURS],
+        ),
+        (
+            "llama_proj.weight",
+            torch.ones(4096, 5632),
+            ["a 7B language model", "without Q-Former (Llama-2) (5632 wide)", OURS],
+        ),
+        (
+            "llama_proj.weight",
+            torch.ones(100, 7),
+            ["for a language model (100 wide), reading features (7 wide)", OURS],
+        ),
+        ("llama_proj.weight", torch.ones(2, 2, 2), ["of an unknown kind", OURS]),
+        ("llama_proj.weight", torch.ones(()), ["of an unknown kind", OURS]),
     ],
 )
-def test_a_projection_of_another_size_is_told_whose_it_is(
-    shape: tuple[int, ...], mentions: list[str]
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
+    name: str, value: torch.Tensor | None, mentions: list[str]
 ) -> None:
-    checkpoint = own_checkpoint()
-    checkpoint["model"]["llama_proj.weight"] = torch.ones(shape)
-    ours = "this model takes one for a language model (64 wide), reading features (32 wide)"
-    with one_line(CheckpointError, "file.pth", f"is {list(shape)}", *mentions, ours):
-        load_trained(built_model(), checkpoint, "file.pth")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["llama_proj.weight", "llama_proj.bias"])
-def test_a_projection_with_nan_is_refused_and_changes_nothing(name: str, value: float) -> None:
     model = build_model(one_case())
-    before = model.llama_proj.weight.detach().clone()
+    before = [value.detach().clone() for value in model.llama_proj.parameters()]
     checkpoint = own_checkpoint()
-    checkpoint["model"]["llama_proj.weight"] += 1
-    checkpoint["model"][name].view(-1)[3] = value
-    with one_line(CheckpointError, "file.pth", name, "holds NaN or Inf"):
+    weights = {key: tensor + 1 for key, tensor in checkpoint["model"].items()}
+    weights |= {name: value}
+    checkpoint["model"] = {key: value for key, value in weights.items() if value is not None}
+    with one_line(CheckpointError, "file.pth", *mentions):
         load_trained(model, checkpoint, "file.pth")
-    assert torch.equal(model.llama_proj.weight, before)
-
-
-def test_a_projection_without_a_model_part_is_taken(tmp_path: Path) -> None:
-    weights = {name: value + 1 for name, value in own_checkpoint()["model"].items()}
-    save_file(weights, tmp_path / "p.safetensors")
-    model = build_model(one_case())
-    load_trained(model, load_weights(tmp_path / "p.safetensors"), "p.safetensors")
-    assert torch.equal(model.llama_proj.weight, weights["llama_proj.weight"])
-
-
-def test_one_name_without_a_model_part_is_not_enough() -> None:
-    with one_line(CheckpointError, "file.pth", "lacks llama_proj.bias"):
-        load_trained(built_model(), {"llama_proj.weight": torch.ones(1)}, "file.pth")
+    assert all(map(torch.equal, before, model.llama_proj.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -443,6 +355,14 @@ def test_one_name_without_a_model_part_is_not_enough() -> None:
 def test_what_is_no_checkpoint_is_one_line(content: object) -> None:
     with one_line(CheckpointError, "file.pth"):
         load_trained(built_model(), content, "file.pth")
+
+
+def test_a_projection_without_a_model_part_is_taken(tmp_path: Path) -> None:
+    weights = {name: value + 1 for name, value in own_checkpoint()["model"].items()}
+    save_file(weights, tmp_path / "p.safetensors")
+    model = build_model(one_case())
+    load_trained(model, load_weights(tmp_path / "p.safetensors"), "p.safetensors")
+    assert torch.equal(model.llama_proj.weight, weights["llama_proj.weight"])
 
 
 # Names

@@ -114,19 +114,13 @@ def test_a_cut_download_goes_on_where_it_stopped(site: Site, cache: Path) -> Non
     with one_line(CheckpointError, site.url, f"50000 of {len(CONTENT)} bytes", "run again"):
         fetch(site.url)
     assert names(cache) == ["weights.pth.part"]
+    site.cut_after = 20_000
+    with one_line(CheckpointError, site.url, cache / "weights.pth", f"70000 of {len(CONTENT)}"):
+        fetch(site.url)
     site.cut_after = None
     assert fetch(site.url).read_bytes() == CONTENT
-    assert site.asked == ["", "bytes=50000-"]
+    assert site.asked == ["", "bytes=50000-", "bytes=70000-"]
     assert names(cache) == ["weights.pth", "weights.pth.url"]
-
-
-def test_a_download_that_is_cut_again_and_again_gets_there(site: Site) -> None:
-    site.cut_after = 30_000
-    for _ in range(2):
-        with one_line(CheckpointError, site.url):
-            fetch(site.url)
-    assert fetch(site.url).read_bytes() == CONTENT
-    assert site.asked == ["", "bytes=30000-", "bytes=60000-"]
 
 
 def test_a_server_without_ranges_sends_all_of_it_again(site: Site) -> None:
@@ -136,14 +130,6 @@ def test_a_server_without_ranges_sends_all_of_it_again(site: Site) -> None:
         fetch(site.url)
     site.cut_after = None
     assert fetch(site.url).read_bytes() == CONTENT
-
-
-def test_a_file_shorter_than_the_server_says_never_gets_its_name(site: Site, cache: Path) -> None:
-    site.cut_after = 10
-    target = cache / "weights.pth"
-    with one_line(CheckpointError, site.url, target, f"10 of {len(CONTENT)} bytes"):
-        fetch(site.url)
-    assert not target.exists()
 
 
 @pytest.mark.parametrize("extra", [b"", b"x"])
@@ -173,7 +159,7 @@ def closed_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "127.0.0.1:x"])
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "127.0.0.1:x", "127.0.0.1:{port}/my files"])
 def test_an_unreachable_server_is_one_line_that_says_what_to_do(cache: Path, host: str) -> None:
     url = f"http://{host.format(port=closed_port())}/eva_vit_g.pth"
     with one_line(CheckpointError, url, cache / "eva_vit_g.pth", "put it at"):
@@ -200,12 +186,6 @@ def test_a_server_that_does_not_speak_http_is_one_line(cache: Path) -> None:
         thread.join()
         listener.close()
     assert names(cache) == []
-
-
-def test_a_url_with_a_space_is_one_line(site: Site) -> None:
-    url = site.url.replace("weights", "my weights")
-    with one_line(CheckpointError, url):
-        fetch(url)
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(
@@ -298,13 +278,6 @@ def test_of_several_at_once_only_one_downloads(site: Site) -> None:
         thread.join()
     assert fetched == [CONTENT] * 4
     assert len(site.asked) == 1
-
-
-def test_an_error_leaves_no_lock_behind(site: Site, cache: Path) -> None:
-    site.cut_after = 10
-    with one_line(CheckpointError, site.url):
-        fetch(site.url)
-    assert not (cache / "weights.pth.lock").exists()
 
 
 def test_a_file_of_the_same_name_from_elsewhere_is_refused(site: Site, cache: Path) -> None:

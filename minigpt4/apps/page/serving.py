@@ -16,7 +16,6 @@ from minigpt4.apps.page.desk import Desk
 from minigpt4.apps.page.gate import Gate
 from minigpt4.apps.page.layout import STYLE, build_page
 from minigpt4.apps.page.visits import Visits
-from minigpt4.chat import generation_options
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def serve_page(
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     with _uploads_folder() as uploads, Progress() as progress:
         visits = Visits(uploads, keep)
-        desk = Desk(visits, generation_options(plan.config), places, progress.text)
+        desk = Desk(visits, plan.checked.generation, places, progress.text)
         page = build_page(desk, examples)
         page.queue(default_concurrency_limit=None).launch(
             server_name=host,

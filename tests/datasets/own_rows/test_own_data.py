@@ -14,8 +14,8 @@ import yaml
 
 import train
 from minigpt4.__main__ import main
-from tests.conftest import ROOT, EntryPoint
-from tests.datasets.own_rows.test_pairs import with_pictures, write_rows
+from tests.helpers.data_files import with_pictures, write_rows
+from tests.helpers.repo import ROOT, EntryPoint
 
 PAGE = ROOT / "docs" / "your_data.md"
 OWN = ROOT / "train_configs" / "tiny_own_data.yaml"

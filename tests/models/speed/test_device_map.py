@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import train
 from minigpt4.chat import load_chat
 from minigpt4.models.speed.device_map import memory_for_layers
-from tests.conftest import EntryPoint
+from tests.helpers.repo import EntryPoint
 
 TINY = "eval_configs/tiny_eval.yaml"
 

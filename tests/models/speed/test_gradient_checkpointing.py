@@ -10,9 +10,9 @@ from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
+from tests.helpers.gradients import PROMPTS, learn, saved_bytes
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
-from tests.models.speed.test_packing import PROMPTS, learn, saved_bytes
 
 WIDTH, TOKENS = 128, 64
 

@@ -19,19 +19,14 @@ from minigpt4.models.language_model import load_language_model
 from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import RUNNERS, bind
-from tests.conftest import ROOT
+from tests.helpers.gradients import PROMPTS, TEXTS, learn, saved_bytes
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
+from tests.helpers.repo import ROOT
 
 CPU = torch.device("cpu")
-TEXTS = ["a red circle", "two big green squares and a small ring at the left", "x"]
-PROMPTS = [
-    "###Human: <Img><ImageHere></Img> Describe this. ###Assistant: ",
-    "###Human: <Img><ImageHere></Img> What is it? ###Assistant: ",
-    "###Human: <Img><ImageHere></Img> Take your time and describe it well. ###Assistant: ",
-]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +38,6 @@ def model() -> MiniGPT4:
 def image(model: MiniGPT4) -> torch.Tensor:
     size = one_case(first_release=False).facts["dims"]["vit"]["img_size"]
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def learn(
-    model: MiniGPT4, image: torch.Tensor | None, prompts: list[str] | None, packed: bool
-) -> tuple[float, torch.Tensor]:
-    """Loss and the projection's gradient."""
-    model.packed = packed
-    model.zero_grad()
-    loss = model(image, model.stage_rows(TEXTS, prompts))
-    loss.backward()
-    gradient = model.llama_proj.weight.grad
-    assert gradient is not None
-    return loss.item(), gradient.clone()
 
 
 @pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["stage 1", "stage 2"])
@@ -233,23 +215,6 @@ def test_attention_is_the_models_own_again_afterwards(model: MiniGPT4) -> None:
     assert model.llama_model.config._attn_implementation == before
 
 
-def saved_bytes(model: nn.Module, embeds: torch.Tensor) -> int:
-    """Bytes that a forward keeps for the backward, weights not counted."""
-    weights = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    assert output.requires_grad
-    return sum(kept.values())
-
-
 def test_a_frozen_llama_keeps_few_bytes_for_the_backward() -> None:
     """At most 33 times the width for each token and layer, in bf16."""
     width, tokens = 256, 64
@@ -273,7 +238,7 @@ def test_an_unknown_word_for_packing_is_a_fault_of_the_config() -> None:
         ROOT / "train_configs" / "tiny_stage1_pretrain.yaml", ["run.packing=sometimes"]
     )
     with pytest.raises(ConfigError, match=r"run\.packing"):
-        check_training(config)
+        preflight(config, "training")
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto", "'off'", "True"])

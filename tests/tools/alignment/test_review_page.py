@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.page_client import free_port
 from minigpt4.datasets.cc_sbu_align import read_entries
 from minigpt4.datasets.samples import RawSample
-from tests.conftest import ROOT
+from tests.helpers.page_client import free_port
+from tests.helpers.repo import ROOT
 
 pytestmark = pytest.mark.browser
 

@@ -10,9 +10,8 @@ import pytest
 
 from minigpt4.__main__ import main
 from minigpt4.errors import run_guarded
-from tests.conftest import ROOT
-from tests.datasets.own_rows.test_pairs import with_pictures, write_rows
-from tests.helpers.data_files import write_shards
+from tests.helpers.data_files import with_pictures, write_rows, write_shards
+from tests.helpers.repo import ROOT
 
 GOOD = [
     {"id": 1, "image": "a.jpg", "caption": "a red square"},

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.__main__ import main
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import pair, picture, write_shards, write_tar
+from tests.helpers.repo import ROOT, EntryPoint
 
 BAD = {"bad.jpg": b"no picture", "bad.json": b'{"caption": "x"}'}
 

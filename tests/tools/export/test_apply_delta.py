@@ -19,8 +19,8 @@ from minigpt4.__main__ import main
 from minigpt4.cli import apply_delta
 from minigpt4.errors import run_guarded
 from minigpt4.tools.export.deltas import WeightsFolder
-from tests.conftest import ROOT
 from tests.helpers.llama_folders import Tensors, llama_tensors, write_llama
+from tests.helpers.repo import ROOT
 
 PADDED = ("model.embed_tokens.weight", "lm_head.weight")
 

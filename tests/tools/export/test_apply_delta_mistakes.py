@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from minigpt4.__main__ import main
-from tests.conftest import EntryPoint
 from tests.helpers.llama_folders import llama_tensors, write_config, write_llama, write_weights
+from tests.helpers.repo import EntryPoint
 
 Folders = tuple[Path, Path, Path]
 

@@ -12,8 +12,8 @@ from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import load_weights
-from tests.conftest import EntryPoint
-from tests.weights.test_checkpoint import original_checkpoint, own_checkpoint
+from tests.helpers.checkpoints import original_checkpoint, own_checkpoint
+from tests.helpers.repo import EntryPoint
 
 YAML = "eval_configs/tiny_eval.yaml"
 TOWERS = {"vit_model": "assets/tiny/eva_vit.pth", "q_former_model": "assets/tiny/q_former.pth"}

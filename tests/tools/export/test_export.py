@@ -16,8 +16,8 @@ from transformers import Blip2ForConditionalGeneration
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.weights.checkpoint import load_weights
-from tests.conftest import ROOT, EntryPoint
-from tests.test_readme import commands_of
+from tests.helpers.pages import commands_of
+from tests.helpers.repo import ROOT, EntryPoint
 
 YAML = "eval_configs/tiny_eval.yaml"
 PAGE = "docs/export.md"

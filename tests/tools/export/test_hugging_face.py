@@ -22,8 +22,8 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors.image_processors import build_blip2_image_eval
 from minigpt4.tools.export.hugging_face import IMAGE_TOKEN, save_hugging_face
-from tests.conftest import ROOT
 from tests.helpers.recorded.model import build_model, one_case
+from tests.helpers.repo import ROOT
 
 YAML = "eval_configs/tiny_eval.yaml"
 PICTURES = sorted((ROOT / "tests/golden/processors").glob("*_rgb.png"))

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 import train
-from benchmarks.kill_resume import compare
 from minigpt4.__main__ import main as command
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.features import save_features
@@ -28,11 +27,11 @@ from minigpt4.models.towers import Towers
 from minigpt4.preflight import file_facts
 from minigpt4.registry import BUILDERS
 from minigpt4.runners.run_folder import RunFolder
-from minigpt4.runners.trainer import RunnerBase
+from minigpt4.runners.trainer import Trainer
 from minigpt4.tools.feature_cache import feature_cache
-from tests.conftest import ROOT, EntryPoint
 from tests.helpers.data_files import noise, pair, picture, write_pairs, write_tar
-from tests.test_train import STAGE1, STAGE2, only_run, stage1_options
+from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.training import STAGE1, STAGE2, compare, only_run, stage1_options
 
 PIXELS = {"train": {"name": "blip2_image_train", "image_size": 112}}
 
@@ -85,8 +84,7 @@ def _small_groups(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 
 def logged(run_entry: EntryPoint, *options: object, config: str = STAGE1) -> None:
-    code, stderr = run_entry(train.main, "--cfg-path", config, "--options", *options)
-    assert code == 0, stderr
+    run_entry.ok(train.main, "--cfg-path", config, "--options", *options)
 
 
 def test_every_number_of_a_training_is_that_of_the_pictures(
@@ -197,9 +195,9 @@ def test_the_towers_are_neither_loaded_nor_fetched(
     options = [*stage1_options(scenes, tmp_path / "out"), *addresses]
     features = from_features(cache(STAGE1, tmp_path / "cached", *options))
     shutil.rmtree(home)
-    seen: list[RunnerBase] = []
-    run = RunnerBase.train
-    monkeypatch.setattr(RunnerBase, "train", lambda self: seen.append(self) or run(self))  # type: ignore[func-returns-value]
+    seen: list[Trainer] = []
+    run = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self) or run(self))  # type: ignore[func-returns-value]
     caplog.clear()
     logged(run_entry, *options, *features)
     assert "loading the visual encoder" not in caplog.text
@@ -298,7 +296,7 @@ def test_samples_come_in_the_order_of_the_pictures(
         loader = MixedLoader([dataset], 3, workers, 7)
         batches = list(itertools.islice(loader, 25))
         told = [(batch["keys"], batch["text"]) for batch in batches]
-        bad = [(bad.key, bad.cause, bad.shard, bad.detail) for _, bad in loader.bad]
+        bad = [(bad.key, bad.cause, bad.shard, bad.detail) for _, bad in loader.take_bad()]
         found.append((told, bad, loader.state(), dataset.length))
         shape = to_device(batches[0], torch.device("cpu"))["image"].shape
         assert shape == ((3, 16, 128) if features else (3, 3, 112, 112))
@@ -465,15 +463,15 @@ def test_a_training_from_features_goes_on_as_it_was(
         return [*stage1_options(scenes, tmp_path / name, **short), *from_features(cached)]
 
     logged(run_entry, *options("alone"))
-    step_once = RunnerBase._step
+    step_once = Trainer.train_step
 
-    def interrupted(self: RunnerBase, epoch: int, index: int) -> torch.Tensor:
+    def interrupted(self: Trainer, epoch: int, index: int) -> None:
         if self.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_once(self, epoch, index)
+        step_once(self, epoch, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunnerBase, "_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         arguments = ["--cfg-path", STAGE1, "--options", *options("cut")]
         assert run_entry(train.main, *arguments)[0] == 143
     logged(run_entry, *options("cut"), "run.resume=auto")

@@ -13,9 +13,9 @@ from minigpt4.models.llm_input import Segment, splice
 from minigpt4.tools.interpret import attention_to_image, pixels_seen
 from minigpt4.tools.interpret.attention import answer_attention, image_positions, patch_shares
 from minigpt4.tools.tiny_world.scenes import Scene, Thing, draw_scene
-from tests.conftest import ROOT
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_tokenizer
-from tests.tools.interpret.conftest import load
+from tests.helpers.repo import ROOT
+from tests.tools.interpret.loading import load
 
 QUESTION, ANSWER = "Describe this image in detail.", "There is a large red circle at the top."
 

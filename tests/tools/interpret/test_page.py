@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 PAGE = ROOT / "docs" / "looks.md"
 

@@ -9,7 +9,7 @@ import torch
 from minigpt4.chat import Chat
 from minigpt4.tools.interpret import chance_cosines, nearest_words, pixels_seen, shown_word
 from tests.helpers.other_llms import save_qwen2
-from tests.tools.interpret.conftest import load
+from tests.tools.interpret.loading import load
 
 
 def test_the_row_of_a_word_is_nearest_to_this_word(chat: Chat):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from minigpt4.tools.report.making import make_report
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 from tests.tools.report.folders import HOSTILE, make_full_runs
 
 pytestmark = pytest.mark.browser
 
-PARTS = ("runs", "normal", "curves", "validation", "samples", "failures", "evaluations", "looks",
-         "bad", "differences")  # fmt: skip
+PARTS = ("runs", "curves", "validation", "samples", "failures", "evaluations", "looks", "bad",
+         "differences")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 
 def test_reduced_quickstart_writes_what_it_promises(tmp_path: Path):
@@ -63,7 +63,7 @@ def test_stage1_learns_from_true_captions_and_not_from_shuffled_ones(tmp_path: P
     from minigpt4.chat import load_chat
     from minigpt4.tools.tiny_world import answers, scoring
     from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
-    from tests.test_train import only_run, stage1_options, train
+    from tests.helpers.training import only_run, stage1_options, train
 
     exact = {}
     for kind in ("true", "shuffled"):

@@ -19,7 +19,7 @@ from minigpt4.tools.tiny_world.phrases import (
     read_back,
 )
 from minigpt4.tools.tiny_world.scenes import WITHHELD_PAIRS, draw_scene, sample_scene
-from tests.conftest import ROOT
+from tests.helpers.repo import ROOT
 
 
 def test_what_is_said_can_be_read_back():
