@@ -123,7 +123,7 @@ def _render(found: Found, output: Path) -> str:
         failures += [example for part in evaluation.data_sets for example in part.failures]
     examples, more_examples = make_sheet(runs, notes)
     cards = [make_card(run, colour) for colour, run in enumerate(runs)]
-    names = [one.name for one in (*runs, *found.evaluations)]
+    names = [*(run.name for run in runs), *(one.name for one in found.evaluations)]
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
