@@ -36,6 +36,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people to read, whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def take_lock(descriptor: int) -> bool:
     """Whether nobody else holds an open file or folder; this process does until it ends.
 
