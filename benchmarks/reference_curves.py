@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from minigpt4.cli.quickstart import train_stage1, train_stage2
 from minigpt4.errors import run_guarded
 from minigpt4.files import write_atomically
 from minigpt4.tools.tiny_world.data_sets import write_data_sets
+from minigpt4.tools.tiny_world.stages import train_stage1, train_stage2
 
 OPTIONS = ["run.log_freq=10"]
 # What shapes a curve; the report says where a run has another value.
