@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
@@ -66,7 +66,7 @@ def check_shard(shard: str) -> ShardReport:
     return report
 
 
-def _reports(shards: Sequence[str], workers: int) -> Iterator[ShardReport]:
+def _reports(shards: Sequence[str], workers: int) -> Generator[ShardReport, None, None]:
     """The report of each shard as it is done."""
     if not workers:
         yield from map(check_shard, shards)
