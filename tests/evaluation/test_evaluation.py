@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,9 @@ from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.registry import METRICS
 from tests.helpers.data_files import picture, read_rows, write_tar
 from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.training import STAGE1
+from tests.helpers.training import train as train_by_launcher
 
-STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
 DESCRIBE = "eval_configs/tiny_evaluate.yaml"
 SHORT = ["chat.max_new_tokens=5", "run.batch_size_eval=4", "run.num_workers=0"]
 
@@ -110,18 +108,8 @@ def test_two_processes_write_the_files_of_one(
 ) -> None:
     options = captions_of(few, tmp_path / "one")
     run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     options = [*captions_of(few, tmp_path / "two"), "run.num_workers=2"]
-    program = ["train.py", "--cfg-path", STAGE1, "--options", *options]
-    result = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", *program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    result = train_by_launcher(*options, processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("outputs and scores: ") == 1, "only the main process speaks"
     names = ["cc_sbu.jsonl", "laion.jsonl", "summary.json"]

@@ -1,9 +1,10 @@
 """Short trainings on the drawn world: their options, the launcher, and comparison of two runs."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,29 @@ def stage1_options(scenes: Path, output: Path, **run: object) -> list[str]:
     ]
 
 
+def training_command(
+    options: Sequence[str], config: str, processes: int | None, *launcher: str
+) -> list[str]:
+    """``train.py`` alone, or under torchrun with options of the launcher's own."""
+    launch = [sys.executable]
+    if processes:
+        launch += ["-m", "torch.distributed.run", *(launcher or ["--standalone"])]
+        launch += ["--nproc-per-node", str(processes)]
+    return [*launch, "train.py", "--cfg-path", config, "--options", *options]
+
+
 def train(
     *options: str, config: str = STAGE1, processes: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-        ]
-    command = [*launcher, "train.py", "--cfg-path", config, "--options", *options]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        training_command(options, config, processes),
+        cwd=ROOT,
+        env=one_thread,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

@@ -14,7 +14,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.preflight.preflight import check_training
 from tests.helpers.messages import one_line
-from tests.helpers.repo import ROOT
+from tests.helpers.repo import ROOT, TINY, tiny_assets
 
 # Seven batches, each with another number of tokens.
 CAPTIONS = [["x"] * (2 + n // 4) + ["ring" + " ring" * n] for n in range(7)]
@@ -22,15 +22,7 @@ CAPTIONS = [["x"] * (2 + n // 4) + ["ring" + " ring" * n] for n in range(7)]
 
 @pytest.fixture(scope="module")
 def model(projection: Path) -> MiniGPT4:
-    return load_chat(
-        ROOT / "eval_configs" / "tiny_eval.yaml",
-        [
-            f"model.ckpt={projection}",
-            f"model.vit_model={ROOT}/assets/tiny/eva_vit.pth",
-            f"model.q_former_model={ROOT}/assets/tiny/q_former.pth",
-            f"model.llama_model={ROOT}/assets/tiny/llama",
-        ],
-    ).model
+    return load_chat(ROOT / TINY, [f"model.ckpt={projection}", *tiny_assets()]).model
 
 
 def gradient(model: MiniGPT4, captions: list[str]) -> torch.Tensor:
