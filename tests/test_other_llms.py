@@ -15,14 +15,7 @@ from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
 from tests.helpers.llama_folders import write_config, write_tokenizer
 from tests.helpers.messages import one_line
-from tests.helpers.other_llms import (
-    FAMILIES,
-    KINDS,
-    Family,
-    chat_options,
-    save_kind,
-    save_qwen2,
-)
+from tests.helpers.other_llms import FAMILIES, KINDS, Family, chat_options, save_kind, save_qwen2
 from tests.helpers.repo import ROOT, TINY, EntryPoint, tiny_assets
 from tests.helpers.training import STAGE1, STAGE2
 from tests.helpers.training import train as train_by_launcher

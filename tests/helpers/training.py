@@ -67,13 +67,7 @@ def trained(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 # Figures of the log that depend on the clock.
-_OF_THE_CLOCK = {
-    "samples_per_second",
-    "tokens_per_second",
-    "data_wait",
-    "memory_gb",
-    "eta_seconds",
-}
+_OF_THE_CLOCK = {"samples_per_second", "tokens_per_second", "data_wait", "memory_gb", "eta_seconds"}
 
 
 def compare(killed: Path, alone: Path) -> list[str]:

@@ -64,9 +64,7 @@ def test_pixels_are_those_of_torchvisions_transforms_bit_for_bit(crop: bool) -> 
 
 
 @pytest.mark.parametrize("std", [PIXEL_STD, (0.1, 0.7, 1e-3)])
-def test_a_batch_is_normalised_as_each_picture_bit_for_bit(
-    std: tuple[float, float, float],
-) -> None:
+def test_a_batch_is_normalised_as_each_picture_bit_for_bit(std: tuple[float, float, float]) -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(16, 16).expand(5, 3, 16, 16)
     bytes_before = every_byte.clone()
     singly = transforms.Normalize(PIXEL_MEAN, std)

@@ -18,17 +18,9 @@ from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced
 from minigpt4.models.minigpt4 import MiniGPT4, target_loss
 from minigpt4.models.q_former import QFormerSize, build_q_former
 from minigpt4.models.tokenizer import SentencePieceTokenizer
-from minigpt4.models.visual_encoder import (
-    VisualEncoderSize,
-    build_ln_vision,
-    build_visual_encoder,
-)
+from minigpt4.models.visual_encoder import VisualEncoderSize, build_ln_vision, build_visual_encoder
 from minigpt4.weights.checkpoint import load_into, load_trained
-from minigpt4.weights.names import (
-    convert_language_model,
-    convert_q_former,
-    convert_visual_encoder,
-)
+from minigpt4.weights.names import convert_language_model, convert_q_former, convert_visual_encoder
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import (
     LOGITS_ATOL,

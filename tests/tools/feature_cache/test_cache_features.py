@@ -557,9 +557,7 @@ def test_other_settings_are_refused(
 
 
 def test_a_file_with_the_same_content_is_the_same_file(
-    run_entry: EntryPoint,
-    own: tuple[list[str], Path, Path],
-    caplog: pytest.LogCaptureFixture,
+    run_entry: EntryPoint, own: tuple[list[str], Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Touched, copied without its times, renamed: the content is compared, and is equal."""
     options, data, cached = own
