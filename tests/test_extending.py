@@ -259,9 +259,7 @@ def test_a_mistake_in_a_plug_in_is_one_line(
     plugin.write_text(code)
     options = ["model.ckpt=", f"plugins=[{plugin}]"]
     yaml = "eval_configs/tiny_eval.yaml"
-    exit_code, stderr = run_entry(main, "check", "--cfg-path", yaml, "--options", *options)
-    assert exit_code == 2
-    (line,) = stderr.splitlines()
+    line = run_entry.refused(main, "check", "--cfg-path", yaml, "--options", *options)
     assert f"plugins: {plugin}: " in line
     assert expected in line
 
@@ -276,6 +274,5 @@ def test_a_builder_that_gives_no_data_set(run_entry: EntryPoint, page: Path) -> 
         "datasets: {some: {type: mine}}\n"
         "run: {init_lr: 0.01, min_lr: 0.001, max_epoch: 1, iters_per_epoch: 2, output_dir: out}\n"
     )
-    code, stderr = run_entry(train.main, "--cfg-path", page / "mine.yaml")
-    assert code == 2
-    assert "datasets.some: its builder gives [1], no DataSet" in stderr
+    error = run_entry.refused(train.main, "--cfg-path", page / "mine.yaml")
+    assert "datasets.some: its builder gives [1], no DataSet" in error

@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
-from minigpt4.datasets.samples import BadSample, RawSample
-from tests.helpers.data_files import write_tar
+from minigpt4.datasets.samples import BadSample
+from tests.helpers.data_files import samples_in, write_tar
 from tests.helpers.repo import ROOT
 from tests.helpers.training import stage1_options, train
 
@@ -321,13 +321,6 @@ def server() -> Iterator[_Server]:
 
 GOOD = ("jpeg", "png", "webp", "moved", "slow", "mislabelled")
 BAD = ("gone", "late", "page", "broken", "empty", "cut", "forbidden")
-
-
-def samples_in(folder: Path) -> list[RawSample]:
-    shards = list_shards(str(folder))
-    found = [sample for n in range(len(shards)) for sample in ShardSource(shards, 1).read(n)]
-    assert all(isinstance(sample, RawSample) for sample in found)
-    return [sample for sample in found if isinstance(sample, RawSample)]
 
 
 def checked(folder: Path) -> dict[str, Any]:

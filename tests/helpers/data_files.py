@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from minigpt4.datasets.samples import DataSet, Sample, Source, to_device
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
@@ -137,3 +138,11 @@ def plant_pairs(folder: Path) -> str:
     entries[3], entries[7] = ("3", None), ("nowhere", "text 7")
     images = {f"{i}.png": b"x" if i == 4 else noise() for i in range(11)}
     return str(write_pairs(folder, entries, images))
+
+
+def samples_in(folder: Path) -> list[RawSample]:
+    """What a training reads in the shards of a folder, of which nothing is bad."""
+    shards = list_shards(str(folder))
+    found = [sample for n in range(len(shards)) for sample in ShardSource(shards, 1).read(n)]
+    assert all(isinstance(sample, RawSample) for sample in found)
+    return [sample for sample in found if isinstance(sample, RawSample)]
