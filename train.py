@@ -10,9 +10,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minigpt4.config import load_config
 from minigpt4.errors import run_guarded
+
+if TYPE_CHECKING:
+    from minigpt4.checked import CheckedConfig
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,47 +40,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(arguments.cfg_path, arguments.options)
 
     # torch and transformers take seconds to import: a YAML that cannot be read fails before.
-    from accelerate.utils import set_seed
-
-    from minigpt4.assembly import (
-        all_cached,
-        build_datasets,
-        build_model,
-        epoch_length,
-        make_accelerator,
-        make_deterministic,
-        run_settings,
-    )
-    from minigpt4.evaluation.evaluation import run_evaluation
     from minigpt4.preflight.preflight import described, preflight
-    from minigpt4.registry import RUNNERS
 
     if arguments.print_config and main_process:
         sys.stdout.write(described(config))
-    preflight(config, "evaluation" if config.run.get("evaluate") else "training")
+    evaluates = bool(config.run.get("evaluate"))
+    checked = preflight(config, "evaluation" if evaluates else "training")
     if arguments.print_config:
         return
-    if config.run.get("evaluate"):
-        run_evaluation(config)
-        return
-    settings = run_settings(config)
-    if settings["deterministic"]:
-        make_deterministic()
-    accelerator = make_accelerator(settings["device"])
-    set_seed(settings["seed"] + accelerator.process_index)
-    datasets = build_datasets(config)
-    epoch_length(settings, datasets, accelerator.num_processes)  # fails before the model loads
-    # A validation reads the held-out pictures themselves.
-    from_features = all_cached(datasets) and not settings["valid_splits"]
-    model = build_model(config, accelerator.device, from_features=from_features)
-    runner = RUNNERS.build(
-        config.run.get("runner", "runner_base"),
-        config.run_options(),
-        model=model,
-        datasets=datasets,
-        accelerator=accelerator,
-        config=config,
-    )
+    if evaluates:
+        from minigpt4.evaluation.evaluation import run_evaluation
+
+        run_evaluation(checked)
+    else:
+        train(checked)
+
+
+def train(checked: "CheckedConfig") -> None:
+    """Train what a checked config describes."""
+    from minigpt4 import assembly
+    from minigpt4.runners.distributed import Distributed
+    from minigpt4.runners.resuming import find_resume_point
+
+    accelerator = assembly.build_accelerator(checked.run)
+    datasets = assembly.build_datasets(checked)
+    # Fails before the model loads.
+    steps = assembly.epoch_length(checked, datasets, accelerator.num_processes)
+    model = assembly.build_model(checked, accelerator.device)
+    processes = Distributed(accelerator, checked.run.timeout)
+    start = find_resume_point(processes, checked.config.resolved(), checked.run, steps)
+    validation = None
+    if checked.run.valid_splits:
+        from minigpt4.evaluation.validation import build_validation
+
+        validation = build_validation(checked, model, datasets, processes, start.folder.path)
+    runner = assembly.build_runner(checked, processes, model, datasets, steps, start, validation)
     runner.train()
     accelerator.end_training()
 

@@ -45,7 +45,7 @@ from minigpt4.errors import (  # noqa: E402
     NothingCheckedError,
     run_guarded,
 )
-from minigpt4.runners.distributed import Processes  # noqa: E402
+from minigpt4.runners.distributed import Distributed  # noqa: E402
 
 CURVES = {"padded": "sdpa", "packed": "prefix"}  # modes of the throughput table
 SHORTEST, LONGEST = 4, 26  # tokens of a caption, but where they are what grows
@@ -86,7 +86,7 @@ def measure(
 def one_of_several(arguments: argparse.Namespace, size: Size) -> None:
     """A process that torchrun started; the main one writes what all of them took."""
     accelerator = Accelerator(cpu=arguments.device == "cpu")
-    processes = Processes(accelerator, timeout=600)
+    processes = Distributed(accelerator, timeout=600)
     model = build(size, accelerator.device)
     steps = Steps(model, averaged=processes.average_gradients)
     seed = arguments.seed + accelerator.process_index

@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4.assembly import build_datasets, build_model
+from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, to_device
@@ -79,11 +80,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_data_sets(Path(folder), 0, pairs=640, heldout=1)
         storages = [f"datasets.{n}.build_info.storage={folder}/{n}/" for n in ("laion", "cc_sbu")]
-        config = load_config(YAML, storages)
-        model = build_model(config, torch.device("cpu")).train()
+        checked = check_sections(load_config(YAML, storages), "training")
+        model = build_model(checked, torch.device("cpu")).train()
         model.choose_packing("auto")
-        size = int(config.run["batch_size_train"])
-        batches = iter(MixedLoader(build_datasets(config), size, 0, 0, 0, 1))
+        size = checked.run.batch_size_train or 0
+        batches = iter(MixedLoader(build_datasets(checked), size, 0, 0, 0, 1))
         step = Step(model, lambda: next(batches))
         took: dict[str, list[float]] = {name: [] for name in step.parts}
         for count in range(arguments.steps + 3):

@@ -71,10 +71,9 @@ class Reference:
 
     def __init__(self, steps: Steps, inputs: Inputs, positions: float) -> None:
         self.positions = positions
-        before = steps.model.positions
         with FlopCounterMode(display=False) as whole:
             steps.step(Mode(), inputs)
-        counted = steps.model.positions - before
+        counted = steps.model.batch_positions
         with FlopCounterMode(display=False) as cached:
             steps.step(Mode(cached=True), inputs)
         self._towers = whole.get_total_flops() - cached.get_total_flops()
@@ -109,7 +108,7 @@ def measure(
     for repeat in range(arguments.repeats + 2):  # the first compiles, the second counts memory
         inputs = draw(model, size, stage, draw_lengths(stage, batch, drawn), drawn)
         for mode in list(running):
-            before, work = model.positions, steps.memory if repeat == 1 else steps.step
+            work = steps.memory if repeat == 1 else steps.step
             done = attempt(partial(work, MODES[mode], inputs))
             if done is None:
                 running.remove(mode)
@@ -117,7 +116,7 @@ def measure(
                 memory[mode] = done[1]
             elif repeat > 1:
                 seconds[mode].append(done[0])
-                positions += [model.positions - before] if mode == "packed" else []
+                positions += [model.batch_positions] if mode == "packed" else []
         ceiling = max(ceiling, matrix_product_flops(model.device))
     medians = {mode: statistics.median(seconds[mode]) for mode in running}
     original = medians.get("original")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,14 +24,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.models.language_model import decoder_layers
 from minigpt4.models.llm_input import IGNORED, IMAGE_MARK
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.q_former import QFormerSize, build_q_former, build_query_tokens
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
-from minigpt4.models.visual_encoder import (
+from minigpt4.models.towers import QFormerSize, Towers, build_q_former
+from minigpt4.models.vision_tower import cast_to_half
+from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
-    build_ln_vision,
     build_visual_encoder,
-    shorten_weights,
 )
 
 # Tokens before and behind the image, and (fewest, most) of an answer, drawn evenly: one prompt
@@ -165,17 +165,20 @@ def build(size: Size, device: torch.device) -> MiniGPT4:
         finally:
             torch.set_default_dtype(torch.float32)
         encoder = build_visual_encoder(size.image_size, size.encoder)
-        shorten_weights(encoder, dtype)
-        model = MiniGPT4(
+        cast_to_half(encoder, dtype)
+        towers = Towers(
             encoder,
-            build_ln_vision(size.encoder.embed_dim),
+            nn.LayerNorm(size.encoder.embed_dim),
             build_q_former(size.encoder.embed_dim, size.q_former),
-            build_query_tokens(size.queries, size.q_former.hidden_size).detach(),
+            torch.randn(1, size.queries, size.q_former.hidden_size) * 0.02,
+            dtype,
+        )
+        model = MiniGPT4(
+            towers,
             language_model,
             Numbers(size.vocabulary),
             max_txt_len=160,
             end_sym=" 2",
-            compute_dtype=dtype,
         )
     return model.to(device).train()
 

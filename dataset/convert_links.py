@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dataset.bad_rows import BadRows, lines_of
 from dataset.folders import SUMMARY, kept_folder, new_folder, write_json
 from dataset.pack_shards import pack_shards, place_of
-from minigpt4.datasets.own_rows.row_files import Row, RowFile
 from minigpt4.errors import DataError, MiniGPT4Error, run_guarded, shown
 from minigpt4.files import write_atomically
+from minigpt4.row_files import Row, RowFile
 
 CAPTIONS = {"blip": "caption", "llava-pretrain": "blip_caption"}  # where each --from has them
 LONGEST = 100_000  # bytes of a row; img2dataset's reader gives up near a million

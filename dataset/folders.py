@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import MiniGPT4Error, one_line
-from minigpt4.files import take_lock, write_atomically
+from minigpt4.files import lock_folder, write_atomically
 
 SUMMARY = "summary.json"  # of a folder that is finished
 SETTINGS = "settings.json"  # of a folder that one goes on with
@@ -109,12 +109,10 @@ def _compare(file: Path, settings: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[int]:
     """What one process at a time can hold; the system takes it back when that dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = lock_folder(folder)
+    if descriptor is None:
+        raise MiniGPT4Error(f"{folder}: another process is writing there; wait for it, or end it")
     try:
-        if not take_lock(descriptor):
-            raise MiniGPT4Error(
-                f"{folder}: another process is writing there; wait for it, or end it"
-            )
         yield descriptor
     finally:
         os.close(descriptor)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dataset.bad_rows import BadRows
 from dataset.pack_shards import SUFFIXES
-from minigpt4.datasets.own_rows.row_files import Row, RowFile
 from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
+from minigpt4.row_files import Row, RowFile
 
 NOTHING = ("", "nan", "<na>")  # what pandas and others write for no value
 _LONGEST_ID = 200  # bytes; a file's name has at most 255

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from dataset.folders import read_json, write_json
-from minigpt4.datasets.own_rows.row_files import Row, RowFile
 from minigpt4.errors import one_line, shown
 from minigpt4.files import write_atomically
+from minigpt4.row_files import Row, RowFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # what the loaders read
 LARGEST = 256 << 20  # bytes of a picture; the loaders take no longer one

@@ -38,9 +38,9 @@ from dataset.oxford_hic_tables import (
     temporary_database,
 )
 from dataset.pack_shards import write_shard
-from minigpt4.datasets.own_rows.row_files import RowFile
 from minigpt4.errors import ConfigError, DataError, one_line, run_guarded
 from minigpt4.files import write_atomically
+from minigpt4.row_files import RowFile
 
 SPLITS = ("train", "val", "test")
 # What minigpt4.datasets.images opens; its import would bring torch.

@@ -1,39 +1,44 @@
-"""What a run needs before its first step: processes, data, model, schedule, parameter groups."""
+"""Assembly: a checked config → accelerator, data sets, model, task, and the trainer's parts."""
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from minigpt4.chat import generation_options
-from minigpt4.config import Config
-from minigpt4.conversation import Template
-from minigpt4.datasets.feature_source import FeatureSource
+from minigpt4.checked import CheckedConfig
+from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError, shown
-from minigpt4.models.build import Precision, choose_dtype
+from minigpt4.models.build import choose_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.speed.sharding import (
-    has_several_processes,
-    shard_language_model,
-    sharding_faults,
-)
-from minigpt4.registry import BUILDERS, MODELS, RUNNERS, Fault, defaults
+from minigpt4.models.options import Precision
+from minigpt4.registry import LR_SCHEDULES, TASKS, visible_parameters
+from minigpt4.runners.bad_samples import BadSampleLog
+from minigpt4.runners.distributed import Distributed, StopSignals
+from minigpt4.runners.lr_schedules import LRSchedule
+from minigpt4.runners.meter import Meter
+from minigpt4.runners.nonfinite import NonFiniteGuard
+from minigpt4.runners.optimizer import OptimizerStep
+from minigpt4.runners.options import ComputeOptions
+from minigpt4.runners.resuming import ResumePoint
+from minigpt4.runners.run_log import RunLog
+from minigpt4.runners.trainer import Validator
+from minigpt4.tasks.task import Task
 
-Device = Literal["auto", "cuda", "cpu", "mps"]
 
-
-def make_accelerator(device: Device) -> Accelerator:
-    """Processes and device of this run.
+def build_accelerator(run: ComputeOptions) -> Accelerator:
+    """Return processes and device of this run, with its seed set.
 
     Raises:
         ConfigError: for a device that this machine does not have.
     """
+    device = run.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "run.device: cuda, but this machine has no usable GPU; "
@@ -41,11 +46,18 @@ def make_accelerator(device: Device) -> Accelerator:
         )
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("run.device: mps, but this machine has none; use auto or cpu")
+    if run.deterministic:
+        # The same numbers on a GPU each time, for some speed; a CPU gives them anyway.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     # Without cpu=True, accelerate on a machine without GPU believes every process to be rank 0.
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         _meet_again("gloo" if use_cpu else "nccl")
-    return Accelerator(cpu=use_cpu)
+    accelerator = Accelerator(cpu=use_cpu)
+    set_seed(run.seed + accelerator.process_index)
+    return accelerator
 
 
 def _meet_again(backend: str) -> None:
@@ -66,119 +78,158 @@ def _meet_again(backend: str) -> None:
     )
 
 
-def make_deterministic() -> None:
-    """The same numbers on a GPU each time, for some speed; a CPU gives them anyway.
-
-    Raises:
-        RuntimeError: later, by torch, where an operation has no such kernel.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
-def run_settings(config: Config) -> dict[str, Any]:
-    """The run section, with the runner's own defaults where it says nothing."""
-    runner = RUNNERS.get(config.run.get("runner", "runner_base"))
-    return defaults(runner) | config.run_options()
-
-
-def build_datasets(config: Config, pictures: bool = False) -> list[DataSet]:
-    """The data sets, in the order of the YAML.
+def build_datasets(checked: CheckedConfig, images: bool = False) -> list[DataSet]:
+    """Return the data sets, in the order of the YAML.
 
     Args:
-        config: As loaded.
-        pictures: Read them even where the YAML names cached features.
+        checked: The config.
+        images: Read them even where the YAML names cached features.
     """
-    unused = {"features"} if pictures else set()
     datasets = []
-    for name in config.datasets:
-        options = config.dataset_options(name)
-        used = {key: value for key, value in options.items() if key not in unused}
-        made = BUILDERS.build(config.builder_of(name), used, name=name)
+    for name, bound in checked.datasets.items():
+        made = (bound.with_defaults("features") if images else bound).build(name=name)
         if not isinstance(made, DataSet):  # a plug-in's
             raise ConfigError(f"datasets.{name}: its builder gives {shown(made)}, no DataSet")
         datasets.append(made)
     return datasets
 
 
-def all_cached(datasets: Sequence[DataSet]) -> bool:
-    """Whether no data set reads a picture, so that the towers have nothing to do."""
-    return all(isinstance(dataset.source, FeatureSource) for dataset in datasets)
+def chosen_precision(checked: CheckedConfig) -> tuple[str, Precision]:
+    """Return key and value of what decides the arithmetic of the frozen parts.
+
+    ``run.amp: False`` is the original's word for fp32, ``True`` leaves the choice to the others.
+    """
+    run = checked.run
+    if not run.amp:
+        return "run.amp", "fp32"
+    if run.precision != "auto":
+        return "run.precision", run.precision
+    # A plug-in's model may have no such option.
+    return "model.precision", getattr(checked.model.options, "precision", "auto")
 
 
-def build_model(config: Config, device: torch.device, from_features: bool = False) -> MiniGPT4:
-    """The model with its weights loaded, in this run's precision, sharded if it says so.
-
-    Args:
-        config: As loaded.
-        device: Where it runs.
-        from_features: Without the towers; see :func:`all_cached`.
+def chosen_dtype(checked: CheckedConfig, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of the frozen parts on a device.
 
     Raises:
-        MiniGPT4Error: for settings that contradict each other, or weights that do not fit together.
+        ConfigError: for one that the device does not have.
     """
-    settings, options = run_settings(config), config.model_options()
-    model_settings = defaults(MODELS.get(config.arch)) | options
-    faults = precision_faults(model_settings, settings) + sharding_faults(model_settings, settings)
-    if faults:
-        raise ConfigError("\n".join(f"{fault.key}: {fault.text}" for fault in faults))
-    if "precision" in model_settings:
-        key, precision = chosen_precision(model_settings, settings)
-        choose_dtype(precision, device, key)
-        options["precision"] = precision
-    sharded = settings["shard"] == "fsdp"
+    key, precision = chosen_precision(checked)
+    return choose_dtype(precision, device, key)
+
+
+def build_model(checked: CheckedConfig, device: torch.device) -> MiniGPT4:
+    """Return the model with its weights loaded, in this run's precision, sharded if it says so.
+
+    Raises:
+        MiniGPT4Error: for weights that do not fit together.
+    """
+    injected: dict[str, Any] = {
+        "device": device,
+        "dtype": chosen_dtype(checked, device),
+        "from_features": checked.from_features,
+    }
+    if checked.run.shard == "none":
+        model: MiniGPT4 = checked.model.build(**injected)
+        return model
+    from minigpt4.models.speed.sharding import has_several_processes, shard_language_model
+
     # What one device does not hold must not be put there whole first.
-    asked = {"stay_on_cpu": sharded and has_several_processes(), "from_features": from_features}
-    injected = {name: True for name, wanted in asked.items() if wanted}
-    model: MiniGPT4 = MODELS.build(config.arch, options, device=device, **injected)
-    if sharded:
-        shard_language_model(model, device)
+    model = checked.model.build(**injected, stay_on_cpu=has_several_processes())
+    shard_language_model(model, device)
     return model
 
 
-def chosen_precision(model: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, Precision]:
-    """Key and value of what decides the arithmetic of the frozen parts.
-
-    ``run.amp: False`` is the original's word for fp32, ``True`` leaves the choice to the others.
-
-    Args:
-        model: The section with its defaults.
-        run: Likewise.
-    """
-    if not run["amp"]:
-        return "run.amp", "fp32"
-    if run["precision"] != "auto":
-        return "run.precision", run["precision"]
-    return "model.precision", model["precision"]
+def build_task(checked: CheckedConfig, model: MiniGPT4, rank: int, **more: Any) -> Task:
+    """Return the task; it takes what it needs of prompts, seed, rank, template and ``more``."""
+    run = checked.run
+    shared = {"prompts": model.prompts, "seed": run.seed, "template": checked.template}
+    task: Task = TASKS.build(run.task, {}, rank=rank, **shared, **more)
+    return task
 
 
-def precision_faults(model: Mapping[str, Any], run: Mapping[str, Any]) -> list[Fault]:
-    """Half precision beside ``run.amp: False``; sections with their defaults."""
-    text = "{} contradicts run.amp: False, which computes in fp32; take one of them out"
-    return [
-        Fault(f"{section}.precision", text.format(settings["precision"]))
-        for section, settings in (("model", model), ("run", run))
-        if run.get("amp") is False and settings.get("precision") in ("fp16", "bf16")
-    ]
+def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
+    """Return the learning-rate schedule; it receives the run keys that its signature names."""
+    run, entry = checked.run, LR_SCHEDULES.get(checked.run.lr_sched)
+    keys = {**vars(run), **checked.schedule, "iters_per_epoch": iters_per_epoch}
+    parameters = visible_parameters(entry)[1]
+    given = {name: keys[name] for name in parameters if name in keys}
+    schedule: LRSchedule = LR_SCHEDULES.build(run.lr_sched, given)
+    return schedule
 
 
-def build_template(config: Config) -> Template:
-    """How conversations are written: the chat's template."""
-    template = generation_options(config).template
-    assert isinstance(template, Template)  # loaded
-    return template
-
-
-def epoch_length(settings: dict[str, Any], datasets: Sequence[DataSet], world_size: int) -> int:
-    """Steps of an epoch: ``run.iters_per_epoch``, else once through a single folder data set.
+def epoch_length(checked: CheckedConfig, datasets: Sequence[DataSet], world_size: int) -> int:
+    """Return the steps of an epoch: ``iters_per_epoch``, else once through one folder data set.
 
     Raises:
         ConfigError: for shards without ``iters_per_epoch``; their streams have no end.
     """
-    if settings["iters_per_epoch"]:
-        return int(settings["iters_per_epoch"])
+    run = checked.run
+    if run.iters_per_epoch:
+        return run.iters_per_epoch
     if len(datasets) != 1 or datasets[0].length is None:
         raise ConfigError("run.iters_per_epoch: missing; streams of shards have no length")
-    batch_size = datasets[0].batch_size or settings["batch_size_train"]
+    batch_size = datasets[0].batch_size or run.batch_size_train
+    assert batch_size is not None  # preflight
     return math.ceil(datasets[0].length / (batch_size * world_size))
+
+
+def build_runner(
+    checked: CheckedConfig,
+    processes: Distributed,
+    model: MiniGPT4,
+    datasets: Sequence[DataSet],
+    iters_per_epoch: int,
+    start: ResumePoint,
+    validation: Validator | None,
+) -> Any:
+    """Return the runner, a :class:`~minigpt4.runners.trainer.Trainer`, with all of its parts.
+
+    A plug-in's runner takes those parts that it names in its signature.
+    """
+    run, config, folder = checked.run, checked.config.resolved(), start.folder.path
+    total = run.max_epoch * iters_per_epoch
+    task = build_task(checked, model, processes.rank)
+    guard = NonFiniteGuard(run, folder / "nonfinite.jsonl", processes, model, task)
+    stop = StopSignals(processes)
+    log = RunLog(
+        folder,
+        total_steps=total,
+        steps_per_epoch=iters_per_epoch,
+        first_step=start.step,
+        trackers=run.trackers,
+        run_name=folder.name,
+        config=config,
+        main=processes.main,
+    )
+    loader = MixedLoader(
+        datasets,
+        run.batch_size_train,
+        run.num_workers,
+        run.seed,
+        processes.rank,
+        processes.count,
+        pin_memory=processes.device.type == "cuda",
+        max_bad_fraction=run.max_bad_fraction,
+    )
+    return checked.runner.build(
+        model=model,
+        task=task,
+        loader=loader,
+        optimizer=OptimizerStep(run, model, processes, guard, stop),
+        schedule=build_schedule(checked, iters_per_epoch),
+        iters_per_epoch=iters_per_epoch,
+        processes=processes,
+        stop=stop,
+        start=start,
+        log=log,
+        meter=Meter(
+            total_steps=total,
+            first_step=start.step,
+            processes=processes.count,
+            device=processes.device,
+        ),
+        bad_samples=BadSampleLog(folder / "bad_samples.jsonl", processes),
+        validation=validation,
+        config=config,
+    )

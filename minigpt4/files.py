@@ -2,10 +2,12 @@
 
 import contextlib
 import fcntl
+import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minigpt4.errors import MiniGPT4Error, one_line
 
@@ -44,3 +46,85 @@ def take_lock(descriptor: int) -> bool:
     except OSError as error:
         return not isinstance(error, BlockingIOError)
     return True
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder for this process; no file is left in it.
+
+    Returns:
+        The descriptor that holds the lock until it is closed or the process ends, however it ends;
+        None when another process holds the lock.
+
+    Raises:
+        OSError: when the folder does not exist.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    if take_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+class JsonLines:
+    """A file of JSON lines that only grows; a resumed run cuts it where it was saved."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 when there is none."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Write the rows, all of them or none.
+
+        Raises:
+            MiniGPT4Error: when the file cannot be written.
+        """
+        text = "".join(
+            json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows
+        )
+        # Half a surrogate pair, which a caption's json may hold, becomes the escape that json has.
+        lines = text.encode("utf-8", errors="backslashreplace")
+        before = self.size
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                if file.write(lines) != len(lines):  # the last bytes of a disk took a part of it
+                    os.truncate(self.path, before)
+                    raise OSError("no space left for a line")
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def truncate(self, size: int) -> None:
+        """Cut what an interrupted run had written after its last save.
+
+        A file that is not longer stays as it is; the bytes before ``size`` are never touched.
+
+        Raises:
+            MiniGPT4Error: when the file cannot be written.
+        """
+        if self.size > size:
+            try:
+                os.truncate(self.path, size)
+            except OSError as error:
+                raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> MiniGPT4Error:
+        return MiniGPT4Error(
+            f"{self.path}: cannot be written ({one_line(error)}); free space there"
+        )
+
+
+def plain(value: Any) -> Any:
+    """``value`` for JSON, which knows neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, int | str) or value is None:
+        return value
+    if isinstance(value, Sequence):
+        return [plain(part) for part in value]
+    return float(value) if math.isfinite(value) else None

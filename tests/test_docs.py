@@ -16,11 +16,11 @@ from torch.distributed.run import get_args_parser
 import demo
 import train
 from docs.generate.configuration import configuration_page, flattened, keys_of, meanings_of
-from minigpt4.chat.generation import GenerationOptions
 from minigpt4.config import Config, load_config
 from minigpt4.config.checks import Positive
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.errors import ConfigError
 from minigpt4.registry import (
     BUILDERS,

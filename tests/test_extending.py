@@ -13,7 +13,8 @@ from transformers import AutoConfig
 import train
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
-from minigpt4.config import check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
 from minigpt4.registry import ALL_REGISTRIES
@@ -153,7 +154,7 @@ def test_a_data_set_and_a_task(run_entry: EntryPoint, page: Path, picture: Path)
     # The task's words are read, and its options and the data set's are checked.
     config = load_config(page / "photos.yaml", [*options, "datasets.holidays.databas=a"])
     with one_line(ConfigError, "datasets.holidays.databas: unknown key; did you mean 'database'?"):
-        check_config(config, sections=("datasets",))
+        check_sections(config, "data")
 
 
 def test_what_the_task_makes_of_a_caption(page: Path) -> None:

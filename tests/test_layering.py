@@ -13,6 +13,7 @@ PACKAGE = ROOT / "minigpt4"
 TRUNK = {
     "errors",
     "files",
+    "row_files",
     "registry",
     "config",
     "weights",
@@ -27,7 +28,7 @@ TRUNK = {
 NOT_FOR_THE_TRUNK = {"metrics", "evaluation", "preflight", "apps", "tools", "cli"}
 FLOORS = [
     {"errors"},
-    {"registry", "files"},
+    {"registry", "files", "row_files"},
     {"config", "configs", "weights", "metrics"},
     {"processors", "datasets", "models"},
     {"conversation"},

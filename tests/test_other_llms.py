@@ -8,7 +8,8 @@ import torch
 
 import train
 from minigpt4.__main__ import main
-from minigpt4.chat import Chat, ChatSession, check_chat, load_chat
+from minigpt4.chat import Chat, ChatSession, load_chat
+from minigpt4.checked import bind_sections
 from minigpt4.config import load_config
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import CheckpointError, ConfigError, DataError
@@ -226,9 +227,9 @@ def test_a_template_with_headings_is_no_vicuna(tmp_path: Path) -> None:
             f"chat.template={FAMILIES['gpt_neox'].template}",
             f"model.prompt_template={quoted(FAMILIES['gpt_neox'].prompt)}",
         ]
-        assert check_chat(load_config(TINY, options)) == []
-        shipped = check_chat(load_config(TINY, [*options, "chat.template=vicuna_v0"]))
-        assert len(shipped) == (rows == 32000)
+        assert bind_sections(load_config(TINY, options), "chat")[1] == []
+        config = load_config(TINY, [*options, "chat.template=vicuna_v0"])
+        assert len(bind_sections(config, "chat")[1]) == (rows == 32000)
 
 
 @pytest.mark.parametrize(

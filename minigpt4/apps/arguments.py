@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from minigpt4.chat import Chat
+    from minigpt4.checked import CheckedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 class ChatPlan:
     """A chat that nothing is wrong with, not yet loaded."""
 
-    config: Config
+    checked: "CheckedConfig"
     device: "torch.device"
+
+    @property
+    def config(self) -> "Config":
+        """The merged YAML."""
+        return self.checked.config
 
     def load(self) -> "Chat":
         """The chat; what is being loaded is logged.
@@ -49,7 +55,7 @@ class ChatPlan:
         """
         from minigpt4.chat import build_chat
 
-        return build_chat(self.config, self.device)
+        return build_chat(self.checked, self.device)
 
 
 def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
@@ -75,13 +81,13 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         others.append(Fault(key, text))
-    plan = preflight(config, "chat", device.type if device else arguments.device, others)
+    checked = preflight(config, "chat", device.type if device else arguments.device, others)
     assert device is not None  # else that was a fault
     if arguments.print_config:
         return None
-    if memory := chat_memory(plan):
+    if memory := chat_memory(checked, device.type):
         logger.info("%s", memory)
-    return ChatPlan(config, device)
+    return ChatPlan(checked, device)
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -23,12 +23,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from minigpt4.apps.arguments import ChatPlan
 from minigpt4.apps.captions_input import CaptionInput, Row
 from minigpt4.apps.captions_output import CaptionOutput, settings_of
-from minigpt4.assembly import Device, make_accelerator, run_settings
+from minigpt4.assembly import build_accelerator
 from minigpt4.chat import Chat, GenerationOptions
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.runners.distributed import Processes
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import ComputeOptions, Device, RunOptions
 
 _WINDOW = 16  # batches within which rows are sorted by length: what waits to be written is bounded
 _AHEAD = 3  # batches whose pictures are read while the model answers
@@ -73,18 +74,20 @@ def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> boo
     """
     if any(job.output.resolve() == file.resolve() for file in job.rows.lists):
         raise ConfigError(f"--output {job.output}: is an input; choose another")
-    accelerator = make_accelerator(device)
-    processes = Processes(accelerator, _TIMEOUT)
+    accelerator = build_accelerator(ComputeOptions(device=device))
+    processes = Distributed(accelerator, _TIMEOUT)
     total, digest = job.rows.measure()
     if not total:
         raise ConfigError("--input: there is no row in it")
     if len(set(processes.gather([digest]))) > 1:
         raise DataError("--input: changed while it was read; give the same command again")
-    settings = settings_of(plan.config, prompt, total, digest)
+    settings = settings_of(plan.checked.config, prompt, total, digest)
     output, done = _open_output(processes, job, settings)
     try:
         if done < total:
-            set_seed(run_settings(plan.config)["seed"])  # of an untrained projection
+            set_seed(
+                plan.checked.config.run.get("seed", RunOptions.seed)
+            )  # of an untrained projection
             alone = accelerator.num_processes == 1
             chat = (plan if alone else replace(plan, device=accelerator.device)).load()
             if processes.main:
@@ -98,7 +101,7 @@ def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> boo
 
 
 def _open_output(
-    processes: Processes, job: Job, settings: dict[str, Any]
+    processes: Distributed, job: Job, settings: dict[str, Any]
 ) -> tuple[CaptionOutput | None, int]:
     """The output, which the main process has alone, and how many rows are done."""
     output: CaptionOutput | None = None
@@ -123,7 +126,7 @@ def caption_options(options: GenerationOptions) -> GenerationOptions:
 
 
 def _warn(plan: ChatPlan, chat: Chat) -> None:
-    if not plan.config.model.get("ckpt"):
+    if not plan.checked.config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one writes the captions")
     if chat.options.do_sample and chat.options.seed is None:
         logger.info("captions take the likeliest words; chat.seed=0 would draw them")
@@ -134,7 +137,7 @@ def _warn(plan: ChatPlan, chat: Chat) -> None:
 def _work(
     chat: Chat,
     job: Job,
-    processes: Processes,
+    processes: Distributed,
     output: CaptionOutput | None,
     progress: tuple[int, int],
     world_size: int,

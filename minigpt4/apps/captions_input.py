@@ -112,7 +112,7 @@ def encode(value: object) -> bytes:
 def _expand(name: str) -> Iterator[Path | list[str]]:
     """The list or the pictures behind one ``--input``."""
     if os.path.isdir(name):
-        pictures = list(_walk(name))
+        pictures = list(walk_pictures(name, "--input"))
         if not pictures:
             raise ConfigError(f"--input {name}: no picture in it (*.{', *.'.join(SUFFIXES)})")
         yield pictures
@@ -125,11 +125,11 @@ def _expand(name: str) -> Iterator[Path | list[str]]:
         yield Path(file) if file.lower().endswith(".jsonl") else [file]
 
 
-def _walk(folder: str) -> Iterator[str]:
+def walk_pictures(folder: str, option: str) -> Iterator[str]:
     """Pictures in a folder and below, by name; a folder's own before those of the folders in it."""
 
     def refuse(error: OSError) -> None:
-        raise ConfigError(f"--input {folder}: cannot be read ({one_line(error)})") from error
+        raise ConfigError(f"{option} {folder}: cannot be read ({one_line(error)})") from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -101,8 +101,7 @@ class CaptionOutput:
         saved = _read(record)
         if saved is None:
             self._refuse("is there already, and no run that could go on has written it")
-        if differing := _differences(saved, json.loads(json.dumps(settings, default=str))):
-            named = ", ".join(differing[:_NAMED]) + (", …" if len(differing) > _NAMED else "")
+        if named := name_differences(saved, settings):
             self._refuse(f"was made with other settings ({named})")
         self._go_on()
 
@@ -157,6 +156,12 @@ def _read(record: Path) -> Any:
         return json.loads(record.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def name_differences(saved: Any, settings: Mapping[str, Any]) -> str:
+    """Name the first settings that are not as saved; nothing where all are."""
+    differing = _differences(saved, json.loads(json.dumps(settings, default=str)))
+    return ", ".join(differing[:_NAMED]) + (", …" if len(differing) > _NAMED else "")
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from minigpt4.apps.short_answers import check_form, short_answer
 from minigpt4.chat import Chat, load_chat
-from minigpt4.chat.generation import GenerationOptions, change_options
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.conversation import IMAGE_TEXT, plain_text
+from minigpt4.conversation.options import GenerationOptions, change_options
 from minigpt4.errors import ConfigError, DataError
 
 _IMAGE = "<image>"  # where a task's text has a picture, if it says so

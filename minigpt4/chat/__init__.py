@@ -1,16 +1,11 @@
-"""Chat: images and turns → an answer. The one inference core of page, terminal and evaluation."""
+"""Chat: images and turns → an answer. The one inference class of all apps and of evaluation."""
 
 from minigpt4.chat.core import Chat, Part
-from minigpt4.chat.generation import GenerationOptions, NonFiniteLogitsError
-from minigpt4.chat.loading import (
-    build_chat,
-    check_chat,
-    choose_device,
-    generation_options,
-    load_chat,
-)
+from minigpt4.chat.generation import NonFiniteLogitsError
+from minigpt4.chat.loading import build_chat, choose_device, load_chat
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import BusyError, FairQueue, Ticket
+from minigpt4.conversation.options import GenerationOptions
 
 __all__ = [
     "BusyError",
@@ -23,8 +18,6 @@ __all__ = [
     "Ticket",
     "Usage",
     "build_chat",
-    "check_chat",
     "choose_device",
-    "generation_options",
     "load_chat",
 ]

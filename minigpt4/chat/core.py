@@ -17,9 +17,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from minigpt4.chat.generation import (
-    GenerationOptions,
     Watch,
-    change_options,
     cut_at,
     cut_growing,
     end_ids,
@@ -28,6 +26,7 @@ from minigpt4.chat.generation import (
     has_any,
 )
 from minigpt4.chat.kept_states import KeptStates, positions_of
+from minigpt4.chat.multiple_choice import choose
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import (
@@ -37,6 +36,7 @@ from minigpt4.conversation import (
     plain_text,
     stop_texts,
 )
+from minigpt4.conversation.options import GenerationOptions, change_options
 from minigpt4.conversation.templates import load_template
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
@@ -104,7 +104,7 @@ class Chat:
         Raises:
             DataError: for a file that is not a readable picture.
         """
-        pixels = torch.stack([self.image_processor(_open(image)) for image in images])
+        pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
         return self.model.encode_img(pixels.to(self.model.device))
 
     def ask(
@@ -167,7 +167,7 @@ class Chat:
                 while not place.wait(_GLANCE):
                     if stopped.is_set():
                         return
-                self._answer([*map(_open, images), *words], asked, texts.put, stopped, changes)
+                self._answer([*map(open_image, images), *words], asked, texts.put, stopped, changes)
             except BaseException as error:  # handed over: it belongs to the caller's thread
                 texts.put(error)
             finally:
@@ -237,7 +237,7 @@ class Chat:
     @torch.no_grad()
     def _encode(self, image: ImageInput) -> torch.Tensor:
         """Tokens ``[Q, H]`` of an image; the same picture is encoded once."""
-        pixels = self.image_processor(_open(image))
+        pixels = self.image_processor(open_image(image))
         key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
         tokens = self._encoded.pop(key, None)
         if tokens is None:
@@ -286,7 +286,7 @@ class Chat:
         past = self.kept.find(positions) if keeps else None
         kept = past.get_seq_length() if past is not None else 0
         stops = self.template.stops
-        (ids,) = self._generate_ids([segments], stops, options, listen, cancelled, past=past)
+        (ids,) = self.answer_ids([segments], stops, options, listen, cancelled, past=past)
         if past is not None:
             # Of a search with beams the first row's answer may be any beam's.
             self.kept.keep(positions, ids if options.num_beams == 1 else [], past)
@@ -345,12 +345,22 @@ class Chat:
                 answers[place] = error
         if contexts:
             with self.waiting.join():
-                rows = self._generate_ids(list(contexts.values()), self.template.stops, options)
+                rows = self.answer_ids(list(contexts.values()), self.template.stops, options)
             for place, row in zip(contexts, rows, strict=True):
                 answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
 
     @torch.no_grad()
+    def choose(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[torch.Tensor]],
+        choices: Sequence[Sequence[str]],
+        endings: Sequence[str],
+    ) -> list[str]:
+        """Return the most likely choice for each prompt; see :func:`multiple_choice.choose`."""
+        return [*choose(self, prompts, images, choices, endings)]
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -383,10 +393,10 @@ class Chat:
             options = replace(options, max_new_tokens=most)
         stops = stop_texts(stop)
         with self.waiting.join():
-            rows = self._generate_ids(contexts, stops, options)
+            rows = self.answer_ids(contexts, stops, options)
         return [cut_at(self.model.tokenizer.decode(row), *stops) for row in rows]
 
-    def _generate_ids(
+    def answer_ids(
         self,
         contexts: Sequence[Sequence[Segment]],
         stops: Sequence[str],
@@ -395,7 +405,7 @@ class Chat:
         cancelled: threading.Event | None = None,
         past: DynamicCache | None = None,
     ) -> list[list[int]]:
-        """Ids written behind each context."""
+        """Return the ids that are generated after each context."""
         embed = self.model.embed_tokens
         spliced = splice(contexts, embed, self.model.device, pad_side="left")
         watch = Watch(self.model.tokenizer, stops, listen, cancelled)
@@ -408,6 +418,10 @@ class Chat:
         return ids[:, len(first_ids(self.model.tokenizer)) :].tolist()
 
 
-def _open(image: ImageInput) -> Image.Image:
-    """A picture as a viewer shows it."""
+def open_image(image: ImageInput) -> Image.Image:
+    """Open an image as a viewer shows it.
+
+    Raises:
+        DataError: for a file that is not a readable image.
+    """
     return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional
 from transformers import DynamicCache
 
-from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import FiniteLogits
 from minigpt4.chat.kept_states import KeptStates
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import IGNORED, Learnt, Segment, on_device, splice
+from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.tasks.task import Generator
 
 _ROWS = 32  # choices scored at once: each has the prompt's keys and values to itself
 
@@ -45,7 +45,7 @@ class _Row(NamedTuple):
 
 @torch.no_grad()
 def choice_likelihoods(
-    chat: Chat,
+    chat: Generator,
     prompts: Sequence[str],
     images: Sequence[Sequence[torch.Tensor]],
     choices: Sequence[Sequence[str]],
@@ -144,9 +144,7 @@ def _score_whole_rows(
         group = [rows[index] for index in chosen]
         segments = [[*contexts[row.prompt], Learnt(row.ids)] for row in group]
         spliced = splice(segments, model.embed_tokens, model.device)
-        following = spliced.targets[:, 1:]
-        learnt = following != IGNORED
-        told, likeliest = _told(model.logits(spliced)[:, :-1][learnt], following[learnt], check)
+        told, likeliest = _told(*target_logits(model.logits(spliced), spliced.targets), check)
         lengths = [len(row.ids) for row in group]
         for part, hits in zip(told.split(lengths), likeliest.split(lengths), strict=True):
             found.append((part.sum().item(), bool(hits.all())))
@@ -184,7 +182,7 @@ def _told(
     """
     ignored = targets == IGNORED
     check(targets[:, None], logits[~ignored])
-    loss = functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORED)
+    loss = target_loss(logits, targets, reduction="none")
     return -loss, (logits.argmax(dim=-1) == targets) | ignored
 
 

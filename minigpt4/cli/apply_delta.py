@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.files import lock_folder
 
 STAMP = "applying.json"
 COPIED = (
@@ -123,21 +124,16 @@ def _shard_names(count: int) -> list[str]:
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """``<target>.applying``, for this process alone."""
-    import fcntl  # not everywhere; the other commands do without
-
     work = target.with_name(target.name + ".applying")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = os.open(work, os.O_RDONLY)
+        handle = lock_folder(work)
     except OSError as error:
         raise MiniGPT4Error(
             f"{work}: cannot be made ({one_line(error)}); choose another --target"
         ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, killed or not
-    except OSError as error:
-        os.close(handle)
-        raise MiniGPT4Error(f"{work}: another apply-delta is writing there; wait for it") from error
+    if handle is None:
+        raise MiniGPT4Error(f"{work}: another apply-delta is writing there; wait for it")
     try:
         yield work
     finally:

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         sys.stdout.write(described(config))
     purpose = purpose_of(config)
-    plan = preflight(config, purpose)
-    if report := memory_report(plan):
+    checked = preflight(config, purpose)
+    if report := memory_report(checked):
         logger.info("%s", report)
     logger.info("%s: no fault found; it describes %s", config.path, _KINDS[purpose])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-from minigpt4.config import Config, find_faults, load_config, raise_faults
+from minigpt4.config import load_config, raise_faults
 from minigpt4.errors import DataError, MiniGPT4Error, one_line
 from minigpt4.files import write_atomically
 from minigpt4.registry import Fault
 
 if TYPE_CHECKING:
+    from minigpt4.checked import CheckedConfig
     from minigpt4.datasets.samples import DataSet
     from minigpt4.tools.data_check.figures import Figures
     from minigpt4.tools.data_check.reader import Reader
@@ -29,18 +31,6 @@ folder or shards are checked as the storage of a data set of type pairs, with wo
 where a training would skip it, or where its id is that of an earlier one.
 Exit code 2 where more rows are bad than --max-bad allows.
 """
-
-_READ = (  # what must be known of the model to tell tokens
-    "llama_model",
-    "prompt_path",
-    "prompt_template",
-    "max_txt_len",
-    "end_sym",
-    "num_query_token",
-    "has_qformer",
-    "image_size",
-    "visual_encoder",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +91,14 @@ def run(arguments: argparse.Namespace) -> None:
     if target.suffix.lower() in (".yaml", ".yml"):
         if arguments.image_root:
             raise MiniGPT4Error("--image-root: a YAML names its own, datasets.X.image_root")
+        from minigpt4.checked import bind_sections
+
         config = load_config(target, arguments.options)
         # Of the model only its reading counts here: the others' files may still be missing.
-        faults = find_faults(config, sections=("datasets",))
+        checked, faults = bind_sections(config, "data")
         of_model = [fault for fault in faults if fault.key.startswith("model")]
         raise_faults(config.path, [fault for fault in faults if fault not in of_model])
-        reader, data = _reader(config, of_model), list(_rows_of_config(config))
+        reader, data = _reader(checked, of_model), list(_rows_of_config(checked))
     else:
         if arguments.options:
             raise MiniGPT4Error("--options: only a YAML takes them")
@@ -183,25 +175,24 @@ def _rows_of_file(target: str, image_root: str | None) -> "Rows":
     return Rows(target, partial(stream_rows, target, image_root))
 
 
-def _rows_of_config(config: Config) -> "Iterator[Rows]":
+def _rows_of_config(checked: "CheckedConfig") -> "Iterator[Rows]":
     """The data sets of a YAML, and what each holds out for an evaluation in a file of its own."""
+    from minigpt4.assembly import build_datasets
+    from minigpt4.datasets.own_rows.builder import PairOptions
     from minigpt4.datasets.own_rows.pairs import stream_rows
-    from minigpt4.registry import BUILDERS, TEXT_PROCESSORS, bind, build_named, defaults
     from minigpt4.tools.data_check.reading import Rows
 
-    for name in config.datasets:
-        builder, options = config.builder_of(name), config.dataset_options(name)
-        if builder != "pairs":
-            used = {key: value for key, value in options.items() if key != "features"}
-            dataset = BUILDERS.build(builder, used, name=name)
+    for name, bound in checked.datasets.items():
+        options = bound.options
+        if not isinstance(options, PairOptions):
+            alone = dataclasses.replace(checked, datasets={name: bound})
+            (dataset,) = build_datasets(alone, images=True)
             yield Rows(name, partial(_samples_of, dataset), dataset.text_processor)
             continue
         # As a file they are read in little memory, and paths that are refused are only counted.
-        settings = defaults(BUILDERS.get(builder)) | bind(BUILDERS.get(builder), options, name)[0]
-        caption = build_named(TEXT_PROCESSORS, settings["text_processor"]["train"])
-        root = settings["image_root"]
-        yield Rows(name, partial(stream_rows, settings["storage"], root), caption)
-        if held_out := settings["val_storage"]:
+        caption, root = options.text_processor["train"].build(), options.image_root
+        yield Rows(name, partial(stream_rows, options.storage, root), caption)
+        if held_out := options.val_storage:
             yield Rows(f"{name}, val_storage", partial(stream_rows, held_out, root), caption)
 
 
@@ -211,32 +202,29 @@ def _samples_of(dataset: "DataSet") -> "Iterator[Found]":
         yield from ((sample, None) for sample in dataset.source.read(unit))
 
 
-def _reader(config: Config, faults: list[Fault]) -> "Reader | None":
+def _reader(checked: "CheckedConfig", faults: list[Fault]) -> "Reader | None":
     """The language model's reading of a row; None where too little is known of it."""
     from transformers import AutoConfig
 
-    from minigpt4.assembly import build_template
-    from minigpt4.models.build import load_prompts, visual_encoder_tokens
     from minigpt4.models.language_model import most_positions
     from minigpt4.models.tokenizer import load_tokenizer
-    from minigpt4.models.towers import PATCHES_PER_TOKEN
-    from minigpt4.preflight.plan import make_plan
+    from minigpt4.registry import UnknownOptionError
     from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
     from minigpt4.tools.data_check.reader import Reader
 
-    model = make_plan(config, "training", faults).model
-    lacking = [fault for fault in faults if fault.key.split(".")[-1] in _READ]
-    if lacking or not {*_READ} <= {*model}:
-        told = f"{lacking[0].key}: {lacking[0].text}" if lacking else f"arch {config.arch}"
+    options = checked.model_options
+    try:
+        return Reader(
+            load_tokenizer(options.llama_model, options.bos),
+            ImageTextPretrainTask(
+                options.load_prompts(), seed=0, rank=0, template=checked.template
+            ),
+            options.image_tokens,
+            options.max_txt_len,
+            options.end_sym,
+            most_positions(AutoConfig.from_pretrained(options.llama_model)),
+        )
+    except (UnknownOptionError, AttributeError):  # the latter of a plug-in's model
+        told = f"{faults[0].key}: {faults[0].text}" if faults else f"arch {checked.config.arch}"
         logger.warning("lengths are told in words, not tokens: %s", told)
         return None
-    patches = visual_encoder_tokens(model["image_size"], model["visual_encoder"])
-    prompts = load_prompts(model["prompt_path"], model["prompt_template"])
-    return Reader(
-        load_tokenizer(model["llama_model"], model.get("bos", "auto")),
-        ImageTextPretrainTask(prompts, seed=0, rank=0, template=build_template(config)),
-        model["num_query_token"] if model["has_qformer"] else patches // PATCHES_PER_TOKEN,
-        model["max_txt_len"],
-        model["end_sym"],
-        most_positions(AutoConfig.from_pretrained(model["llama_model"])),
-    )

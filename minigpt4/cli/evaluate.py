@@ -7,17 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.config import Config, find_faults, load_config, raise_faults
+from minigpt4.config import Config, load_config, raise_faults
 from minigpt4.errors import ConfigError
-from minigpt4.tools.alignment.server_arguments import (
-    add_server_arguments,
-    check_server_arguments,
-    read_server,
-)
+from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
 
 if TYPE_CHECKING:
     from minigpt4.metrics import Parts
-    from minigpt4.tools.alignment.asking import Server
 
 _EPILOG = """
 Metrics, and what each needs in a data set's rows: docs/evaluation.md. Verdicts of a judge are kept
@@ -64,26 +59,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="object: [other words, …]; COCO's 80 objects without",
     )
-    add_server_arguments(parser.add_argument_group("judge (judged_coverage, judged_captions)"))
+    add_server_arguments(parser.add_argument_group("judge (judged_captions)"))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate; ends with a table."""
-    check_server_arguments(arguments)
-    config = _read_config(arguments)
     server = read_server(arguments)
+    config = _read_config(arguments)
 
     from minigpt4.evaluation.evaluation import rescore, run_evaluation
+    from minigpt4.preflight.preflight import preflight
 
     parts = _read_parts(arguments, server)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score tells that it begins
     if arguments.rescore:
         metrics = arguments.metrics or (config.run.get("metrics") if config else None)
         rescore(arguments.output, metrics or ["exact_match"], parts)
         return
     assert config is not None
-    run_evaluation(config, parts, arguments.prompt)
+    run_evaluation(preflight(config, "evaluation"), parts, arguments.prompt)
 
 
 def _read_config(arguments: argparse.Namespace) -> Config | None:
@@ -107,17 +101,19 @@ def _read_config(arguments: argparse.Namespace) -> Config | None:
         changes |= {"metrics": arguments.metrics}
     config = dataclasses.replace(config, run=config.run | changes)
     if arguments.rescore:  # its model and data are not looked at
-        faults = find_faults(config, ("run",), ("run",))
+        from minigpt4.checked import bind_sections
+
+        _, faults = bind_sections(config, "evaluation")
         raise_faults(config.path, [fault for fault in faults if fault.key.startswith("run.")])
     return config
 
 
-def _read_parts(arguments: argparse.Namespace, server: "Server | None") -> "Parts":
-    from minigpt4.metrics import Objects, Parts
-    from minigpt4.metrics.object_words import load_annotated_objects, load_object_words
+def _read_parts(arguments: argparse.Namespace, server: Server | None) -> "Parts":
+    from minigpt4.metrics import Parts
+    from minigpt4.metrics.hallucination import load_annotated_objects, load_object_words
     from minigpt4.tools.alignment.judging import ServerJudge
 
     words = load_object_words(arguments.object_words) if arguments.object_words else None
     of_images = load_annotated_objects(arguments.objects) if arguments.objects else {}
     judge = ServerJudge(server, arguments.output) if server else None
-    return Parts(judge, Objects(words, of_images))
+    return Parts(judge, words, of_images)

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from minigpt4.config import Config, check_config, load_config
+from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError, MiniGPT4Error
 
 _WHOLE = {"quantize": "none", "low_resource": False}
@@ -50,14 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _export(config: Config, folder: Path) -> None:
     import torch
 
-    from minigpt4.chat import build_chat, check_chat
+    from minigpt4.chat import build_chat
+    from minigpt4.checked import check_sections
     from minigpt4.tools.export.hugging_face import save_hugging_face
 
-    check_config(config, sections=("model",), extra=check_chat)
-    tokenizer_file = _check_exportable(config, folder)
     # The folder holds whole weights, which transformers may quantise again.
-    config = dataclasses.replace(config, model=config.model | _WHOLE)
-    save_hugging_face(build_chat(config, torch.device("cpu")), tokenizer_file, folder)
+    whole = dataclasses.replace(config, model=config.model | _WHOLE)
+    checked = check_sections(whole, "chat")
+    tokenizer_file = _check_exportable(config, folder)
+    save_hugging_face(build_chat(checked, torch.device("cpu")), tokenizer_file, folder)
     logger.info("%s: load it with transformers.Blip2ForConditionalGeneration", folder)
 
 

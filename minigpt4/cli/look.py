@@ -44,10 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.tools.interpret import open_picture, write_looks
+    from minigpt4.chat.core import open_image
+    from minigpt4.tools.interpret import write_looks
 
     for file in arguments.image:
-        open_picture(file)  # before the model loads
+        open_image(file)  # before the model loads
     _make_folder(arguments.output)
     chat = plan.load()
     options = (arguments.prompt, arguments.answer, arguments.layer, arguments.count)

@@ -1,4 +1,4 @@
-"""One page on runs and evaluations: curves, samples, failures, what differs, what is normal."""
+"""One page on runs and evaluations: curves, samples, failures, what differs."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Answer questions about pictures over HTTP, as OpenAI's chat completions do."""
 
 import argparse
+import ipaddress
 import logging
 import os
 
@@ -16,6 +17,15 @@ _EPILOG = """
 The port opens once the model is loaded: until then nobody is answered, and GET /health tells when.
 Ctrl-C or SIGTERM lets answers under way go on for 5 seconds; a second one ends at once.
 """
+
+
+_LIMITS = (  # option, default, help
+    ("max-body-mb", Limits.body_bytes / 1e6, "largest request"),
+    ("max-images", Limits.images, "pictures in one request"),
+    ("max-megapixels", Limits.pixels / 1e6, "of one picture"),
+    ("max-seconds", Limits.seconds, "an answer is cut after these"),
+    ("max-waiting", Limits.places, "requests that may wait"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,38 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fetch pictures that are named by an http(s) address, from public hosts only",
     )
-    default = Limits()
     limits = parser.add_argument_group("limits")
-    limits.add_argument(
-        "--max-body-mb",
-        type=float,
-        default=default.body_bytes / 1e6,
-        help="largest request (default %(default)g)",
-    )
-    limits.add_argument(
-        "--max-images",
-        type=int,
-        default=default.images,
-        help="pictures in one request (default %(default)g)",
-    )
-    limits.add_argument(
-        "--max-megapixels",
-        type=float,
-        default=default.pixels / 1e6,
-        help="of one picture (default %(default)g)",
-    )
-    limits.add_argument(
-        "--max-seconds",
-        type=float,
-        default=default.seconds,
-        help="an answer is cut after these (default %(default)g)",
-    )
-    limits.add_argument(
-        "--max-waiting",
-        type=int,
-        default=default.places,
-        help="requests that may wait (default %(default)g)",
-    )
+    for option, default, text in _LIMITS:
+        number = type(default)
+        text = f"{text} (default %(default)g)"
+        limits.add_argument(f"--{option}", type=number, default=default, help=text)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from minigpt4.apps.server.app import Service
     from minigpt4.apps.server.pictures import Fetcher
-    from minigpt4.apps.server.serving import is_loopback, serve
+    from minigpt4.apps.server.serving import serve
 
     open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     if key is None and not is_loopback(arguments.host):
@@ -89,18 +72,25 @@ def run(arguments: argparse.Namespace) -> None:
     serve(service, open_socket(arguments.host, arguments.port))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def read_limits(arguments: argparse.Namespace) -> Limits:
     """The limits on the command line.
 
     Raises:
         ConfigError: for one that lets nothing through.
     """
-    for name in ("max_body_mb", "max_images", "max_megapixels", "max_seconds", "max_waiting"):
-        value = getattr(arguments, name)
-        lowest = 0 if name == "max_images" else 1e-6
+    for option, _, _ in _LIMITS:
+        value = getattr(arguments, option.replace("-", "_"))
+        lowest = 0 if option == "max-images" else 1e-6
         if not lowest <= value < 1e9:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} {value:g}: must be a number greater than 0")
+            raise ConfigError(f"--{option} {value:g}: must be a number greater than 0")
     return Limits(
         body_bytes=int(arguments.max_body_mb * 1e6),
         images=arguments.max_images,

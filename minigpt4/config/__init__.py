@@ -4,8 +4,8 @@ First stop of both paths. Importing this package imports no torch; checking a co
 packages of the parts it names, because it is their signatures that say which keys exist.
 """
 
-from minigpt4.config.checking import check_config, find_faults, raise_faults
+from minigpt4.config.checking import raise_faults
 from minigpt4.config.layers import Config, load_config
 from minigpt4.config.sources import describe
 
-__all__ = ["Config", "check_config", "describe", "find_faults", "load_config", "raise_faults"]
+__all__ = ["Config", "describe", "load_config", "raise_faults"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 MOST = 1_000_000  # of the dimensions of a model
+MAX_LAYERS = 1000  # of a part of a model; a mistyped number would be built for hours
 _HUB_ID = re.compile(r"(?!\.)[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -95,6 +96,10 @@ def check_share(value: float) -> str | None:
     return None if 0 <= value < 1 else f"{value} must be at least 0 and less than 1"
 
 
+def check_fraction(value: float) -> str | None:
+    return None if 0 <= value <= 1 else f"{value} must lie between 0 and 1"
+
+
 def check_folder(value: str) -> str | None:
     """Complaint about a folder that should exist."""
     if is_placeholder(value):
@@ -107,6 +112,11 @@ def check_dimension(value: int) -> str | None:
     return None if 0 < value <= MOST else f"{value} must be from 1 to {MOST:,}"
 
 
+def check_layers(value: int) -> str | None:
+    """Return what is wrong with a number of layers that no part of a model has."""
+    return None if 0 < value <= MAX_LAYERS else f"{value} must be from 1 to {MAX_LAYERS:,}"
+
+
 def check_ratio(value: float) -> str | None:
     return None if 0 < value <= 1000 else f"{value} must be greater than 0 and at most 1,000"
 
@@ -116,6 +126,7 @@ def check_not_negative(value: float) -> str | None:
 
 
 Dimension = Annotated[int, check_dimension]
+Layers = Annotated[int, check_layers]
 Positive = Annotated[int, check_positive]
 NotNegative = Annotated[int, check_not_negative]
 ExistingFile = Annotated[str, check_file]

@@ -2,22 +2,40 @@
 
 import glob
 import json
+import logging
 import math
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import braceexpand
 from webdataset.tariterators import group_by_keys
 
-from minigpt4.config.checks import is_placeholder
+from minigpt4.config.checks import Positive, check_share, is_placeholder
+from minigpt4.datasets.options import (
+    DataSetOptions,
+    TextProcessors,
+    build_dataset,
+    split_sources,
+    training_processor,
+)
 from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Text, printable
+from minigpt4.datasets.samples import (
+    IMAGE_SUFFIXES,
+    BadSample,
+    DataSet,
+    RawSample,
+    Text,
+    printable,
+)
 from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import one_line, shown
+from minigpt4.registry import BUILDERS, Hidden, Section
 
 TextOf = Callable[[Mapping[str, Any], int], Text]
 LARGEST_FILE = (
@@ -29,6 +47,8 @@ _LACKING = ("no image", "no json")  # causes of a sample that may have been cut 
 _LONGEST_HEADER = 16 << 10  # bytes; a path has at most 4096
 _LONGEST_SKIP = 8 << 30  # bytes of one file
 _RECORD = 20 * tarfile.BLOCKSIZE  # a tar's end is filled up to a multiple of it
+
+logger = logging.getLogger(__name__)
 
 
 def list_shards(storage: str | list[str]) -> list[str]:
@@ -267,3 +287,77 @@ def _numbered(fields: Mapping[str, Any]) -> list[str]:
     found = [re.fullmatch(r"(\d{1,9})\.(\w+)", name) for name in fields]
     images = [match for match in found if match and match[2] in IMAGE_SUFFIXES]
     return [match[0] for match in sorted(images, key=lambda match: int(match[1]))]
+
+
+@dataclass(frozen=True)
+class ShardStorage:
+    """Where shards lie: a pattern with braces, a folder, or a list of these.
+
+    Attributes:
+        storage: What a training reads.
+        val_storage: Validation set: shards that a validation or an evaluation reads.
+        val_fraction: Or the fraction of the samples that is the validation set, chosen by their
+            keys. A validation then goes through all shards for it.
+    """
+
+    storage: Annotated[str | list[str], check_shards]
+    val_storage: Annotated[str | list[str], check_shards] | None = None
+    val_fraction: Annotated[float, check_share] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionShardOptions(DataSetOptions):
+    """Options of image-caption pairs in shards.
+
+    Attributes:
+        build_info: Where the shards lie.
+        text_processor: Caption processor of each split.
+        buffer_size: Consecutive samples of each reader that are shuffled together.
+        data_type: As in the original; only images exist.
+    """
+
+    build_info: ShardStorage
+    text_processor: TextProcessors = field(
+        default_factory=partial(training_processor, "blip_caption")
+    )
+    buffer_size: Positive = 1000
+    data_type: Literal["images"] = "images"
+
+    @property
+    def stored(self) -> ShardStorage:
+        return self.build_info
+
+    @property
+    def is_endless(self) -> bool:
+        return True
+
+    def open_first(self, storage: str | list[str]) -> tuple[str, ShardSource]:
+        shard = next(filter(os.path.isfile, list_shards(storage)))
+        return shard, ShardSource([shard], 1)
+
+
+@BUILDERS.register("laion")
+@BUILDERS.register("cc_sbu")
+def build_caption_shards(
+    name: Annotated[str, Hidden], options: Annotated[CaptionShardOptions, Section]
+) -> DataSet:
+    """Build image-caption pairs in webdataset shards (stage 1)."""
+
+    def read(storage: str | list[str], side: Side) -> ShardSource:
+        existing = [shard for shard in list_shards(storage) if Path(shard).is_file()]
+        return ShardSource(existing, options.buffer_size, side=side)
+
+    source, held_out = split_sources(name, options.stored, read)
+    captions = options.text_processor["train"].build()
+    missing = missing_shards(name, options.stored.storage)
+    return build_dataset(name, options, source, captions, held_out, missing=missing)
+
+
+def missing_shards(name: str, storage: str | list[str]) -> tuple[BadSample, ...]:
+    """Return the shards that are named and do not exist; report them in one line."""
+    shards = list_shards(storage)
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        text = "datasets.%s: %d of %d shards are missing (first: %s)"
+        logger.warning(text, name, len(missing), len(shards), missing[0])
+    return tuple(BadSample(shard, "missing shard", shard=shard) for shard in missing)

@@ -6,13 +6,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from minigpt4.config.checks import is_placeholder
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, printable
+from minigpt4.config.checks import check_share, is_placeholder
+from minigpt4.datasets.options import DataSetOptions, TextProcessors, build_dataset, split_sources
+from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, DataSet, RawSample, printable
 from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import DataError, one_line, shown
+from minigpt4.registry import BUILDERS, Hidden, Section
 
 ANNOTATION_FILE = "filter_cap.json"
 
@@ -183,3 +186,57 @@ def _tell_doubles(
         text = "%s: %d ids have more than one picture; %s is taken rather than %s, and so on"
         first, second = (printable(image.name) for image in chosen[0][:2])
         logger.warning(text, folder, len(chosen), first, second)
+
+
+@dataclass(frozen=True)
+class FolderStorage:
+    """The folder that holds ``filter_cap.json`` and ``image/``.
+
+    Attributes:
+        storage: What a training reads.
+        val_storage: Validation set: the folder that a validation or an evaluation reads.
+        val_fraction: Or the fraction of the pairs that is the validation set, chosen by their
+            images' names.
+    """
+
+    storage: Annotated[str, check_alignment_folder]
+    val_storage: Annotated[str, check_alignment_folder] | None = None
+    val_fraction: Annotated[float, check_share] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentOptions(DataSetOptions):
+    """Options of curated image-description pairs in a folder.
+
+    Attributes:
+        build_info: Where the folder lies.
+        text_processor: Accepted because the original's YAML names one; as there, descriptions
+            reach the model unprocessed.
+        data_type: As in the original; only images exist.
+    """
+
+    build_info: FolderStorage
+    text_processor: TextProcessors | None = None
+    data_type: Literal["images"] = "images"
+
+    @property
+    def stored(self) -> FolderStorage:
+        return self.build_info
+
+    @property
+    def is_endless(self) -> bool:
+        return False
+
+    def open_first(self, storage: str) -> tuple[str, AlignmentSource]:
+        return storage, AlignmentSource(Path(storage))
+
+
+@BUILDERS.register("cc_sbu_align")
+def build_cc_sbu_align(
+    name: Annotated[str, Hidden], options: Annotated[AlignmentOptions, Section]
+) -> DataSet:
+    """Build curated image-description pairs in a folder (stage 2)."""
+    source, held_out = split_sources(
+        name, options.stored, lambda folder, side: AlignmentSource(Path(folder), side)
+    )
+    return build_dataset(name, options, source, str, held_out, length=source.readable)

@@ -3,7 +3,7 @@
 import logging
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.datasets.samples import BadSample, Batch, DataSet
-from minigpt4.datasets.streams import Cursor, Delivery, SampleStream
+from minigpt4.datasets.streams import SampleStream, StreamPosition, WorkerBatch
 from minigpt4.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,9 @@ class MixedLoader:
         world_size: Number of processes.
         pin_memory: Page-locked batches, for a GPU.
         max_bad_fraction: More bad samples than this end the run.
-        state: What :meth:`state` gave; the sequence goes on behind the batch it was asked after.
 
     Attributes:
-        bad: Data set and bad sample of those skipped so far; the caller empties it.
+        seed: Seed of the sequence; may be changed before the first batch.
     """
 
     def __init__(
@@ -45,42 +44,26 @@ class MixedLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         max_bad_fraction: float = 0.5,
-        state: dict[str, Any] | None = None,
     ) -> None:
         assert batch_size or all(dataset.batch_size for dataset in datasets)
+        self._datasets, self._batch_size, self._num_workers = datasets, batch_size, num_workers
+        self._rank, self._world_size = rank, world_size
+        self._pin_memory, self._max_bad_fraction = pin_memory, max_bad_fraction
         self._ratios = [dataset.sample_ratio for dataset in datasets]
         if sum(self._ratios) <= 0:
             raise DataError("datasets: every sample_ratio is 0; give at least one data set weight")
-        self.bad: list[tuple[str, BadSample]] = []
+        self.seed = seed
+        self._suffix = ""  # of the seeds, where a sequence cannot be continued
+        missing = [(dataset.name, bad) for dataset in datasets for bad in dataset.missing]
+        self._bad: list[tuple[str, BadSample]] = missing if rank == 0 else []
         self._names = [dataset.name for dataset in datasets]
         self._workers = max(1, num_workers)
         self._readers = world_size * self._workers
         self._delivered = dict.fromkeys(self._names, 0)
-        self._cursors = {name: [Cursor() for _ in range(self._workers)] for name in self._names}
-        self._mix_seed = f"{seed}/mix/{rank}"
-        self._iterators: dict[str, Iterator[Delivery]] = {}
-        stream_seed = self._restore(state, seed, rank) if state else str(seed)
-        self._loaders = {
-            dataset.name: DataLoader(
-                SampleStream(
-                    dataset,
-                    dataset.batch_size or batch_size or 0,
-                    stream_seed,
-                    rank,
-                    world_size,
-                    max_bad_fraction,
-                    self._cursors[dataset.name],
-                    self._delivered[dataset.name],
-                ),
-                batch_size=None,
-                num_workers=num_workers,
-                pin_memory=pin_memory,
-                worker_init_fn=leave_signals_to_the_trainer,
-                # Of its own: a loader that is made again must not draw from the run's numbers.
-                generator=torch.Generator(),
-            )
-            for dataset in datasets
+        self._positions = {
+            name: [StreamPosition() for _ in range(self._workers)] for name in self._names
         }
+        self._iterators: dict[str, Iterator[WorkerBatch]] = {}
         for dataset in datasets:
             if rank == 0 and dataset.source.units < self._readers:
                 text = (
@@ -89,50 +72,73 @@ class MixedLoader:
                 logger.info(text, dataset.name, dataset.source.units, self._readers)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._iterators = {name: iter(loader) for name, loader in self._loaders.items()}
+        self._iterators = {own.name: iter(self._open(own)) for own in self._datasets}
         while True:
-            name = self._draw()
-            delivery: Delivery = next(self._iterators[name])
-            self.bad += [(name, bad) for bad in delivery.bad]
-            if delivery.fault:
+            name = self._sample_data_set()
+            found: WorkerBatch = next(self._iterators[name])
+            self._bad += [(name, bad) for bad in found.bad]
+            if found.fault:
                 self.close()
-                raise delivery.fault
-            self._cursors[name][self._delivered[name] % self._workers] = delivery.cursor
+                raise found.fault
+            self._positions[name][self._delivered[name] % self._workers] = found.position
             self._delivered[name] += 1
-            assert delivery.batch is not None
-            yield delivery.batch
+            assert found.batch is not None
+            yield found.batch
+
+    def _open(self, dataset: DataSet) -> "DataLoader[WorkerBatch]":
+        return DataLoader(
+            SampleStream(
+                dataset,
+                dataset.batch_size or self._batch_size or 0,
+                f"{self.seed}{self._suffix}",
+                self._rank,
+                self._world_size,
+                self._max_bad_fraction,
+                self._positions[dataset.name],
+                self._delivered[dataset.name],
+            ),
+            batch_size=None,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            worker_init_fn=leave_signals_to_the_trainer,
+            # Of its own: a loader that is made again must not use the run's random numbers.
+            generator=torch.Generator(),
+        )
+
+    def take_bad(self) -> list[tuple[str, BadSample]]:
+        """Return data set and bad sample of those skipped since the last call."""
+        bad, self._bad = self._bad, []
+        return bad
 
     def close(self) -> None:
         """End the workers: they leave SIGTERM, with which they would end otherwise, to us."""
         self._iterators.clear()
 
     def state(self) -> dict[str, Any]:
-        """Where the sequence stands, as plain numbers: behind the last batch that was given."""
-        cursors = {name: [list(astuple(c)) for c in own] for name, own in self._cursors.items()}
+        """Return the position of the sequence, after the last batch that was given."""
+        cursors = {name: [list(astuple(p)) for p in own] for name, own in self._positions.items()}
         return {
-            "readers": self._readers,
-            "workers": self._workers,
-            "delivered": dict(self._delivered),
-            "cursors": cursors,
+            "data": {
+                "readers": self._readers,
+                "workers": self._workers,
+                "delivered": dict(self._delivered),
+                "cursors": cursors,
+            }
         }
 
-    def _draw(self) -> str:
-        """The data set of the next step; a function of seed, rank and step."""
-        step = sum(self._delivered.values())
-        return random.Random(f"{self._mix_seed}/{step}").choices(self._names, self._ratios)[0]
-
-    def _restore(self, state: dict[str, Any], seed: int, rank: int) -> str:
-        """Take up ``state``; the seed of the streams."""
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue after the batch at which :meth:`state` was asked; before the first batch."""
+        state = saved["data"]
         now = [self._readers, self._workers, self._names]
-        fits = [state["readers"], state["workers"], list(state["delivered"])] == now
-        if fits:
+        if [state["readers"], state["workers"], list(state["delivered"])] == now:
             self._delivered = dict(state["delivered"])
-            self._cursors = {
-                name: [Cursor(*cursor) for cursor in own] for name, own in state["cursors"].items()
+            self._positions = {
+                name: [StreamPosition(*position) for position in own]
+                for name, own in state["cursors"].items()
             }
-            return str(seed)
-        step = sum(state["delivered"].values())
-        if rank == 0:
+            return
+        self._suffix = f"+{sum(state['delivered'].values())}"
+        if self._rank == 0:
             logger.warning(
                 "the run was interrupted with %d readers of %s, now there are %d of %s: the data "
                 "go on in a new order",
@@ -141,8 +147,12 @@ class MixedLoader:
                 self._readers,
                 ", ".join(self._names),
             )
-        self._mix_seed += f"+{step}"
-        return f"{seed}+{step}"
+
+    def _sample_data_set(self) -> str:
+        """Return the data set of the next step; a function of seed, rank and step."""
+        step = sum(self._delivered.values())
+        seed = f"{self.seed}/mix/{self._rank}{self._suffix}/{step}"
+        return random.Random(seed).choices(self._names, self._ratios)[0]
 
 
 def leave_signals_to_the_trainer(_worker: int) -> None:

@@ -1,7 +1,7 @@
 """Streams: samples of one data set in batches; endless to train, once in order to evaluate.
 
 The stream of one reader is a function of (seed, data set, reader, number of readers) alone, and a
-cursor says where in it a reader stands: a stream that starts at a cursor gives what an
+position says where in it a reader stands: a stream that starts at a position gives what an
 uninterrupted one gives from there on. A reader is one worker process of one rank.
 """
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Cursor:
+class StreamPosition:
     """Where a reader stands in its endless stream.
 
     Attributes:
@@ -73,29 +73,29 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Delivery:
+class WorkerBatch:
     """What a reader hands over.
 
     Attributes:
         batch: Complete; None with a fault.
         bad: Samples skipped on the way to it.
-        cursor: Where the reader stands after it.
+        position: Where the reader stands after it.
         fault: Ends the stream; raised in a worker, it would reach the user as a traceback.
     """
 
     batch: Batch | None
     bad: list[BadSample]
-    cursor: Cursor
+    position: StreamPosition
     fault: DataError | None = None
 
-    def pin_memory(self) -> "Delivery":
+    def pin_memory(self) -> "WorkerBatch":
         """Called by the DataLoader, which cannot look into a class."""
         if self.batch is None:
             return self
         return replace(self, batch=pin_memory(self.batch))
 
 
-class SampleStream(IterableDataset[Delivery]):
+class SampleStream(IterableDataset[WorkerBatch]):
     """An endless stream of one data set's batches for one rank.
 
     Args:
@@ -105,7 +105,7 @@ class SampleStream(IterableDataset[Delivery]):
         rank: This process.
         world_size: Number of processes.
         max_bad_fraction: Of the last ``RECENT`` samples of a reader, or of a shorter pass.
-        cursors: Where each worker's reader starts; at the beginning without.
+        positions: Where each worker's reader starts; at the beginning without.
         delivered: Batches that were delivered before: the workers' turn goes on from there.
     """
 
@@ -117,7 +117,7 @@ class SampleStream(IterableDataset[Delivery]):
         rank: int,
         world_size: int,
         max_bad_fraction: float = 0.5,
-        cursors: Sequence[Cursor] = (),
+        positions: Sequence[StreamPosition] = (),
         delivered: int = 0,
     ) -> None:
         self.dataset = dataset
@@ -126,16 +126,18 @@ class SampleStream(IterableDataset[Delivery]):
         self.rank = rank
         self.world_size = world_size
         self.max_bad_fraction = max_bad_fraction
-        self.cursors = cursors
+        self.positions = positions
         self.delivered = delivered
 
-    def __iter__(self) -> Iterator[Delivery]:
+    def __iter__(self) -> Iterator[WorkerBatch]:
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
         # A DataLoader asks its workers in turn, always from the first one on.
         turn = (self.delivered + worker.id) % workers if worker else 0
         reader = _Reader(self, self.rank * workers + turn, self.world_size * workers)
-        return reader.deliveries(replace(self.cursors[turn]) if self.cursors else Cursor())
+        return reader.deliveries(
+            replace(self.positions[turn]) if self.positions else StreamPosition()
+        )
 
 
 @dataclass
@@ -152,47 +154,47 @@ class _Reader:
     def identity(self) -> str:
         return f"{self.stream.seed}/{self.stream.dataset.name}/{self.number}"
 
-    def deliveries(self, cursor: Cursor) -> Iterator[Delivery]:
+    def deliveries(self, position: StreamPosition) -> Iterator[WorkerBatch]:
         stream, limit = self.stream, self.stream.max_bad_fraction
         samples: list[Sample] = []
         bad: list[BadSample] = []
         while True:
-            for raw, address in self._read_pass(cursor):
+            for raw, address in self._read_pass(position):
                 sample = read_sample(raw, stream.dataset, f"{self.identity}@{address}")
-                cursor.note(isinstance(sample, BadSample))
+                position.note(isinstance(sample, BadSample))
                 if isinstance(sample, BadSample):
                     self._count(sample)
                     bad.append(sample)
-                    if cursor.seen == RECENT and cursor.bad_share() > limit:
+                    if position.seen == RECENT and position.bad_share() > limit:
                         break
                     continue
                 samples.append(sample)
                 if len(samples) == stream.batch_size:
-                    yield Delivery(stack(samples, stream.dataset), bad, replace(cursor))
+                    yield WorkerBatch(stack(samples, stream.dataset), bad, replace(position))
                     samples, bad = [], []
-            too_bad = cursor.bad_share() > limit or not cursor.good
-            if too_bad and (cursor.everything or self.readers == 1):
-                yield Delivery(None, bad, replace(cursor), self._fault(cursor))
+            too_bad = position.bad_share() > limit or not position.good
+            if too_bad and (position.everything or self.readers == 1):
+                yield WorkerBatch(None, bad, replace(position), self._fault(position))
                 return
             # This reader's share may just be the broken one: it reads everything from now on.
-            cursor.next_pass(everything=too_bad)
+            position.next_pass(everything=too_bad)
 
-    def _read_pass(self, cursor: Cursor) -> Iterator[tuple[RawSample | BadSample, str]]:
-        """The rest of a pass from ``cursor`` on, which goes along; each with its address."""
+    def _read_pass(self, position: StreamPosition) -> Iterator[tuple[RawSample | BadSample, str]]:
+        """The rest of a pass from ``position`` on, which goes along; each with its address."""
         source = self.stream.dataset.source
-        order = self._share(cursor.everything)
-        identity = f"{self.identity}/{cursor.number}{'+' if cursor.everything else ''}"
+        order = self._share(position.everything)
+        identity = f"{self.identity}/{position.number}{'+' if position.everything else ''}"
         random.Random(identity).shuffle(order)
-        ahead = self._from(order, cursor.place, cursor.index)
+        ahead = self._from(order, position.place, position.index)
         while window := list(itertools.islice(ahead, source.window)):
-            start = f"{identity}/{cursor.place}/{cursor.index}"
+            start = f"{identity}/{position.place}/{position.index}"
             raws = [raw for raw, _, _ in window]
             random.Random(start).shuffle(raws)
-            while cursor.taken < len(raws):
-                cursor.taken += 1
-                yield raws[cursor.taken - 1], f"{start}/{cursor.taken}"
-            _, cursor.place, cursor.index = window[-1]
-            cursor.taken = 0
+            while position.taken < len(raws):
+                position.taken += 1
+                yield raws[position.taken - 1], f"{start}/{position.taken}"
+            _, position.place, position.index = window[-1]
+            position.taken = 0
 
     def _share(self, everything: bool) -> list[int]:
         """The units that this reader reads; all of them where there are fewer than readers."""
@@ -218,19 +220,19 @@ class _Reader:
             text = "%s: skipped %s: %s (%d skipped so far by this reader)"
             logger.warning(text, self.stream.dataset.name, sample.key, sample.reason, total)
 
-    def _fault(self, cursor: Cursor) -> DataError:
-        name, share = self.stream.dataset.name, cursor.bad_share()
+    def _fault(self, position: StreamPosition) -> DataError:
+        name, share = self.stream.dataset.name, position.bad_share()
         if not self.first_bad:
             return DataError(f"datasets.{name}: no readable sample: it holds none at all")
         causes = ", ".join(f"{cause} {count:,}" for cause, count in self.causes.most_common())
         found = f"({causes}); the first: {self.first_bad.key}: {self.first_bad.reason}"
         if share == 1:
             return DataError(
-                f"datasets.{name}: no readable sample among the last {cursor.seen:,} {found}"
+                f"datasets.{name}: no readable sample among the last {position.seen:,} {found}"
             )
         return DataError(
-            f"datasets.{name}: {share:.0%} of the last {cursor.seen:,} samples are bad, more than "
-            f"run.max_bad_fraction {self.stream.max_bad_fraction} {found}; mend the data "
+            f"datasets.{name}: {share:.0%} of the last {position.seen:,} samples are bad, more "
+            f"than run.max_bad_fraction {self.stream.max_bad_fraction} {found}; mend the data "
             "(check-shards lists what is wrong) or raise the limit"
         )
 

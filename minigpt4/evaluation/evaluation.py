@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
@@ -18,13 +17,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.assembly import (
+    build_accelerator,
     build_datasets,
     build_model,
-    make_accelerator,
-    run_settings,
+    build_task,
 )
-from minigpt4.chat import Chat, GenerationOptions, generation_options
-from minigpt4.config import Config
+from minigpt4.chat.core import Chat
+from minigpt4.chat.multiple_choice import output_fields
+from minigpt4.checked import CheckedConfig
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import ConfigError, MiniGPT4Error
@@ -38,53 +39,53 @@ from minigpt4.evaluation.files import (
 )
 from minigpt4.metrics import Parts, build_metrics
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.preflight.preflight import check_evaluation
 from minigpt4.processors.image_processors import ImageProcessor
 from minigpt4.registry import TASKS
-from minigpt4.tasks.multiple_choice import output_fields
+from minigpt4.runners.options import RunOptions
+from minigpt4.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
 
 def run_evaluation(
-    config: Config, parts: Parts | None = None, question: str | None = None
+    checked: CheckedConfig, parts: Parts | None = None, question: str | None = None
 ) -> Summary:
-    """The evaluation that a config describes, from its check to its files.
+    """Run the evaluation that a config describes, up to its files.
 
     Args:
-        config: As loaded.
+        checked: The config.
         parts: What metrics may need beside outputs and references.
         question: Asked of every sample instead of what the model was trained with.
 
     Raises:
-        MiniGPT4Error: for a fault in the config, the weights, the data or a metric.
+        MiniGPT4Error: for an error in the weights, the data or a metric.
     """
-    check_evaluation(config)
-    settings = run_settings(config)
-    build_metrics(settings["metrics"], parts)  # what one lacks shows before hours of work
-    OutputFolder(Path(settings["output_dir"])).check([*config.datasets])
-    accelerator = make_accelerator(settings["device"])
-    set_seed(settings["seed"])  # an untrained projection must be the same in every process
-    datasets = build_datasets(config, pictures=True)
-    model = build_model(config, accelerator.device)
-    if accelerator.is_main_process and not config.model.get("ckpt"):
+    run = checked.run
+    build_metrics(run.metrics, parts)  # what one lacks shows before hours of work
+    OutputFolder(Path(run.output_dir)).check([*checked.datasets])
+    accelerator = build_accelerator(run)
+    set_seed(run.seed)  # an untrained projection must be the same in every process
+    datasets = build_datasets(checked, images=True)
+    model = build_model(checked, accelerator.device)
+    if accelerator.is_main_process and not checked.config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one is evaluated")
-    options = generation_options(config)
-    summary = evaluate(model, datasets, accelerator, settings, options, parts, question)
+    task = _build_task(checked, model, accelerator.process_index, question)
+    summary = evaluate(model, task, datasets, accelerator, run, checked.generation, parts, question)
     accelerator.end_training()
     return summary
 
 
 def evaluate(
     model: MiniGPT4,
+    task: Task,
     datasets: Sequence[DataSet],
     accelerator: Accelerator,
-    settings: dict[str, Any],
+    run: RunOptions,
     options: GenerationOptions,
     parts: Parts | None = None,
     question: str | None = None,
 ) -> Summary:
-    """Generate for every sample without drawing, score, and write what came out.
+    """Generate for every sample without sampling, score, and write what came out.
 
     ``<output_dir>/<data set>.jsonl`` holds a row for each sample, ``<output_dir>/summary.json`` the
     summary; each is written whole or not at all, by the main process. Outputs are there before they
@@ -92,9 +93,10 @@ def evaluate(
 
     Args:
         model: With the projection to evaluate.
+        task: What is asked of a sample.
         datasets: At least one.
         accelerator: Processes and device; the number of processes does not change the files.
-        settings: Of the run: task, seed, metrics, batch_size_eval, num_workers, output_dir.
+        run: Options of the run.
         options: How to generate; always without sampling.
         parts: What metrics may need beside outputs and references.
         question: Asked of every sample instead of what the model was trained with.
@@ -107,8 +109,7 @@ def evaluate(
         DataError: for a data set without a single sample that can be read.
         MiniGPT4Error: for a metric that fails.
     """
-    task = _build_task(model, accelerator, settings, question)
-    folder = OutputFolder(Path(settings["output_dir"]))
+    folder = OutputFolder(Path(run.output_dir))
     rows: dict[str, list[Row]] = {}
     for dataset in datasets:
         processor = dataset.eval_image_processor or dataset.image_processor
@@ -120,7 +121,7 @@ def evaluate(
             text = "datasets.%s: its image processor is random; vis_processor.eval can name another"
             logger.warning(text, dataset.name)
         chat = Chat(model, processor, replace(options, do_sample=False))
-        own = _evaluate_data_set(task, chat, dataset, accelerator, settings)
+        own = _evaluate_data_set(task, chat, dataset, accelerator, run)
         if question is not None:
             own = [row if "error" in row else {**row, "question": question} for row in own]
         rows[dataset.name] = own
@@ -130,7 +131,7 @@ def evaluate(
     if not accelerator.is_main_process:
         return {}
     try:
-        return _score(folder, rows, settings["metrics"], parts)
+        return _score(folder, rows, run.metrics, parts)
     except MiniGPT4Error as error:
         mend = f"evaluate --rescore --output {folder.path} scores them without generating"
         fault = MiniGPT4Error(f"{error}; the outputs are safe: {mend}")
@@ -169,28 +170,26 @@ def _score(
     return summary
 
 
-def _build_task(
-    model: MiniGPT4, accelerator: Accelerator, settings: dict[str, Any], question: str | None
-) -> Any:
-    name, injected = settings["task"], {"seed": settings["seed"], "prompts": model.prompts}
-    if question is not None:
-        if "question" not in inspect.signature(TASKS.get(name)).parameters:
-            raise ConfigError(f"--prompt: the task {name!r} takes no question; leave it out")
-        injected["question"] = question
-    return TASKS.build(name, {}, rank=accelerator.process_index, **injected)
+def _build_task(checked: CheckedConfig, model: MiniGPT4, rank: int, question: str | None) -> Task:
+    name = checked.run.task
+    if question is None:
+        return build_task(checked, model, rank)
+    if "question" not in inspect.signature(TASKS.get(name)).parameters:
+        raise ConfigError(f"--prompt: the task {name!r} takes no question; leave it out")
+    return build_task(checked, model, rank, question=question)
 
 
 def _evaluate_data_set(
-    task: Any,
+    task: Task,
     chat: Chat,
     dataset: DataSet,
     accelerator: Accelerator,
-    settings: dict[str, Any],
+    run: RunOptions,
 ) -> list[Row]:
     """A row for each sample, in the order of the data set; the same in every process."""
     share = (accelerator.process_index, accelerator.num_processes)
-    batches = OrderedBatches(dataset, settings["batch_size_eval"], *share)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=settings["num_workers"]))
+    batches = OrderedBatches(dataset, run.batch_size_eval, *share)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=run.num_workers))
     rows: list[Row] = []
     calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (
@@ -209,7 +208,7 @@ def _evaluate_data_set(
     return rows
 
 
-def _answer(task: Any, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
+def _answer(task: Task, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
     """The rows of one process's batch."""
     if batch is None:
         return []

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,19 +14,24 @@ import numpy
 import torch
 from torch.utils.data import DataLoader
 
-from minigpt4.chat import Chat, GenerationOptions
+from minigpt4.assembly import build_task
+from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import NonFiniteLogitsError
+from minigpt4.chat.multiple_choice import output_fields
+from minigpt4.checked import CheckedConfig
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.evaluation.validation_batches import as_png, encoded, first_of, with_other_pictures
-from minigpt4.files import write_atomically
+from minigpt4.files import JsonLines, write_atomically
 from minigpt4.metrics import build_metrics, lower_is_better, score_rows
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.distributed import Processes
-from minigpt4.runners.json_lines import JsonLines
-from minigpt4.tasks.multiple_choice import output_fields
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import RunOptions
+from minigpt4.runners.trainer import Validated
+from minigpt4.tasks.task import Task
 
 FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
 SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
@@ -69,6 +74,23 @@ class _Sums:
         return dict(zip(FIGURES, (loss, accuracy, perplexity), strict=True))
 
 
+def build_validation(
+    checked: CheckedConfig,
+    model: MiniGPT4,
+    datasets: Sequence[DataSet],
+    processes: Distributed,
+    folder: Path,
+) -> "Validation | None":
+    """Return the validation of a training; None where the run has none.
+
+    Arguments and errors are those of :class:`Validation`.
+    """
+    if not checked.run.valid_splits:
+        return None
+    task = build_task(checked, model, rank=0)
+    return Validation(checked.run, datasets, task, processes, folder, checked.generation)
+
+
 class Validation:
     """Measures a model on what data sets hold out, and remembers the best.
 
@@ -76,65 +98,46 @@ class Validation:
     no figure but in its last digits, since each sample is read by one of them.
 
     Args:
-        datasets: Of the training; those that hold nothing out are passed over.
-        task: Of the training, with one rank's prompts for all.
-        processes: Of the run.
-        folder: Of the run: ``validation.jsonl`` and ``pictures/`` go there.
+        run: Options of the run.
+        datasets: Data sets of the training; those without a validation set are passed over.
+        task: Task of the training, with one rank's prompts for all.
+        processes: All processes of the run.
+        folder: The run's folder: ``validation.jsonl`` and ``pictures/`` go there.
         options: How texts are generated; always without sampling.
-        batch_size: Samples per process and step.
-        num_workers: Worker processes of each data set's reading.
-        captions: Samples of each data set whose text is generated: its first ones.
-        control: Also with each sample's picture exchanged for that of another.
-        metrics: What generated texts are scored with.
-        best_metric: Which figure tells the best model: its name alone means over the data sets, or
-            ``<data set>/<figure>``.
-        best_mode: Whether the smallest or the largest is best; ``auto`` knows.
 
     Raises:
-        ConfigError: where no data set holds anything out.
+        ConfigError: where no data set has a validation set.
         MiniGPT4Error: for a metric whose library is not installed.
 
     Attributes:
-        best: So far.
+        best: The best validation so far.
         done_step: Step (of the whole run) of the latest validation; -1 before.
     """
 
     def __init__(
         self,
+        run: RunOptions,
         datasets: Sequence[DataSet],
-        task: Any,
-        processes: Processes,
+        task: Task,
+        processes: Distributed,
         folder: Path,
         options: GenerationOptions,
-        *,
-        batch_size: int,
-        num_workers: int,
-        captions: int,
-        control: bool,
-        metrics: Sequence[str],
-        best_metric: str,
-        best_mode: str,
     ) -> None:
         self._datasets = [dataset for dataset in datasets if dataset.eval_source is not None]
         if not self._datasets:
             raise ConfigError("run.valid_splits: no data set holds anything out")
-        self._task = task
-        self._processes = processes
-        self._folder = folder
-        if captions:
-            build_metrics(metrics)  # one whose library is missing is told before the first step
+        self._run, self._task, self._processes, self._folder = run, task, processes, folder
+        if run.valid_captions:
+            build_metrics(run.metrics)  # one whose library is missing is told before the first step
         self._options = replace(options, do_sample=False)
-        self._batch_size, self._workers = batch_size, num_workers
-        self._captions, self._control, self._metrics = captions, control, metrics
-        self._best_metric = best_metric
-        self._smallest = is_smaller_better(best_metric, best_mode)
+        self._smallest = is_smaller_better(run.best_metric, run.best_mode)
         self.rows = JsonLines(folder / "validation.jsonl")
         self.best: Best | None = None
         self.done_step = -1
 
     def run(
         self, model: MiniGPT4, epoch: int, step: int, stopped: Callable[[], bool]
-    ) -> Figures | None:
+    ) -> Validated | None:
         """Every held-out sample once; the generated texts are written down.
 
         Args:
@@ -161,30 +164,35 @@ class Validation:
                 rows += ({"epoch": epoch, "step": step, "data_set": dataset.name} | r for r in told)
         if self._processes.main:
             self._write(rows)
-        return figures
+        is_best = self._is_best(figures, epoch, step)
+        return Validated(figures, asdict(self.best) if is_best and self.best else None)
 
-    def is_best(self, figures: Figures, epoch: int, step: int) -> bool:
+    def _is_best(self, figures: Figures, epoch: int, step: int) -> bool:
         """Whether no earlier validation was as good; remembers it then."""
-        value = best_value(self._best_metric, figures)
+        value = best_value(self._run.best_metric, figures)
         if value is None:
             return False
         before = self.best.value if self.best else math.inf if self._smallest else -math.inf
         if not (value < before if self._smallest else value > before):
             return False
-        self.best = Best(self._best_metric, value, epoch, step)
+        self.best = Best(self._run.best_metric, value, epoch, step)
         return True
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, as plain values."""
         best = asdict(self.best) if self.best else None
-        return {"best": best, "done_step": self.done_step, "bytes": self.rows.size}
+        own = {"best": best, "done_step": self.done_step, "bytes": self.rows.size}
+        return {"validation": own}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` gave, in the same folder."""
-        self.best = Best(**state["best"]) if state["best"] else None
-        self.done_step = state["done_step"]
+        own = state.get("validation")
+        if not own:  # a run that was begun without validation
+            return
+        self.best = Best(**own["best"]) if own["best"] else None
+        self.done_step = own["done_step"]
         if self._processes.main:
-            self.rows.truncate(state["bytes"])
+            self.rows.truncate(own["bytes"])
 
     def _gathered(
         self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
@@ -202,7 +210,7 @@ class Validation:
     ) -> dict[str, Any]:
         """Counts, sums and rows of the batches that this process reads."""
         batches = OrderedBatches(
-            dataset, self._batch_size, self._processes.rank, self._processes.count
+            dataset, self._run.batch_size_eval, self._processes.rank, self._processes.count
         )
         chat = Chat(model, batches.dataset.image_processor, self._options)
         counts = {"samples": 0, "unreadable": 0, "left": 0}
@@ -212,7 +220,7 @@ class Validation:
         loader = DataLoader(
             batches,
             batch_size=None,
-            num_workers=self._workers,
+            num_workers=self._run.num_workers,
             worker_init_fn=leave_signals_to_the_trainer,
         )
         for found in loader:
@@ -229,10 +237,10 @@ class Validation:
             batch = encoded(model, to_device(found.batch, model.device))
             targets = self._task.rows(model, batch, found.numbers[0])
             sums.add(model.target_scores(batch["image"], targets))
-            other = with_other_pictures(batch) if self._control else None
+            other = with_other_pictures(batch) if self._run.valid_control else None
             if other is not None:
                 shuffled.add(model.target_scores(other["image"], targets))
-            wanted = sum(number < self._captions for number in found.numbers)
+            wanted = sum(number < self._run.valid_captions for number in found.numbers)
             if wanted:
                 asked = [first_of(each, wanted) for each in (batch, other) if each is not None]
                 rows += self._generated(chat, asked, found.numbers[:wanted], pixels)
@@ -304,7 +312,7 @@ class Validation:
             {**row, "output": row[field], "references": row.get("references") or [row["reference"]]}
             for row in rows
         ]
-        scores = score_rows(self._metrics, asked)
+        scores = score_rows(self._run.metrics, asked)
         for row, own in zip(rows, scores.rows, strict=True):
             row[into] = own
         return scores.means
@@ -353,7 +361,7 @@ def best_value(name: str, figures: Figures) -> float | None:
 @contextmanager
 def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
-    training, positions = model.training, model.positions
+    training = model.training
     states = random.getstate(), numpy.random.get_state()
     model.train(False)
     try:
@@ -364,7 +372,6 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
-        model.positions = positions
         model.train(training)
 
 

@@ -5,22 +5,20 @@ forgives another ending of a word as METEOR's stems do.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from math import exp, log, sqrt
+from math import exp, hypot, log
 from typing import Any
 
 import numpy as np
 
-from minigpt4.metrics.figures import Figure, Floats, Metric, Row
-from minigpt4.metrics.libraries import load_library
-from minigpt4.metrics.words import words_of
+from minigpt4.metrics.metric import Figure, Floats, Metric, Row, load_library, words_of
 from minigpt4.registry import METRICS
 
 _LONGEST = 4  # words of CIDEr's n-grams
 _SIGMA = 6.0  # words by which CIDEr-D lets lengths differ
 
-Grams = Counter[tuple[str, ...]]
+Gram = tuple[str, ...]
 
 
 class _Corpus(Metric):
@@ -31,25 +29,18 @@ class _Corpus(Metric):
         self._whole = whole
 
     def measure(self, rows: Sequence[Row]) -> Figure:
-        known = [row for row in rows if row["references"]]
+        known = [number for number, row in enumerate(rows) if row["references"]]
+        scores: list[float | None] = [None] * len(rows)
         if not known:
-            return Figure([None for _ in rows])
-        outputs = [row["output"] for row in known]
-        most = max(len(row["references"]) for row in known)
-        # A stream of each row's n-th reference; None where a row has fewer.
-        streams = [[[*row["references"], *[None] * most][n] for row in known] for n in range(most)]
-        counts = np.array(self._whole._extract_corpus_statistics(outputs, streams), dtype=float)
-        scores: list[float | None] = []
-        sums = np.zeros((len(rows), counts.shape[1]))
-        place = 0
-        for number, row in enumerate(rows):
-            if not row["references"]:
-                scores.append(None)
-                continue
-            sums[number] = counts[place]
-            place += 1
-            found = self._scorer.sentence_score(row["output"], row["references"])
-            scores.append(float(found.score))
+            return Figure(scores)
+        counts = []
+        for number in known:
+            output, references = rows[number]["output"], rows[number]["references"]
+            scores[number] = float(self._scorer.sentence_score(output, references).score)
+            streams = [[text] for text in references]
+            counts += self._whole._extract_corpus_statistics([output], streams)
+        sums = np.zeros((len(rows), len(counts[0])))
+        sums[known] = counts
         return Figure(scores, sums, self._of_counts)
 
     def _of_counts(self, counts: Floats) -> float:
@@ -83,22 +74,18 @@ class RougeL(Metric):
 
     def __init__(self) -> None:
         scorer = load_library("rouge_l", "rouge_score.rouge_scorer")
-        # Its own tokeniser knows a to z alone.
-        self._scorer = scorer.RougeScorer(["rougeL"], tokenizer=_Words())
-
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row) for row in rows])
-
-    def _score(self, row: Row) -> float | None:
-        found = (self._scorer.score(other, row["output"])["rougeL"] for other in row["references"])
-        return max((float(score.fmeasure) for score in found), default=None)
-
-
-class _Words:
-    """Words as rouge-score asks for them."""
+        self._scorer = scorer.RougeScorer(["rougeL"], tokenizer=self)  # its own one knows only a–z
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text, as rouge-score asks for them."""
         return words_of(text)
+
+    def measure(self, rows: Sequence[Row]) -> Figure:
+        return Figure([self._score(row["output"], row["references"]) for row in rows])
+
+    def _score(self, output: str, references: Sequence[str]) -> float | None:
+        found = (self._scorer.score(other, output)["rougeL"] for other in references)
+        return max((float(score.fmeasure) for score in found), default=None)
 
 
 @METRICS.register("cider")
@@ -113,44 +100,38 @@ class Cider(Metric):
 
     def measure(self, rows: Sequence[Row]) -> Figure:
         known = [row for row in rows if row["references"]]
-        images: Counter[tuple[str, ...]] = Counter()
+        images = Counter[Gram]()
         for row in known:
             images.update({gram for text in row["references"] for gram in _grams(text)})
-        score = cache(lambda text: _Weighted(text, images, len(known)))
-        return Figure([_cider(row, score) if row["references"] else None for row in rows])
+        weigh = cache(lambda text: _weigh(text, images, len(known)))
+        return Figure([_cider(row, weigh) if row["references"] else None for row in rows])
 
 
-class _Weighted:
-    """A text's n-grams, each length by itself, weighted by frequency and rarity."""
-
-    def __init__(self, text: str, images: Grams, count: int) -> None:
-        self.weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(_LONGEST)]
-        grams = _grams(text)
-        for gram, times in grams.items():
-            rarity = log(max(count, 1)) - log(max(images[gram], 1))
-            self.weights[len(gram) - 1][gram] = times * rarity
-        self.norms = [sqrt(sum(w * w for w in own.values())) for own in self.weights]
-        self.length = len(words_of(text))
+def _weigh(text: str, images: Counter[Gram], count: int) -> list[dict[Gram, float]]:
+    """Weigh a text's n-grams by frequency and rarity, each length by itself."""
+    weights: list[dict[Gram, float]] = [{} for _ in range(_LONGEST)]
+    for gram, times in _grams(text).items():
+        rarity = log(max(count, 1)) - log(max(images[gram], 1))
+        weights[len(gram) - 1][gram] = times * rarity
+    return weights
 
 
-def _cider(row: Row, weighted: Any) -> float:
-    output, total = weighted(row["output"]), 0.0
+def _cider(row: Row, weigh: Callable[[str], list[dict[Gram, float]]]) -> float:
+    output, total = row["output"], 0.0
     for text in row["references"]:
-        other = weighted(text)
-        close = exp(-((output.length - other.length) ** 2) / (2 * _SIGMA**2))
-        for own, wanted, *norms in zip(
-            output.weights, other.weights, output.norms, other.norms, strict=True
-        ):
+        longer = len(words_of(output)) - len(words_of(text))
+        close = exp(-(longer**2) / (2 * _SIGMA**2))
+        for own, wanted in zip(weigh(output), weigh(text), strict=True):
             # Nothing is gained by saying an n-gram more often than the reference.
             shared = sum(
-                min(weight, wanted.get(g, 0.0)) * wanted.get(g, 0.0) for g, weight in own.items()
+                min(own[gram], wanted[gram]) * wanted[gram] for gram in own if gram in wanted
             )
-            if all(norms):
-                total += close * shared / (norms[0] * norms[1])
+            norms = hypot(*own.values()) * hypot(*wanted.values())
+            total += close * shared / norms if norms else 0.0
     return 10.0 * total / _LONGEST / len(row["references"])
 
 
-def _grams(text: str) -> Grams:
+def _grams(text: str) -> Counter[Gram]:
     words = words_of(text)
     return Counter(
         tuple(words[i : i + n]) for n in range(1, _LONGEST + 1) for i in range(len(words) - n + 1)

@@ -1,9 +1,9 @@
-"""Question answering: VQA accuracy, and the right one of several choices."""
+"""Question answering: exact match, VQA accuracy, and the right one of several choices."""
 
 import re
 from collections.abc import Sequence
 
-from minigpt4.metrics.figures import Figure, Metric, Row
+from minigpt4.metrics.metric import Figure, Metric, Row
 from minigpt4.registry import METRICS
 
 _AGREEING = 3  # people who make an answer right
@@ -37,6 +37,12 @@ def plain_answer(text: str) -> str:
     words = _FULL_STOP.sub("", text).split()
     words = [_NUMBER_OF.get(word, _CONTRACTIONS.get(word, word)) for word in words]
     return " ".join(word for word in words if word not in _ARTICLES)
+
+
+@METRICS.register("exact_match")
+def exact_match(output: str, reference: str) -> float:
+    """1.0 when both are equal up to white space, else 0.0."""
+    return float(output.split() == reference.split())
 
 
 @METRICS.register("vqa_accuracy")

@@ -3,28 +3,30 @@
 import inspect
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.errors import MiniGPT4Error, one_line
 from minigpt4.metrics.coverage import Judge
-from minigpt4.metrics.figures import Figure, LowerIsBetter, Metric, Row
-from minigpt4.metrics.hallucination import Objects
+from minigpt4.metrics.hallucination import ObjectWords
+from minigpt4.metrics.metric import Figure, LowerIsBetter, Metric, Row
 from minigpt4.registry import METRICS
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What metrics may need beside rows; each takes what its constructor names.
+    """What metrics may need in addition to rows; each takes what its constructor names.
 
     Attributes:
-        judge: Whom to ask whether a description covers a caption.
-        objects: Words for objects, and those of images.
+        judge: Says whether a description covers a caption.
+        object_words: Words for objects; None for those of COCO's 80 categories.
+        image_objects: Objects of images, by file name without suffix.
     """
 
     judge: Judge | None = None
-    objects: Objects | None = None
+    object_words: ObjectWords | None = None
+    image_objects: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,12 @@ class Scores:
     """What the named metrics find in rows.
 
     Attributes:
-        rows: Scores of each row by metric; one that the row cannot have is left out.
-        means: The figure of each metric over all rows: their mean, or what stands for it. Left
-            out where a judge was clear about none.
-        notes: What metrics say about each row beside its scores.
-        counts: For each metric what it met how often; ``unscored`` are rows that lack what it
-            needs.
-        figures: Of the same metrics.
+        rows: Scores of each row by metric, without those that the row cannot have.
+        means: Figure of each metric over all rows: their mean, or what takes its place. Left
+            out where a judge was clear about no row.
+        notes: What metrics say about each row in addition to its scores.
+        counts: What each metric met how often; ``unscored`` are rows that lack what it needs.
+        figures: Figures of the metrics in ``means``.
     """
 
     rows: list[dict[str, float]]
@@ -48,59 +49,54 @@ class Scores:
     figures: dict[str, Figure]
 
     def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Of each metric the 95 % interval, by bootstrap over the rows."""
+        """Return the 95 % interval of each metric, by bootstrap over the rows."""
         return {name: figure.interval(seed) for name, figure in self.figures.items()}
 
 
 def score_rows(names: Sequence[str], rows: Sequence[Row], parts: Parts | None = None) -> Scores:
-    """Every named metric of rows.
+    """Score rows with every named metric.
 
     Args:
-        names: Of registered metrics.
+        names: Registered metrics.
         rows: Each with ``output``, ``references`` and what else a metric looks at.
-        parts: What metrics may need beside them.
+        parts: What metrics may need in addition to rows.
 
     Raises:
         MiniGPT4Error: when a metric fails, gives anything but a number, or finds no row that it
             can score.
     """
-    metrics = build_metrics(names, parts)
-    figures = {name: _measure(name, metric, rows) for name, metric in metrics.items()}
-    if not rows:
-        return Scores([], {}, [], {}, {})
-    scores: list[dict[str, float]] = [{} for _ in rows]
-    notes: list[dict[str, Any]] = [{} for _ in rows]
-    counts: dict[str, dict[str, int]] = {}
-    for name, figure in figures.items():
-        for row, score in zip(scores, figure.scores, strict=True):
+    scores = Scores([{} for _ in rows], {}, [{} for _ in rows], {}, {})
+    for name, metric in build_metrics(names, parts).items():
+        if not rows:
+            continue
+        figure = _measure(name, metric, rows)
+        for row, score in zip(scores.rows, figure.scores, strict=True):
             if score is not None:
                 row[name] = score
-        for note, told in zip(notes, figure.notes, strict=False):
-            note |= told
-        unscored = sum(score is None for score in figure.scores)
-        found = {**figure.counts, **({"unscored": unscored} if unscored else {})}
-        if found:
-            counts[name] = found
-    known = {name: figure for name, figure in figures.items() if figure.known}
-    means = {name: figure.whole() for name, figure in known.items()}
-    return Scores(scores, means, notes, counts, known)
+        for row_notes, own in zip(scores.notes, figure.notes, strict=False):
+            row_notes |= own
+        unscored = len(rows) - len(figure.known)
+        if found := {**figure.counts, **({"unscored": unscored} if unscored else {})}:
+            scores.counts[name] = found
+        if figure.known:
+            scores.figures[name] = figure
+            scores.means[name] = figure.whole()
+    return scores
 
 
 def build_metrics(names: Sequence[str], parts: Parts | None = None) -> dict[str, Metric]:
-    """The metrics of these names, ready to measure.
+    """Build the metrics of these names.
 
     Raises:
         MiniGPT4Error: for an unknown name, a library that is not installed, a part that is
             missing.
     """
-    found: dict[str, Metric] = {}
-    for name in names:
-        entry = METRICS.get(name)
-        if inspect.isclass(entry):
-            found[name] = METRICS.build(name, {}, **vars(parts or Parts()))
-        else:
-            found[name] = _Plain(name, entry)
-    return found
+    entries = {name: METRICS.get(name) for name in names}
+    injected = vars(parts or Parts())
+    return {
+        name: METRICS.build(name, {}, **injected) if inspect.isclass(entry) else _Plain(name, entry)
+        for name, entry in entries.items()
+    }
 
 
 def lower_is_better(name: str) -> bool:
@@ -131,43 +127,36 @@ class _Plain(Metric):
         return Figure([self._score(row["output"], row["references"]) for row in rows])
 
     def _score(self, output: str, references: Sequence[str]) -> float | None:
-        scores = []
-        for reference in references:
-            told = f"the output {output!r:.60} with the reference {reference!r:.60}"
-            try:
-                score = float(self._function(output, reference))
-            except Exception as error:  # whatever the user's own metric does
-                raise MiniGPT4Error(
-                    f"run.metrics: {self._name} fails on {told} "
-                    f"({type(error).__name__}: {one_line(error)})"
-                ) from error
-            if not math.isfinite(score):
-                raise MiniGPT4Error(
-                    f"run.metrics: {self._name} gives {score} for {told}; "
-                    "a metric gives a finite number"
-                )
-            scores.append(score)
+        scores = [self._score_pair(output, reference) for reference in references]
         return self._best(scores) if scores else None
+
+    def _score_pair(self, output: str, reference: str) -> float:
+        try:
+            score = float(self._function(output, reference))
+            if not math.isfinite(score):
+                raise ValueError(f"gives {score}; a metric gives a finite number")
+        except Exception as error:  # whatever the user's own metric does
+            raise MiniGPT4Error(
+                f"run.metrics: {self._name} fails on the output {output!r:.60} with the reference "
+                f"{reference!r:.60} ({type(error).__name__}: {one_line(error)})"
+            ) from error
+        return score
 
 
 def _measure(name: str, metric: Metric, rows: Sequence[Row]) -> Figure:
-    if not rows:
-        return Figure([])
     try:
         figure = metric.measure(rows)
     except MiniGPT4Error:
         raise
     except Exception as error:  # whatever the user's own metric does
-        raise MiniGPT4Error(
-            f"run.metrics: {name} fails ({type(error).__name__}: {one_line(error)})"
-        ) from error
+        text = f"run.metrics: {name} fails ({type(error).__name__}: {one_line(error)})"
+        raise MiniGPT4Error(text) from error
     if len(figure.scores) != len(rows):
         text = f"gives {len(figure.scores):,} scores for {len(rows):,} rows; one for each is needed"
         raise MiniGPT4Error(f"run.metrics: {name} {text}")
-    known = [score for score in figure.scores if score is not None]
-    if not known and not figure.counts:
+    if not figure.known and not figure.counts:
         text = f"none of the {len(rows):,} samples has what it needs: {metric.needs}"
         raise MiniGPT4Error(f"run.metrics: {name}: {text}")
-    if not all(map(math.isfinite, known)):
+    if not all(math.isfinite(score) for score in figure.scores if score is not None):
         raise MiniGPT4Error(f"run.metrics: {name} gives a number that is not finite")
     return figure

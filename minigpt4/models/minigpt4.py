@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
-from transformers import Blip2QFormerModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import most_positions
-from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Joined, Segment, Spliced, join, pad
+from minigpt4.models.llm_input import IMAGE_MARK, Joined, Segment, Spliced, join, pad
 from minigpt4.models.lora import lora_dropouts
+from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments, stage_rows
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 from minigpt4.models.speed.quantization import quantized_layers
@@ -51,17 +51,13 @@ class MiniGPT4(Towers):
     """The whole system over parts that are built already.
 
     Args:
-        visual_encoder: timm ``Eva``; ``forward_features`` gives ``[B, 1 + P, Dv]``. None where all
-            images come as cached features: then there is none of the next three either.
-        ln_vision: LayerNorm(Dv), computed in fp32.
-        q_former: Q-Former in fp32, or None for the variant without it.
-        query_tokens: Learned queries ``[1, Q, Dq]``; None without a Q-Former.
+        towers: Vision tower and Q-Former, in fp32 but for the encoder; they become its own. Their
+            parts are None where all images come as cached features.
         llama_model: Any causal LM of transformers that takes ``inputs_embeds``, width H.
         tokenizer: The language model's.
         prompts: Stage-2 prompts with ``<ImageHere>``; none in stage 1.
         max_txt_len: Longest answer in tokens; truncation drops the end symbol, as in the original.
         end_sym: Put behind every answer that is learnt.
-        compute_dtype: Of the frozen towers' and the language model's arithmetic.
         trainable: Parts that are trained; the Q-Former brings its queries.
         features_width: Of cached features; towers tell it themselves.
 
@@ -71,30 +67,33 @@ class MiniGPT4(Towers):
 
     def __init__(
         self,
-        visual_encoder: nn.Module | None,
-        ln_vision: nn.LayerNorm | None,
-        q_former: Blip2QFormerModel | None,
-        query_tokens: torch.Tensor | None,
+        towers: Towers,
         llama_model: PreTrainedModel,
         tokenizer: Tokenizer,
         *,
         prompts: Sequence[str] = (),
         max_txt_len: int = 32,
         end_sym: str = "\n",
-        compute_dtype: torch.dtype = torch.float32,
         trainable: Sequence[Trainable] = ("llama_proj",),
         features_width: int | None = None,
     ) -> None:
-        super().__init__(visual_encoder, ln_vision, q_former, query_tokens, compute_dtype)
+        super().__init__(
+            towers.visual_encoder,
+            towers.ln_vision,
+            towers.q_former,
+            towers.query_tokens,
+            towers.compute_dtype,
+            towers.prefix_tokens,
+        )
         self.llama_model = llama_model
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
-        self.positions = 0  # that forward has read so far; padding is none
+        self.batch_positions = 0  # non-padding positions of the latest batch of forward
         self.packed = False  # forward computes no padding; see choose_packing
         self.shares_prefix = True  # packed, it computes once what all rows begin with
-        width = features_width if visual_encoder is None else self.features_width
+        width = features_width if towers.visual_encoder is None else self.features_width
         assert width is not None
         freeze(self)
         self.llama_proj = nn.Linear(width, llama_model.get_input_embeddings().weight.shape[1])
@@ -236,7 +235,7 @@ class MiniGPT4(Towers):
             DataError: when no answer has a token to learn.
         """
         logits, targets = self._target_logits(image, rows)
-        return functional.cross_entropy(logits.float(), targets)
+        return target_loss(logits, targets)
 
     @torch.no_grad()
     def target_scores(self, image: torch.Tensor, rows: Sequence[Row]) -> TargetScores:
@@ -246,7 +245,7 @@ class MiniGPT4(Towers):
             DataError: when no answer has a token to learn.
         """
         logits, targets = self._target_logits(image, rows)
-        loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        loss = target_loss(logits, targets, reduction="sum")
         hits = (logits.argmax(-1) == targets).sum()
         return TargetScores(len(targets), float(loss), int(hits))
 
@@ -257,30 +256,17 @@ class MiniGPT4(Towers):
         joined = self._join_batch(image, rows, share_lead=self.packed and self.shares_prefix)
         if not joined.learnt:
             raise DataError("no text of the batch has a token to learn; the loss would be NaN")
-        self.positions += sum(joined.lengths)
+        self.batch_positions = sum(joined.lengths)
         if self.packed:
             packed = pack(joined)
             return packed_logits(self.llama_model, packed), packed.targets
         spliced = pad(joined)
-        return learnt_logits(self.logits(spliced), spliced.targets)
+        return target_logits(self.logits(spliced), spliced.targets)
 
 
 def _beside(embeds: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
     """The same embeddings, in whose gradient an empty tensor takes part."""
     return torch.cat([embeds, nothing.flatten(0, 1).to(embeds)])
-
-
-def target_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits ``[B, S, V]`` over the targets ``[B, S]`` not ignored."""
-    logits, learnt = learnt_logits(logits, targets)
-    return functional.cross_entropy(logits.float(), learnt)
-
-
-def learnt_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``[n, V]`` that foretell the n targets not ignored, and these ``[n]``."""
-    following = targets[:, 1:]
-    learnt = following != IGNORED
-    return logits[:, :-1][learnt], following[learnt]
 
 
 def parameter_table(model: MiniGPT4) -> str:

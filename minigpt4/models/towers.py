@@ -1,24 +1,67 @@
-"""Towers: the frozen eyes, pixels → features (what the projection reads)."""
+"""Towers: vision tower and Q-Former, pixels → features (what the projection reads).
+
+Source of the Q-Former: BLIP-2's, query branch only, as transformers' ``Blip2QFormerModel``.
+"""
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Blip2QFormerModel
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from minigpt4.config.checks import Dimension, Layers
 
 PATCHES_PER_TOKEN = 4  # without a Q-Former, so many consecutive patches make one image token
+
+
+@dataclass(frozen=True)
+class QFormerSize:
+    """Dimensions of the Q-Former; the defaults are BLIP-2's (BERT-base).
+
+    Attributes:
+        hidden_size: Width.
+        num_hidden_layers: Layers.
+        num_attention_heads: Attention heads of a layer.
+        intermediate_size: Width of the feed-forward part.
+        cross_attention_frequency: Every how many layers one looks at the image.
+    """
+
+    hidden_size: Dimension = 768
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Dimension = 12
+    intermediate_size: Dimension = 3072
+    cross_attention_frequency: Dimension = 2
+
+
+def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QFormerModel:
+    """An untrained Q-Former reading features of width ``encoder_dim``."""
+    size = size or QFormerSize()
+    return Blip2QFormerModel(
+        Blip2QFormerConfig(
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.num_hidden_layers,
+            num_attention_heads=size.num_attention_heads,
+            intermediate_size=size.intermediate_size,
+            cross_attention_frequency=size.cross_attention_frequency,
+            encoder_hidden_size=encoder_dim,
+            use_qformer_text_input=False,
+        )
+    )
 
 
 class Towers(nn.Module):
     """Visual encoder, the norm on top of it, and a Q-Former or none.
 
     Args:
-        visual_encoder: This and the next three as :class:`MiniGPT4` has them.
-        ln_vision: Likewise.
-        q_former: Likewise.
-        query_tokens: Likewise.
-        compute_dtype: Of the arithmetic.
+        visual_encoder: Encoder whose ``forward_features`` gives ``[B, prefix + P, Dv]``; None, like
+            the next three, where all images come as cached features.
+        ln_vision: LayerNorm(Dv), computed in fp32.
+        q_former: Q-Former in fp32, or None for the variant without it.
+        query_tokens: Learned queries ``[1, Q, Dq]``; None without a Q-Former.
+        compute_dtype: Dtype of the arithmetic.
+        prefix_tokens: Features before those of the patches, left out without a Q-Former.
     """
 
     def __init__(
@@ -28,6 +71,7 @@ class Towers(nn.Module):
         q_former: Blip2QFormerModel | None,
         query_tokens: torch.Tensor | None,
         compute_dtype: torch.dtype,
+        prefix_tokens: int = 1,
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder
@@ -35,6 +79,7 @@ class Towers(nn.Module):
         self.q_former = q_former
         self.query_tokens = None if query_tokens is None else nn.Parameter(query_tokens)
         self.compute_dtype = compute_dtype
+        self.prefix_tokens = prefix_tokens
 
     @property
     def features_width(self) -> int:
@@ -68,7 +113,7 @@ class Towers(nn.Module):
         )
         if self.q_former is None:
             # In one piece, as cached ones come: a linear layer computes a view another way.
-            patches = patches[:, 1:].contiguous()
+            patches = patches[:, self.prefix_tokens :].contiguous()
             batch, count, width = patches.shape
             return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)
         assert self.query_tokens is not None

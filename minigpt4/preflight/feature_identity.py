@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minigpt4.assembly import chosen_precision
+from minigpt4.assembly import build_datasets, chosen_dtype
 from minigpt4.datasets.feature_source import (
     ADVICE,
     CacheableSource,
@@ -29,14 +29,16 @@ from minigpt4.datasets.feature_source import (
 )
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample, read_sample, stack, to_device
 from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
-from minigpt4.models.build import build_minigpt4, build_towers, choose_dtype
+from minigpt4.models.build import build_minigpt4
+from minigpt4.models.options import TowerOptions
+from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.file_facts import DIGEST, FileFact, describe, files_difference, has_content
-from minigpt4.preflight.plan import Plan
-from minigpt4.registry import BUILDERS, MODELS, Fault, options_of
+from minigpt4.registry import MODELS, Fault, UnknownOptionError
 from minigpt4.weights.download import cached
 
 _FORMAT = 2
 _WEIGHTS = ("vit_model", "q_former_model")
+_OF_EVA = ("vit_model", "image_size", "visual_encoder")
 _OF_Q_FORMER = ("q_former_model", "num_query_token", "q_former")
 _SEEDS = 16  # with which a picture is processed: a transform that draws shows by one of them
 _NEW = "run cache-features into another folder, or take features out"
@@ -44,23 +46,23 @@ _NEW = "run cache-features into another folder, or take features out"
 logger = logging.getLogger(__name__)
 
 
-def identity_of(plan: Plan, dataset: DataSet, arithmetic: torch.dtype, dtype: torch.dtype) -> Any:
+def identity_of(draft: Draft, dataset: DataSet, arithmetic: torch.dtype, dtype: torch.dtype) -> Any:
     """What the features of a data set depend on but its files, as json holds it.
 
     Args:
-        plan: Of the run.
+        draft: The checked config.
         dataset: With its pictures.
         arithmetic: In which the towers compute.
         dtype: In which features are kept.
     """
     weights = {
         name: {"origin": value, "file": describe(cached(value))}
-        for name, value in _settings(plan.model).items()
+        for name, value in _settings(draft.model).items()
         if name in _WEIGHTS
     }
     return {
         "format": _FORMAT,
-        "towers": _settings(plan.model) | weights,
+        "towers": _settings(draft.model) | weights,
         "image_processor": _processed(dataset, seed=0),
         "val_fraction": _val_fraction(dataset),
         "arithmetic": _short(arithmetic),
@@ -68,13 +70,18 @@ def identity_of(plan: Plan, dataset: DataSet, arithmetic: torch.dtype, dtype: to
     }
 
 
-def _settings(model: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(model: TowerOptions) -> dict[str, Any]:
     """Settings of the model section that decide what the towers make of pixels."""
-    unused = ("precision", *(() if model["has_qformer"] else _OF_Q_FORMER))
-    settings = {name: model[name] for name in options_of(build_towers) if name not in unused}
+    unused = set() if model.has_qformer else set(_OF_Q_FORMER)
+    # Another tower than EVA decides by its own options; without one there is no such key.
+    unused |= {"vision_tower"} if model.vision_tower is None else set(_OF_EVA)
+    names = [field.name for field in dataclasses.fields(TowerOptions) if field.name not in unused]
+    values = {name: getattr(model, name) for name in names}
+    if model.vision_tower is not None:
+        values["vision_tower"] = model.vision_tower.options
     return {
         name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-        for name, value in settings.items()
+        for name, value in values.items()
     }
 
 
@@ -118,9 +125,9 @@ def random_fault(dataset: DataSet) -> str | None:
     return None
 
 
-def tower_faults(plan: Plan) -> list[Fault]:
+def tower_faults(draft: Draft) -> list[Fault]:
     """Why a model's features cannot be cached, or be trained from."""
-    trained = {"q_former", "query_tokens", "ln_vision"} & {*(plan.model.get("trainable") or ())}
+    trained = {"q_former", "query_tokens", "ln_vision"} & {*draft.model.trainable}
     faults = []
     if trained:
         text = (
@@ -128,7 +135,7 @@ def tower_faults(plan: Plan) -> list[Fault]:
             "step; with cached ones train llama_proj and lora alone"
         )
         faults.append(Fault("model.trainable", text))
-    arch = plan.config.arch
+    arch = draft.checked.config.arch
     if arch in MODELS.names() and MODELS.get(arch) is not build_minigpt4:
         text = f"{arch}: only features of minigpt4's own towers can be cached"
         faults.append(Fault("model.arch", text))
@@ -147,16 +154,17 @@ def check_cacheable(datasets: Sequence[DataSet]) -> None:
             raise DataError(f"datasets.{dataset.name}: {complaint}")
 
 
-def feature_faults(plan: Plan) -> list[Fault]:
+def feature_faults(draft: Draft) -> list[Fault]:
     """Caches that are not finished, damaged, or were made of something else."""
-    named = [name for name, entry in plan.datasets.items() if entry.get("features") is not None]
-    faults = tower_faults(plan) if named else []
+    bound = draft.checked.datasets.items()
+    named = {n: b.options.features for n, b in bound if getattr(b.options, "features", None)}
+    faults = tower_faults(draft) if named else []
     if faults:
         return faults
-    for dataset in _data_sets(plan, named):
-        folder = Path(plan.datasets[dataset.name]["features"]) / dataset.name
+    for dataset in _data_sets(draft, named):
+        folder = Path(named[dataset.name]) / dataset.name
         try:
-            complaint = random_fault(dataset) or _cache_fault(plan, dataset, folder)
+            complaint = random_fault(dataset) or _cache_fault(draft, dataset, folder)
         except MiniGPT4Error as error:
             complaint = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -166,30 +174,25 @@ def feature_faults(plan: Plan) -> list[Fault]:
     return faults
 
 
-def _data_sets(plan: Plan, names: Sequence[str]) -> Iterator[DataSet]:
+def _data_sets(draft: Draft, names: Iterable[str]) -> Iterator[DataSet]:
     """Data sets with their pictures, as far as they can be built."""
     for name in names:
-        # Where a key is faulty, the fault is told already.
-        options = plan.config.dataset_options(name)
-        if {*options} <= {*plan.datasets[name]}:
-            entry = {key: value for key, value in options.items() if key != "features"}
-            try:
-                yield BUILDERS.build(plan.config.builder_of(name), entry, name=name)
-            except MiniGPT4Error:
-                continue
+        alone = {name: draft.checked.datasets[name]}
+        try:
+            yield from build_datasets(dataclasses.replace(draft.checked, datasets=alone), True)
+        except (MiniGPT4Error, UnknownOptionError):
+            continue  # where a key is wrong, the error is reported already
 
 
-def _cache_fault(plan: Plan, dataset: DataSet, folder: Path) -> str | None:
+def _cache_fault(draft: Draft, dataset: DataSet, folder: Path) -> str | None:
     if not isinstance(dataset.source, CacheableSource):
         return uncacheable(dataset)
     index = load_index(folder, group_count(dataset.source))
-    if not {*options_of(build_towers)} <= plan.model.keys():
-        return None
-    difference = identity_difference(index.identity, plan, dataset)
+    difference = identity_difference(index.identity, draft, dataset)
     difference = difference or _data_difference(index, dataset.source)
     if difference:
         return f"{folder}: {difference}; {_NEW}"
-    _tell_rounding(plan, index.identity, dataset.name)
+    _tell_rounding(draft, index.identity, dataset.name)
     for number, group in enumerate(index.groups):
         for name, size in group["written"].items():
             file = folder / name
@@ -200,10 +203,10 @@ def _cache_fault(plan: Plan, dataset: DataSet, folder: Path) -> str | None:
     return None
 
 
-def identity_difference(recorded: Mapping[str, Any], plan: Plan, dataset: DataSet) -> str | None:
+def identity_difference(recorded: Mapping[str, Any], draft: Draft, dataset: DataSet) -> str | None:
     """What is another now than when features were computed; None where nothing is."""
     towers = recorded["towers"]
-    for name, value in _settings(plan.model).items():
+    for name, value in _settings(draft.model).items():
         before = towers.get(name)
         if name in _WEIGHTS:
             if before is None or not _same_weights(value, before):
@@ -263,12 +266,11 @@ def _tell_touched(index: Index, source: CacheableSource) -> None:
         logger.info(text, len(touched), sum(touched.values()) / 1e9, next(iter(touched)))
 
 
-def _tell_rounding(plan: Plan, recorded: Mapping[str, Any], name: str) -> None:
+def _tell_rounding(draft: Draft, recorded: Mapping[str, Any], name: str) -> None:
     """One line where the run computes otherwise: losses then differ by rounding."""
-    if plan.device is None or not {"amp", "precision"} <= plan.run.keys():
+    if draft.device is None:
         return
-    key, precision = chosen_precision(plan.model, plan.run)
-    run = _short(choose_dtype(precision, torch.device(plan.device), key))
+    run = _short(chosen_dtype(draft.checked, torch.device(draft.device)))
     kept = recorded["dtype"]
     if run != recorded["arithmetic"] or kept not in (run, "fp32"):
         text = "datasets.%s.features: computed in %s and kept in %s, this run computes in %s: "

@@ -1,189 +1,136 @@
-"""Machine: whether this one can do what a plan asks for: devices, processes, disk, GPU memory."""
+"""Machine: whether this one can do what a config asks for: devices, processes, disk, memory."""
 
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from minigpt4.config.checks import nearest_existing
-from minigpt4.errors import one_line
-from minigpt4.models.llm_input import IMAGE_MARK
+from minigpt4.errors import ConfigError, one_line
+from minigpt4.models.build import choose_dtype
 from minigpt4.models.speed.quantization import Quantize
+from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.memory import (
     TOWERS,
-    LanguageModelSize,
-    ModelSize,
     Need,
     chat_need,
     gigabytes,
-    read_language_model_size,
+    too_small,
+    trained_numbers,
     training_need,
 )
-from minigpt4.preflight.plan import Plan
-from minigpt4.registry import Fault
+from minigpt4.registry import Fault, UnknownOptionError
 
 _SAVED = 12  # bytes for each trained number in a checkpoint: itself and two moments, in fp32
 _LOGS = 10_000_000  # of a run: config, figures, the overhead of a checkpoint's form
 _CHARACTERS = 3  # of a prompt in one token, at least
 
 
-def device_faults(plan: Plan) -> list[Fault]:
-    """Devices that are not there, more processes than GPUs, arithmetic that a CPU does not have."""
-    faults = []
-    asked = plan.run.get("device")
-    if plan.purpose != "chat":  # a chat's device stands on its command line
+def device_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield devices that do not exist, more processes than GPUs, arithmetic a CPU does not have."""
+    if draft.purpose != "chat":  # a chat's device is on its command line
+        asked = draft.checked.config.run.get("device")
         if asked == "cuda" and not torch.cuda.is_available():
             text = (
                 "cuda, but this machine has no usable GPU; add --options run.device=cpu (or auto)"
             )
-            faults.append(Fault("run.device", text))
+            yield Fault("run.device", text)
         if asked == "mps" and not torch.backends.mps.is_available():
-            faults.append(Fault("run.device", "mps, but this machine has none; use auto or cpu"))
+            yield Fault("run.device", "mps, but this machine has none; use auto or cpu")
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        gpus = torch.cuda.device_count() if plan.device == "cuda" else 0
+        gpus = torch.cuda.device_count() if draft.device == "cuda" else 0
         if 0 < gpus < (int(processes) if processes.isdecimal() else 1):
             text = f"torchrun started {processes} processes on {gpus} GPUs; --nproc-per-node {gpus}"
-            faults.append(Fault("run.device", text))
-    for section, settings in (("model", plan.model), ("run", plan.run)):
-        fp32 = section == "model" and plan.run.get("amp") is False
-        if settings.get("precision") == "fp16" and plan.device == "cpu" and not fp32:
-            text = "fp16 needs a GPU; use auto, fp32 or bf16 on a CPU"
-            faults.append(Fault(f"{section}.precision", text))
-    return faults
+            yield Fault("run.device", text)
+    if draft.device == "cpu":
+        key, precision = draft.precision
+        try:
+            choose_dtype(precision, torch.device("cpu"), key)
+        except ConfigError as error:
+            yield Fault(key, str(error).removeprefix(f"{key}: "))
 
 
-def disk_faults(plan: Plan) -> list[Fault]:
-    """An output folder without room for a checkpoint of each epoch."""
-    folder, epochs = plan.run.get("output_dir"), plan.run.get("max_epoch")
-    size = _model_size(plan)
-    if not isinstance(folder, str) or epochs is None or size is None:
-        return []
-    trained = size.projection + (size.asking if _trains_q_former(plan) else 0)
-    each = trained * _SAVED
-    # What a run goes on with is kept besides; a file is written beside the one that it replaces.
-    kept = plan.run.get("keep_last") or 0
-    needed = each * (epochs + kept + 1) + _LOGS
+def disk_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield an output folder without room for a checkpoint of each epoch."""
+    folder, epochs = draft.run.output_dir, draft.run.max_epoch
+    each = sum(trained_numbers(draft.meta_model, draft.model.trainable).values()) * _SAVED
+    # States to resume from are kept besides; a file is written next to the one that it replaces.
+    needed = each * (epochs + draft.run.keep_last + 1) + _LOGS
     try:
         free = shutil.disk_usage(nearest_existing(folder)).free
     except OSError as error:
-        return [Fault("run.output_dir", f"{folder}: {one_line(error)}; choose another folder")]
-    if free >= needed:
-        return []
-    text = (
-        f"{folder} has {gigabytes(free)} free, and {epochs} checkpoints of {gigabytes(each)} "
-        f"need about {gigabytes(needed)} with all that a run keeps beside them; free space or "
-        "choose another folder"
-    )
-    return [Fault("run.output_dir", text)]
+        yield Fault("run.output_dir", f"{folder}: {one_line(error)}; choose another folder")
+        return
+    if free < needed:
+        text = (
+            f"{folder} has {gigabytes(free)} free, and {epochs} checkpoints of {gigabytes(each)} "
+            f"need about {gigabytes(needed)} with all that a run keeps beside them; free space or "
+            "choose another folder"
+        )
+        yield Fault("run.output_dir", text)
 
 
-def estimate(plan: Plan, cpu: bool = False) -> tuple[Need, int] | None:
-    """Memory that a plan needs, and its batch; None where dimensions are not known.
-
-    Args:
-        plan: What the config says.
-        cpu: It runs there, and not on a GPU.
-    """
-    size, batch, answer = _model_size(plan), _batch(plan), plan.model.get("max_txt_len")
-    if size is None or batch is None or answer is None:
+def estimate(draft: Draft) -> tuple[Need, int] | None:
+    """Return the memory that is needed where it will run, and the batch; None: not known."""
+    try:
+        return _estimate(draft)
+    except UnknownOptionError:
         return None
-    told = (plan.model.get("precision"), plan.run.get("precision"))
-    half = "fp32" not in told and plan.run.get("amp") is not False
-    if cpu and "bf16" not in told:
-        half = False
-    quantize = _quantize(plan)
-    if plan.purpose == "training":
-        learnt = answer + 1
-        tokens = 1 + _prompt_tokens(plan) + size.image_tokens + learnt
-        again = plan.run.get("gradient_checkpointing") is True
-        need = training_need(size, tokens, learnt, half, quantize, again)
-        parts = need.parts | _more_trained(plan, size)
-        if plan.from_features:
-            parts = {name: needed for name, needed in parts.items() if name not in TOWERS}
-        return replace(need, parts=parts), batch
-    beams, longest = plan.chat.get("num_beams", 1), plan.chat.get("max_length", 2000)
-    kept = plan.chat.get("kept_tokens", 0) if plan.purpose == "chat" else 0
-    return chat_need(size, longest, half, quantize, kept), batch * beams
 
 
-def memory_warning(plan: Plan) -> str | None:
-    """Complaint about a GPU that is there, and seems too small; the main process tells it."""
+def _estimate(draft: Draft) -> tuple[Need, int] | None:
+    model, options = draft.meta_model, draft.model
+    quantize, gpu = _quantize(draft), draft.device != "cpu"
+    if draft.purpose == "training":
+        targets = options.max_txt_len + 1
+        tokens = 1 + _prompt_tokens(draft) + options.image_tokens + targets
+        again = draft.run.gradient_checkpointing
+        need = training_need(model, tokens, targets, quantize, options.trainable, again, gpu)
+        if draft.checked.from_features:
+            parts = {name: size for name, size in need.parts.items() if name not in TOWERS}
+            need = replace(need, parts=parts)
+        batch = _training_batch(draft)
+        return (need, batch) if batch else None
+    chat = draft.checked.chat
+    kept = chat.kept_tokens if draft.purpose == "chat" else 0
+    batch = 1 if draft.purpose == "chat" else draft.run.batch_size_eval
+    return chat_need(model, chat.max_length, quantize, kept, gpu), batch * chat.num_beams
+
+
+def memory_warning(draft: Draft) -> str | None:
+    """Return what is wrong, in the main process, with a memory that seems too small."""
     main = os.environ.get("RANK", "0") == "0"
-    found = estimate(plan) if main and plan.device == "cuda" else None
-    spread = plan.model.get("device_map") == "auto"  # it takes what there is
-    if found is None or spread or not torch.cuda.is_available():
-        return None
-    return too_small(*found, torch.cuda.get_device_properties(0).total_memory)
+    memory = total_memory(draft.device)
+    spread = draft.model.device_map == "auto"  # it takes what there is
+    found = estimate(draft) if main and memory and not spread else None
+    return too_small(*found, memory) if found else None
 
 
-def too_small(need: Need, batch: int, memory: int) -> str | None:
-    """Complaint about a memory that does not hold a batch."""
-    if need.total(batch) <= memory:
-        return None
-    text = (
-        f"a batch of {batch} needs about {gigabytes(need.total(batch))} of GPU memory, "
-        f"this GPU has {gigabytes(memory)}"
-    )
-    largest = need.largest_batch(memory)
-    if largest:
-        return f"{text}; {largest} should fit"
-    return f"{text}; not one sample fits: model.quantize makes the language model smaller"
+def total_memory(device: str | None) -> int:
+    """Return the bytes of the first GPU or of the main memory; 0 where they are not known."""
+    if device == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device == "cpu" else 0
 
 
-def _more_trained(plan: Plan, size: ModelSize) -> dict[str, int]:
-    """Gradient and moments of a Q-Former that is trained too."""
-    return {"Q-Former's AdamW": size.asking * _SAVED} if _trains_q_former(plan) else {}
-
-
-def _trains_q_former(plan: Plan) -> bool:
-    return "q_former" in (plan.model.get("trainable") or ())
-
-
-def _batch(plan: Plan) -> int | None:
+def _training_batch(draft: Draft) -> int | None:
     """Samples that one process holds at once."""
-    if plan.purpose == "chat":
-        return 1
-    if plan.purpose == "evaluation":
-        return plan.run.get("batch_size_eval")
-    own = [
-        entry.get("batch_size") or plan.run.get("batch_size_train")
-        for entry in plan.datasets.values()
-    ]
+    options = [bound.options for bound in draft.checked.datasets.values()]
+    own = [getattr(each, "batch_size", None) or draft.run.batch_size_train for each in options]
     return max((size for size in own if size), default=None)
 
 
-def _quantize(plan: Plan) -> Quantize:
-    quantize: Quantize = plan.model.get("quantize", "none")
+def _quantize(draft: Draft) -> Quantize:
     has_library = importlib.util.find_spec("bitsandbytes") is not None
-    return (
-        "int8"
-        if quantize == "none" and plan.model.get("low_resource") and has_library
-        else quantize
-    )
+    quantize = draft.model.quantize
+    low = quantize == "none" and draft.model.low_resource and has_library
+    return "int8" if low else quantize
 
 
-def _prompt_tokens(plan: Plan) -> int:
+def _prompt_tokens(draft: Draft) -> int:
     """Tokens of the longest prompt, estimated."""
-    path, template = plan.model.get("prompt_path"), plan.model.get("prompt_template") or "{}"
-    if not path or not os.path.isfile(path):
-        return 0
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    prompts = [template.replace("{}", line) for line in lines if IMAGE_MARK in line]
+    prompts = draft.model.load_prompts()
     return max((len(prompt) // _CHARACTERS for prompt in prompts), default=0)
-
-
-def _language_model(plan: Plan) -> LanguageModelSize | None:
-    folder = plan.model.get("llama_model")
-    return read_language_model_size(folder) if isinstance(folder, str) else None
-
-
-def _model_size(plan: Plan) -> ModelSize | None:
-    language_model, encoder = _language_model(plan), plan.encoder
-    pixels, queries = plan.model.get("image_size"), plan.model.get("num_query_token")
-    known = encoder and language_model and pixels and queries and plan.projection_input
-    if not known or encoder is None or language_model is None:
-        return None
-    return ModelSize(int(pixels or 0), int(queries or 0), encoder, plan.q_former, language_model)

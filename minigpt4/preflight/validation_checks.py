@@ -1,54 +1,50 @@
-"""Validation checks: what is wrong with its settings, told before anything is loaded."""
+"""Validation checks: what is wrong with its settings, reported before anything is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from minigpt4.datasets.options import FolderStorage, ShardStorage, held_out_fault
-from minigpt4.evaluation.validation import FIGURES, SHUFFLED
-from minigpt4.preflight.plan import Plan
+from minigpt4.datasets.options import Stored, validation_set_fault
+from minigpt4.preflight.draft import Draft
 from minigpt4.registry import Fault, nearest
 
 
-def validation_faults(plan: Plan) -> list[Fault]:
-    """What does not go together in the settings of a validation, and of what is held out."""
-    faults, holding = [], []
-    for name, entry in plan.datasets.items():
-        stored = entry.get("build_info")
-        inside = isinstance(stored, ShardStorage | FolderStorage)
-        settings = vars(stored) if inside else entry
-        held = settings.get("val_storage"), settings.get("val_fraction") or 0.0
-        if fault := held_out_fault(*held):
-            key = f"datasets.{name}{'.build_info' if inside else ''}"
-            faults.append(Fault(f"{key}.val_fraction", fault))
+def validation_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield what does not go together in the settings of a validation and of validation sets."""
+    holding = []
+    for name, bound in draft.checked.datasets.items():
+        options = bound.options
+        stored = options.stored if isinstance(options, Stored) else None
+        if stored is not None and (fault := validation_set_fault(stored)):
+            inside = "" if stored is options else ".build_info"
+            yield Fault(f"datasets.{name}{inside}.val_fraction", fault)
         # What a plug-in's data set holds out is known when it is built.
-        if any(held) or "val_fraction" not in settings:
+        if stored is None or stored.val_storage is not None or stored.val_fraction:
             holding.append(name)
-    run = plan.run
-    if not run.get("valid_splits"):
-        if run.get("eval_every_steps") is not None and "valid_splits" in run:
+    run = draft.run
+    if not run.valid_splits:
+        if run.eval_every_steps is not None:
             text = "decides nothing without run.valid_splits; add run.valid_splits=[val]"
-            faults.append(Fault("run.eval_every_steps", text))
-        return faults
-    if plan.datasets.keys() == plan.config.datasets.keys() and not holding:
+            yield Fault("run.eval_every_steps", text)
+        return
+    if not holding:
         text = "no data set holds anything out; give one val_storage or val_fraction"
-        faults.append(Fault("run.valid_splits", text))
-    if run.get("shard") == "fsdp":
+        yield Fault("run.valid_splits", text)
+    if run.shard == "fsdp":
         text = "a language model shared out by run.shard: fsdp cannot be validated; take one out"
-        faults.append(Fault("run.valid_splits", text))
-    return faults + _best_faults(plan, holding)
+        yield Fault("run.valid_splits", text)
+    yield from _best_faults(draft, holding)
 
 
-def _best_faults(plan: Plan, holding: Sequence[str]) -> list[Fault]:
-    run = plan.run
-    if not {"best_metric", "metrics", "valid_captions", "valid_control"} <= run.keys():
-        return []
-    known = [*FIGURES, *(run["metrics"] if run["valid_captions"] else ())]
-    if run["valid_control"]:
+def _best_faults(draft: Draft, holding: Sequence[str]) -> Iterator[Fault]:
+    from minigpt4.evaluation.validation import FIGURES, SHUFFLED
+
+    run = draft.run
+    known = [*FIGURES, *(run.metrics if run.valid_captions else ())]
+    if run.valid_control:
         known += [SHUFFLED + name for name in known]
-    dataset, _, figure = run["best_metric"].rpartition("/")
+    dataset, _, figure = run.best_metric.rpartition("/")
     if figure not in known:
         text = f"unknown figure {figure!r}; {nearest(figure, known)}"
-        return [Fault("run.best_metric", text)]
-    if dataset and dataset not in holding:
+        yield Fault("run.best_metric", text)
+    elif dataset and dataset not in holding:
         text = f"data set {dataset!r} holds nothing out; {nearest(dataset, holding)}"
-        return [Fault("run.best_metric", text)]
-    return []
+        yield Fault("run.best_metric", text)

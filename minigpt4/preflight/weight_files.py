@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from minigpt4.config.checks import check_dimension
 from minigpt4.errors import CheckpointError
-from minigpt4.preflight.memory import read_settings
-from minigpt4.preflight.plan import Plan
-from minigpt4.registry import Fault
+from minigpt4.models.build import convert_blip2
+from minigpt4.preflight.draft import Draft
+from minigpt4.registry import Fault, UnknownOptionError
 from minigpt4.weights.checkpoint import kind_of_file, load_trained, load_weights, trained_weights
 from minigpt4.weights.download import cached
-from minigpt4.weights.names import trained_part
+from minigpt4.weights.names import Tensors, published_name, trained_part
 
 # A file from before torch 1.6 cannot be mapped: it is read whole where that is quick.
 _QUICK = 200_000_000
@@ -26,27 +25,25 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def weight_faults(plan: Plan) -> list[Fault]:
-    """Files that are damaged, hold something else, or are of another size than the model."""
-    return [
-        *_language_model_faults(plan),
-        *_projection_faults(plan),
-        *_visual_encoder_faults(plan),
-        *_q_former_faults(plan),
-    ]
+def weight_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield files that are damaged, hold something else, or are of another size than the model."""
+    for check in (_language_model_faults, _ckpt_faults, _resumed_faults, _tower_faults):
+        try:
+            yield from check(draft)
+        except UnknownOptionError:
+            continue
 
 
-def _language_model_faults(plan: Plan) -> list[Fault]:
+def _language_model_faults(draft: Draft) -> Iterator[Fault]:
     """A folder that lacks its weights or some of their parts, or holds half of one."""
-    folder = plan.model.get("llama_model")
-    if not isinstance(folder, str) or not os.path.isdir(folder):
-        return []
+    folder = draft.model.llama_model
+    if not os.path.isdir(folder):
+        return
     try:
         for file in _files_of(Path(folder)):
             _check_header(file)
     except CheckpointError as error:
-        return [Fault("model.llama_model", str(error))]
-    return []
+        yield Fault("model.llama_model", str(error))
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -85,96 +82,84 @@ def _check_header(file: Path) -> None:
         raise CheckpointError(f"{file}: empty; fetch it again")
 
 
-def _projection_faults(plan: Plan) -> list[Fault]:
-    """``model.ckpt`` and the run to go on with, held against the widths around the projection."""
-    faults = []
-    ckpt, resumed = plan.model.get("ckpt"), plan.run.get("resume_ckpt_path")
-    files = {"model.ckpt": [ckpt] if isinstance(ckpt, str) else list(ckpt or ())}
-    if plan.purpose == "training" and isinstance(resumed, str):
-        files["run.resume_ckpt_path"] = [resumed]
-    for key, names in files.items():
-        try:
-            _check_projection(plan, key, [name for name in names if os.path.isfile(name)])
-        except CheckpointError as error:
-            faults.append(Fault(key, str(error)))
-    return faults
+def _ckpt_faults(draft: Draft) -> Iterator[Fault]:
+    files = [file for file in draft.model.ckpt_files if os.path.isfile(file)]
+    try:
+        _check_projection(draft, files, needed=True)
+    except CheckpointError as error:
+        yield Fault("model.ckpt", str(error))
 
 
-def _check_projection(plan: Plan, key: str, files: list[str]) -> None:
-    weights: dict[str, torch.Tensor] = {}
+def _resumed_faults(draft: Draft) -> Iterator[Fault]:
+    resumed = draft.run.resume_ckpt_path if draft.purpose == "training" else None
+    if resumed is None or not os.path.isfile(resumed):
+        return
+    try:
+        _check_projection(draft, [resumed], needed=False)
+    except CheckpointError as error:
+        yield Fault("run.resume_ckpt_path", str(error))
+
+
+def _check_projection(draft: Draft, files: list[str], needed: bool) -> None:
+    """Compare a projection with the widths around it.
+
+    Args:
+        draft: The draft.
+        files: Files that hold it; a run that is resumed may have trained other parts alone.
+        needed: Whether it must be there.
+    """
+    weights: Tensors = {}
     for file in files:
         weights |= trained_weights(_mapped(file), file)
     own = {name: value for name, value in weights.items() if trained_part(name) == "llama_proj"}
-    # What a run goes on with may be a part that was trained without the projection.
-    if weights and not own and (key == "model.ckpt" or not any(map(trained_part, weights))):
+    if weights and not own and (needed or not any(map(trained_part, weights))):
         raise CheckpointError(
             f"{', '.join(files)}: holds {min(weights)} and no llama_proj.weight"
             + kind_of_file(weights)
         )
-    width = read_settings(plan.model.get("llama_model", "")).get("hidden_size")
-    if not own or not plan.projection_input:
-        return
-    if type(width) is not int or check_dimension(width):
-        return  # another kind of language model, which says it in other words
-    stub = nn.Module()
-    stub.llama_proj = nn.Linear(plan.projection_input, width, device="meta")
-    load_trained(stub, {"model": own}, ", ".join(files), partial=True)
+    if own:
+        stub = nn.Module()
+        stub.llama_proj = draft.meta_model.llama_proj
+        load_trained(stub, {"model": own}, ", ".join(files), partial=True)
 
 
-def _visual_encoder_faults(plan: Plan) -> list[Fault]:
-    size = plan.encoder
-    if size is None:
-        return []
-    last = f"blocks.{size.depth - 1}.norm1.weight"
-    wanted = {
-        "patch_embed.proj.weight": (size.embed_dim, 3, size.patch_size, size.patch_size),
-        "blocks.0.mlp.fc1.weight": (int(size.embed_dim * size.mlp_ratio), size.embed_dim),
-        last: (size.embed_dim,),
-    }
-    return _shape_faults(plan, "vit_model", "pos_embed", "a visual encoder", wanted)
+def _tower_faults(draft: Draft) -> Iterator[Fault]:
+    tower, q_former_file = draft.model.tower, draft.model.q_former_model
+    shapes = {name: value.shape for name, value in draft.towers.state_dict().items()}
+    prefix = "visual_encoder."
+    own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    others = {n: s for n, s in shapes.items() if not n.startswith(prefix)}
+    if text := _complaint(tower.weights, tower.convert, own):
+        yield Fault(draft.model.tower_key("weights"), text)
+    if draft.model.has_qformer:
+        text = _complaint(q_former_file, lambda file: convert_blip2(file, q_former_file), others)
+        if text:
+            yield Fault("model.q_former_model", text)
 
 
-def _q_former_faults(plan: Plan) -> list[Fault]:
-    size, queries = plan.q_former, plan.model.get("num_query_token")
-    if size is None or queries is None:
-        return []
-    last = f"Qformer.bert.encoder.layer.{size.num_hidden_layers - 1}.attention.self.query.weight"
-    wanted: dict[str, tuple[int, ...]] = {
-        "query_tokens": (1, queries, size.hidden_size),
-        last: (size.hidden_size, size.hidden_size),
-    }
-    if plan.encoder:
-        wanted["ln_vision.weight"] = (plan.encoder.embed_dim,)
-    return _shape_faults(plan, "q_former_model", "query_tokens", "a BLIP-2 Q-Former", wanted)
-
-
-def _shape_faults(
-    plan: Plan, key: str, mark: str, kind: str, wanted: Mapping[str, tuple[int, ...]]
-) -> list[Fault]:
-    """A tower's file without its mark, or whose tensors have other sizes than the model's."""
-    origin = plan.model.get(key)
+def _complaint(
+    origin: str, convert: Callable[[Any], Tensors], wanted: Mapping[str, torch.Size]
+) -> str | None:
+    """What is wrong with a tower's file that holds something else, or tensors of other sizes."""
     if origin == "":
-        return [Fault(f"model.{key}", "empty; name a file or URL")]
-    file = cached(origin) if isinstance(origin, str) else None
-    if file is None or not os.path.isfile(file):
-        return []  # a URL that is fetched later, or told already
+        return "empty; name a file or URL"
+    file = cached(origin)
+    if not os.path.isfile(file):
+        return None  # a URL that is fetched later, or reported already
     try:
         content = _mapped(file)
+        if content is None:
+            return None
+        converted = convert(content)
     except CheckpointError as error:
-        return [Fault(f"model.{key}", str(error))]
-    if content is None:
-        return []
-    inner = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(inner, Mapping) or mark not in inner:
-        text = f"{origin}: not {kind} (no {mark} in it){kind_of_file(content)}"
-        return [Fault(f"model.{key}", text)]
-    for name, shape in wanted.items():
-        found = tuple(getattr(inner.get(name), "shape", ()))
-        if found != shape:
-            there = list(found) if name in inner else "not there"
-            text = f"{origin}: {name} is {there}, the model wants {list(shape)}"
-            return [Fault(f"model.{key}", text)]
-    return []
+        return str(error)
+    found = {name: getattr(converted.get(name), "shape", None) for name in wanted}
+    differing = [name for name, shape in wanted.items() if found[name] != shape]
+    if not differing:
+        return None
+    name = max(differing, key=lambda name: len(wanted[name]))  # matrices say more than biases
+    there = list(found[name] or ()) if name in converted else "not there"
+    return f"{origin}: {published_name(name)} is {there}, the model wants {list(wanted[name])}"
 
 
 def _mapped(file: str | Path) -> Any:

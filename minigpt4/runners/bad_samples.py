@@ -9,6 +9,8 @@ from pathlib import Path
 
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.files import JsonLines
+from minigpt4.runners.distributed import Distributed
 
 MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a few hundred on disk
 
@@ -23,18 +25,26 @@ class BadSampleLog:
     is dropped. Until then the file is not touched.
 
     Args:
-        path: Of the file; made with its first line.
+        path: The file; made with its first line.
+        processes: All processes of the run.
 
     Attributes:
         causes: How many different bad samples there are of each cause.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, processes: Distributed) -> None:
         self.path = path
+        self._processes = processes
         self.causes: Counter[str] = Counter()
         self._known: set[bytes] | None = None
 
-    def note(self, found: Iterable[tuple[str, BadSample]]) -> None:
+    def collect(self, found: list[tuple[str, BadSample]]) -> None:
+        """Append the new ones of all processes; all of them must ask, the main process writes."""
+        everything = self._processes.gather(found)
+        if self._processes.main:
+            self.add(everything)
+
+    def add(self, found: Iterable[tuple[str, BadSample]]) -> None:
         """Append the new ones among these pairs of data set and bad sample.
 
         Raises:
@@ -44,16 +54,11 @@ class BadSampleLog:
             if self._known is None:
                 self._known = set()
                 self._read()
-            lines = []
-            for name, bad in found:
-                row = bad.row(name)
-                if self._is_new(row):
-                    lines.append(json.dumps(row) + "\n")
-            if lines:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.writelines(lines)
         except OSError as error:
-            raise MiniGPT4Error(f"{self.path}: cannot be written ({error}); free space") from error
+            raise MiniGPT4Error(f"{self.path}: cannot be read or written ({error})") from error
+        new = [row for name, bad in found if self._is_new(row := bad.row(name))]
+        if new:
+            JsonLines(self.path).append(*new)
 
     def summary(self) -> str:
         """One line on all that are listed; empty without any."""

@@ -1,4 +1,4 @@
-"""Several processes as one run: what they agree on, mean gradients, signals, lost processes."""
+"""Distributed: several processes as one run; mean gradients, lost ranks, when to stop."""
 
 import contextlib
 import os
@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import (
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    reduce,
+    wait_for_everyone,
+)
 from torch import distributed, nn
 
 from minigpt4.errors import MiniGPT4Error, one_line
@@ -22,38 +28,7 @@ _SAME_SIGNAL_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0  # for the others to say that they are there, after one was lost
 
 
-class StopSignals:
-    """SIGTERM and Ctrl-C ask for a stop after the step; a second one stops this process at once.
-
-    Attributes:
-        received: The first signal's number; 0 before.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._since = 0.0
-
-    def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if not self.received:
-            self.received, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > _SAME_SIGNAL_SECONDS:
-            os._exit(128 + number)
-
-
-class Processes:
+class Distributed:
     """The processes of a run.
 
     Args:
@@ -61,14 +36,15 @@ class Processes:
         timeout: Seconds without an answer after which another process counts as lost.
 
     Attributes:
-        rank: Of this one.
-        count: How many there are.
-        main: Whether it is the one that writes and speaks.
+        rank: Rank of this process.
+        count: Number of processes.
+        main: Whether this is the process that writes and logs.
+        device: Device of this process.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
-        self.main = accelerator.is_main_process
+        self.main, self.device = accelerator.is_main_process, accelerator.device
         self._control: distributed.ProcessGroup | None = None
         if self.count > 1:
             # On the CPU: to agree must not wait for a GPU's queue.
@@ -76,8 +52,8 @@ class Processes:
             assert isinstance(group, distributed.ProcessGroup)
             self._control = group
 
-    def largest(self, values: Sequence[int]) -> list[int]:
-        """Element by element the largest of all processes' numbers; all of them must ask.
+    def all_reduce_max(self, values: Sequence[int]) -> list[int]:
+        """Return element by element the largest of all processes' numbers; all must ask.
 
         Raises:
             MiniGPT4Error: when a process does not answer, naming it.
@@ -85,7 +61,7 @@ class Processes:
         if self._control is None:
             return list(values)
         told = torch.tensor(values)
-        with self.naming_the_lost():
+        with self.report_lost_ranks():
             distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._control)
         return [int(value) for value in told]
 
@@ -95,8 +71,32 @@ class Processes:
         Raises:
             MiniGPT4Error: when a process does not answer, naming it.
         """
-        with self.naming_the_lost():
+        with self.report_lost_ranks():
             return list(gather_object(items))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all processes' tensors; all of them must ask.
+
+        Raises:
+            MiniGPT4Error: when a process does not answer, naming it.
+        """
+        with self.report_lost_ranks():
+            return reduce(values, reduction="sum")
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the main process's value; all of them must ask."""
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait for all processes.
+
+        Raises:
+            MiniGPT4Error: when a process does not answer, naming it.
+        """
+        with self.report_lost_ranks():
+            wait_for_everyone()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every gradient becomes its mean over the processes.
@@ -108,23 +108,23 @@ class Processes:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         whole = torch.cat([gradient.flatten() for gradient in gradients])
-        with self.naming_the_lost():
+        with self.report_lost_ranks():
             distributed.all_reduce(whole)
         whole /= self.count
         parts = whole.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def start_equal(self, parameters: Sequence[nn.Parameter]) -> None:
+    def broadcast_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every process takes over the main process's values."""
         if self._control is None:
             return
-        with self.naming_the_lost():
+        with self.report_lost_ranks():
             for parameter in parameters:
                 parameter.data.copy_(broadcast(parameter.data))
 
     @contextlib.contextmanager
-    def naming_the_lost(self) -> Iterator[None]:
+    def report_lost_ranks(self) -> Iterator[None]:
         """Around what waits for all processes: a lost one is named in one line."""
         try:
             yield
@@ -153,3 +153,50 @@ class Processes:
             return "the processes lost each other: the network failed, or one waited too long"
         who = "rank " + names[0] if len(names) == 1 else "ranks " + ", ".join(names)
         return f"{who} died or hangs: what went wrong may stand above"
+
+
+class StopSignals:
+    """Decides when a run stops: SIGTERM and Ctrl-C end it after a step on which all agree.
+
+    A second signal stops this process at once.
+
+    Args:
+        processes: All processes of the run.
+
+    Attributes:
+        received: Number of the first signal of this process; 0 before.
+        agreed: The signal for which all processes stop; 0 before.
+    """
+
+    def __init__(self, processes: Distributed) -> None:
+        self.received = self.agreed = 0
+        self._processes = processes
+        self._since = 0.0
+
+    def any_rank(self, broken: bool) -> bool:
+        """Return whether something is broken in any rank; agree on a stop along the way.
+
+        All processes must ask together.
+        """
+        asked = [self.agreed or self.received, int(broken)]
+        self.agreed, any_broken = self._processes.all_reduce_max(asked)
+        return bool(any_broken)
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > _SAME_SIGNAL_SECONDS:
+            os._exit(128 + number)

@@ -1,5 +1,8 @@
 """Learning-rate schedules: (epoch, step within the epoch) → learning rate.
 
+A schedule receives the keys of the run section that its signature names, and ``iters_per_epoch`` as
+it is in the end; options that it alone has are keys of the run section, too.
+
 Source: the original's two schedulers, quirks included; exact against
 ``tests/golden/lr_schedules.json``. The quirks: the warm-up interpolates on the step *within* the
 epoch, so one that spans an epoch border starts anew; and at its end the rate joins the cosine
@@ -7,7 +10,7 @@ where that is by then, not at ``init_lr``.
 """
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 from minigpt4.errors import ConfigError
 from minigpt4.registry import LR_SCHEDULES
@@ -41,7 +44,6 @@ class LinearWarmupCosineLR:
         iters_per_epoch: Steps of an epoch.
         warmup_steps: Global steps of warm-up.
         warmup_lr: Start of the warm-up; negative means ``init_lr``.
-        decay_rate: Unused here; the step schedule's.
     """
 
     def __init__(
@@ -52,7 +54,6 @@ class LinearWarmupCosineLR:
         iters_per_epoch: int,
         warmup_steps: int = 0,
         warmup_lr: float = -1.0,
-        decay_rate: float | None = None,
     ) -> None:
         self._warmup = _Warmup(init_lr, warmup_lr, warmup_steps)
         self._init_lr, self._min_lr = init_lr, min_lr
@@ -69,16 +70,15 @@ class LinearWarmupCosineLR:
 
 @LR_SCHEDULES.register("linear_warmup_step_lr")
 class LinearWarmupStepLR:
-    """Warm-up formula throughout epoch 0, then a decay by ``decay_rate`` an epoch.
+    """Warm-up formula throughout epoch 0, then a decay by ``lr_decay_rate`` an epoch.
 
     Args:
         init_lr: Peak.
         min_lr: Floor of the decay.
         max_epoch: Epochs of the run.
-        iters_per_epoch: Unused here; the cosine schedule's.
         warmup_steps: Steps of warm-up.
         warmup_lr: Start of the warm-up; negative means ``init_lr``.
-        decay_rate: Factor of each epoch; needed when there is more than one.
+        lr_decay_rate: Factor of each epoch; needed when there is more than one.
     """
 
     def __init__(
@@ -86,37 +86,19 @@ class LinearWarmupStepLR:
         init_lr: float,
         min_lr: float,
         max_epoch: int,
-        iters_per_epoch: int = 0,
         warmup_steps: int = 0,
         warmup_lr: float = -1.0,
-        decay_rate: float | None = None,
+        lr_decay_rate: float | None = None,
     ) -> None:
-        if decay_rate is None and max_epoch > 1:
+        if lr_decay_rate is None and max_epoch > 1:
             raise ConfigError(
                 "run.lr_decay_rate: linear_warmup_step_lr needs it for more than one epoch"
             )
         self._warmup = _Warmup(init_lr, warmup_lr, warmup_steps)
         self._init_lr, self._min_lr = init_lr, min_lr
-        self._decay_rate = 1.0 if decay_rate is None else decay_rate
+        self._decay_rate = 1.0 if lr_decay_rate is None else lr_decay_rate
 
     def __call__(self, epoch: int, step: int) -> float:
         if epoch == 0:
             return self._warmup.at(step)
         return max(self._min_lr, self._init_lr * self._decay_rate**epoch)
-
-
-def build_lr_schedule(settings: dict[str, Any], iters_per_epoch: int) -> LRSchedule:
-    """The schedule that a run's settings name."""
-    schedule: LRSchedule = LR_SCHEDULES.build(
-        settings["lr_sched"],
-        {
-            "init_lr": settings["init_lr"],
-            "min_lr": settings["min_lr"],
-            "max_epoch": settings["max_epoch"],
-            "iters_per_epoch": iters_per_epoch,
-            "warmup_steps": settings["warmup_steps"],
-            "warmup_lr": settings["warmup_lr"],
-            "decay_rate": settings["lr_decay_rate"],
-        },
-    )
-    return schedule

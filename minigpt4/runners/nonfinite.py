@@ -1,22 +1,24 @@
-"""Health: is the model alive, what does it learn from, where does a number stop being finite."""
+"""Non-finite numbers: a dead model before the first step, Inf and NaN in a loss or gradient."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from minigpt4.datasets.samples import Batch, keys_of_images
 from minigpt4.errors import MiniGPT4Error
-from minigpt4.models.llm_input import IGNORED
-from minigpt4.models.minigpt4 import MiniGPT4, target_loss
+from minigpt4.files import JsonLines
+from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.rows import Row, describe_row, row_segments
-from minigpt4.runners.distributed import Processes
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import RunOptions
+from minigpt4.tasks.task import Task
 
 # Logits that hardly differ over the vocabulary say nothing, whatever the input.
 DEAD_SPREAD = 1e-3
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def check_alive(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
+def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
     """One forward before the first step, and what the first sample looks like to the model.
 
     Args:
@@ -40,10 +42,10 @@ def check_alive(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
     """
     spliced = model.splice_batch(batch["image"], rows)
     logits = model.logits(spliced)
-    loss = target_loss(logits, spliced.targets).item()
-    learnt = spliced.targets[:, 1:] != IGNORED
+    predicting, targets = target_logits(logits, spliced.targets)
+    loss = target_loss(predicting, targets).item()
     # The median row: one odd position must not speak for all.
-    spread = logits[:, :-1][learnt].float().std(dim=-1).median().item()
+    spread = predicting.float().std(dim=-1).median().item()
     logger.info("%s", describe_sample(model, batch, rows))
     if not (math.isfinite(loss) and spread >= DEAD_SPREAD):
         module = first_nonfinite(
@@ -109,7 +111,7 @@ def _is_finite(output: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Step:
+class MicroBatch:
     """A micro-batch that was trained on: its number in the run, and this rank's loss."""
 
     number: int
@@ -117,7 +119,7 @@ class Step:
     loss: torch.Tensor
 
 
-class Update:
+class PendingStep:
     """A step of the optimizer that the device may still be at.
 
     Args:
@@ -130,7 +132,9 @@ class Update:
         known: Whether its figures are there already.
     """
 
-    def __init__(self, window: Sequence[Step], norm: torch.Tensor, epoch: int, step: int) -> None:
+    def __init__(
+        self, window: Sequence[MicroBatch], norm: torch.Tensor, epoch: int, step: int
+    ) -> None:
         self.window, self.epoch, self.step = window, epoch, step
         figures = torch.stack([*(done.loss for done in window), norm])
         self.known = not figures.is_cuda
@@ -149,42 +153,35 @@ class Update:
 
 
 class NonFiniteGuard:
-    """Tells where a loss or gradient stopped being finite, and ends the run or leaves it out.
+    """Reports where a loss or gradient stopped being finite; ends the run or skips the step.
 
     Args:
-        action: ``stop`` ends the run at once, ``skip`` only after ``limit`` steps.
-        limit: Steps of the optimizer.
-        path: A JSON line for each micro-batch at fault is added to this file.
-        processes: Of the run.
+        run: Options of the run.
+        path: A JSON line for each such micro-batch is added to this file.
+        processes: All processes of the run.
+        model: The model.
+        task: What a training step is.
 
     Attributes:
         skipped: Steps of the optimizer left out so far.
     """
 
     def __init__(
-        self, action: Literal["stop", "skip"], limit: int, path: Path, processes: Processes
+        self, run: RunOptions, path: Path, processes: Distributed, model: MiniGPT4, task: Task
     ) -> None:
         self.skipped = 0
-        self._action, self._limit, self._path = action, limit, path
-        self._processes = processes
+        self._run, self._path, self._processes = run, path, processes
+        self._model, self._task = model, task
 
-    def handle(
-        self, model: nn.Module, task: Any, window: Sequence[Step], epoch: int, step: int
-    ) -> None:
-        """All processes come here when one has met a number that is not finite.
-
-        Args:
-            model: As it was for the step.
-            task: Of the run.
-            window: This process's micro-batches of the optimizer's step.
-            epoch: Of the step, from 0.
-            step: Within the epoch, from 0.
+    def handle(self, pending: PendingStep) -> None:
+        """Report a step in which a process has met a number that is not finite; all come here.
 
         Raises:
             MiniGPT4Error: saying where and in which samples, if the run is to end.
         """
-        at = {"epoch": epoch, "step": step + 1, "rank": self._processes.rank}
-        own = [at | self._examine(model, task, done) for done in window]
+        window = pending.window
+        at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self._processes.rank}
+        own = [at | self._examine(done) for done in window]
         at_fault = [found for found in own if found["module"] is not None]
         if not at_fault and not all(done.loss.isfinite() for done in window):
             at_fault = own
@@ -194,22 +191,22 @@ class NonFiniteGuard:
         self.skipped += 1
         text = _in_words(found)
         if self._processes.main:
-            self._write(found)
-        if self._action == "stop":
+            JsonLines(self._path).append(*found)
+        if self._run.on_nonfinite == "stop":
             raise MiniGPT4Error(
                 f"{text}; all samples are in {self._path}. Try a lower run.init_lr, run.precision: "
                 "bf16, or run.on_nonfinite: skip"
             )
-        if self.skipped > self._limit:
+        if self.skipped > self._run.max_nonfinite:
             raise MiniGPT4Error(
                 f"{text}; this is step number {self.skipped} that would be left out, more than "
-                f"run.max_nonfinite {self._limit}; all are in {self._path}"
+                f"run.max_nonfinite {self._run.max_nonfinite}; all are in {self._path}"
             )
         if self._processes.main:
             logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
 
-    def _examine(self, model: nn.Module, task: Any, done: Step) -> dict[str, Any]:
-        keys = done.batch["keys"]
+    def _examine(self, done: MicroBatch) -> dict[str, Any]:
+        model, task, keys = self._model, self._task, done.batch["keys"]
         broken = _keys_of_broken_images(done.batch)
         # Also with a broken picture: where the model is shared out, all must run as often.
         module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
@@ -217,13 +214,6 @@ class NonFiniteGuard:
         loss = done.loss.item()
         told = loss if math.isfinite(loss) else str(loss)  # json knows neither NaN nor infinity
         return {"loss": told, "module": module, "keys": broken or keys}
-
-    def _write(self, found: Sequence[dict[str, Any]]) -> None:
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in found)
-        except OSError as error:
-            raise MiniGPT4Error(f"{self._path}: cannot be written ({error})") from error
 
 
 def _keys_of_broken_images(batch: Batch) -> list[str]:

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-from minigpt4.config import Config
-from minigpt4.config.checks import check_file
 from minigpt4.errors import CheckpointError, MiniGPT4Error
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import RunOptions
 from minigpt4.runners.run_folder import STATE, RunFolder, load_state
 from minigpt4.runners.run_record import record
 from minigpt4.weights.checkpoint import load_weights
@@ -20,107 +17,96 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
-    """How a run starts.
+class ResumePoint:
+    """Where a run starts.
 
     Attributes:
-        folder: Its own.
+        folder: Its own folder.
         state: What to take up; None at the beginning.
         origin: Where the state was read, for messages.
-        log_bytes: Of the folder's log, what belongs to the run up to the state.
+        same_folder: Whether the state is from this folder, whose files the run continues.
     """
 
     folder: RunFolder
     state: dict[str, Any] | None = None
     origin: str = ""
-    log_bytes: int = 0
+    same_folder: bool = False
+
+    @property
+    def step(self) -> int:
+        """Steps that are done already."""
+        return int(self.state["step"]) if self.state else 0
 
 
-def check_resumable(value: str) -> str | None:
-    """Complaint about what is neither a run's folder nor a file to go on from."""
-    folder = Path(value)
-    if os.path.isdir(folder):  # also for names that no folder can have
-        held = any(folder.glob("state_*.pth")) and (folder / "config.yaml").is_file()
-        return None if held else f"{value} is no folder of a run with a state_….pth in it"
-    return check_file(value)
-
-
-def find_start(
-    accelerator: Accelerator,
-    config: Config,
-    settings: dict[str, Any],
+def find_resume_point(
+    processes: Distributed,
+    config: dict[str, Any],
+    run: RunOptions,
     iters_per_epoch: int,
-    total_steps: int,
-) -> Start:
-    """The main process chooses; all others start where it does.
+) -> ResumePoint:
+    """Return where the run starts; the main process chooses, all others start where it does.
 
     Args:
-        accelerator: The processes of the run.
-        config: Of the run.
-        settings: Its run section, with defaults.
+        processes: All processes of the run.
+        config: Resolved config of the run.
+        run: Its run section.
         iters_per_epoch: Steps of an epoch.
-        total_steps: Of the run: one that has done so many is finished.
 
     Raises:
         MiniGPT4Error: for a state that cannot be used, a folder that cannot be written.
     """
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
+    found: ResumePoint | MiniGPT4Error | None = None
+    if processes.main:
         try:
-            found = [_choose(accelerator, config, settings, iters_per_epoch, total_steps)]
+            found = _choose(processes.count, config, run, iters_per_epoch)
         except MiniGPT4Error as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], MiniGPT4Error):
-        raise found[0]
-    assert isinstance(found[0], Start)
-    return found[0]
+            found = error
+    found = processes.broadcast(found)
+    if isinstance(found, MiniGPT4Error):
+        raise found
+    assert isinstance(found, ResumePoint)
+    return found
 
 
 def _choose(
-    accelerator: Accelerator,
-    config: Config,
-    settings: dict[str, Any],
-    iters_per_epoch: int,
-    total_steps: int,
-) -> Start:
-    resolved, output_dir = config.resolved(), settings["output_dir"]
-    processes, seed = accelerator.num_processes, settings["seed"]
-    # torchrun --max-restarts starts all processes anew after one has died.
+    processes: int, config: dict[str, Any], run: RunOptions, iters_per_epoch: int
+) -> ResumePoint:
+    total_steps = run.max_epoch * iters_per_epoch
+    # torchrun --max-restarts starts all processes again after one has died.
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     launch = os.environ.get("TORCHELASTIC_RUN_ID") if restarted else None
-    given = settings["resume_ckpt_path"]
+    given = run.resume_ckpt_path
     folder = None
-    if settings["resume"] == "auto" or restarted:
-        auto = settings["resume"] == "auto"
-        folder = RunFolder.find(output_dir, resolved, total_steps, None if auto else launch)
+    if run.resume == "auto" or restarted:
+        launch = None if run.resume == "auto" else launch
+        folder = RunFolder.find(run.output_dir, config, total_steps, launch)
     elif given and Path(given).is_dir():
         folder = RunFolder(Path(given))
         if not folder.lock():
             raise MiniGPT4Error(f"run.resume_ckpt_path: {given}: another process works on this run")
     if folder is not None:
         start = _go_on(folder)
-        record(folder.path, resolved, seed, processes)
+        record(folder.path, config, run.seed, processes)
         return start
     state = _from_file(Path(given), iters_per_epoch) if given else None
-    folder = RunFolder.create(output_dir, resolved, seed, processes)
+    folder = RunFolder.create(run.output_dir, config, run.seed, processes)
     if state is None:
-        return Start(folder)
+        return ResumePoint(folder)
     if state["step"] >= total_steps:
         logger.warning("%s: its run has finished all of its %d steps", given, total_steps)
     logger.info("going on after step %d of %s, in a folder of its own", state["step"], given)
-    return Start(folder, state, str(given))
+    return ResumePoint(folder, state, str(given))
 
 
-def _go_on(folder: RunFolder) -> Start:
+def _go_on(folder: RunFolder) -> ResumePoint:
     """The same run again, where it was saved last."""
     folder.clear_half_written()
     state = folder.newest_state()
     if state is None:
         logger.info("%s: nothing was saved yet; this run starts anew in it", folder.path)
-        return Start(folder)
+        return ResumePoint(folder)
     logger.info("%s: going on after step %d", folder.path, state["step"])
-    return Start(folder, state, str(folder.path), state["log_bytes"])
+    return ResumePoint(folder, state, str(folder.path), same_folder=True)
 
 
 def _from_file(path: Path, iters_per_epoch: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The folder of one run: its record, checkpoints, and the states from which it can be resumed."""
 
-import fcntl
 import json
 import logging
 import os
@@ -14,8 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.config.checks import check_file
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
-from minigpt4.files import write_atomically
+from minigpt4.files import lock_folder, write_atomically
 from minigpt4.runners.run_record import record
 from minigpt4.weights.checkpoint import load_weights, save_atomically
 
@@ -92,15 +92,9 @@ class RunFolder:
 
     def lock(self) -> bool:
         """Keep other processes from going on with this run; False where one does already."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        self._lock = lock_folder(self.path)
+        if self._lock is None:
             return False
-        except OSError:  # a file system without locks
-            pass
-        self._lock = descriptor  # the lock goes with the process, however it ends
         # A reader that outlives a killed trainer by a moment must not hold it.
         os.register_at_fork(after_in_child=self.unlock)
         return True
@@ -178,6 +172,15 @@ def is_whole(path: Path) -> bool:
             return file.testzip() is None
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
         return False
+
+
+def check_resumable(value: str) -> str | None:
+    """Return what is wrong with what is neither a run's folder nor a file to go on from."""
+    folder = Path(value)
+    if os.path.isdir(folder):  # also for names that no folder can have
+        held = any(folder.glob("state_*.pth")) and (folder / "config.yaml").is_file()
+        return None if held else f"{value} is no folder of a run with a state_….pth in it"
+    return check_file(value)
 
 
 def _comparable(config: dict[str, Any]) -> Any:

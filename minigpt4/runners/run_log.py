@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.runners.json_lines import JsonLines
+from minigpt4.files import JsonLines
 from minigpt4.runners.trackers import Trackers
 
 _Words = dict[str, Callable[[float], str]]
@@ -167,10 +167,13 @@ class RunLog:
             where = f"{self._title(epoch)}, step {step}/{self._steps_per_epoch}"
             logger.info("%s, valid %s: %s", where, name, in_words(values))
 
-    @property
-    def size(self) -> int:
-        """Bytes of ``log.txt``; 0 when there is none."""
-        return self.lines.size
+    def state(self) -> dict[str, Any]:
+        """Return the size of ``log.txt`` in bytes."""
+        return {"log_bytes": self.lines.size}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Cut what was written after :meth:`state` was asked; a new run's log has nothing."""
+        self.truncate(state["log_bytes"])
 
     def truncate(self, size: int) -> None:
         """Cut what an interrupted run had written after its last save; see :class:`JsonLines`."""

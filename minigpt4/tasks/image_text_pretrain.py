@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import torch
 
-from minigpt4.chat import Chat
 from minigpt4.conversation import TEMPLATES, Template, plain_text
 from minigpt4.datasets.samples import Batch, Text, Turn, to_device
 from minigpt4.models.llm_input import IMAGE_MARK
@@ -16,7 +15,7 @@ from minigpt4.models.rows import Row, stage_rows
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
 from minigpt4.tasks.dialogue import ending, exchanges, open_prompt
-from minigpt4.tasks.multiple_choice import choose
+from minigpt4.tasks.task import Generator
 
 _Kind = Literal["caption", "answer", "choices"]  # of what is asked for
 
@@ -82,7 +81,7 @@ class ImageTextPretrainTask:
         return loss
 
     @torch.no_grad()
-    def evaluation_step(self, chat: Chat, batch: Batch, numbers: Sequence[int]) -> list[str]:
+    def evaluation_step(self, chat: Generator, batch: Batch, numbers: Sequence[int]) -> list[str]:
         """What the model says to each sample of a batch, asked in the form it was trained in.
 
         Of a sample with choices it is the likeliest one, which tells how likely each was.
@@ -111,18 +110,18 @@ class ImageTextPretrainTask:
             if kind == "choices":
                 choices = [facts[place]["choices"] for place in places]
                 endings = [self._ending(chat, batch["text"][place]) for place in places]
-                texts = choose(chat, prompts, pictures, choices, endings)
+                texts = chat.choose(prompts, pictures, choices, endings)
             else:
                 stop = model.end_sym if kind == "caption" else chat.template.stop
                 texts = chat.generate(prompts, pictures, stop, chat.options)
             answers |= zip(places, texts, strict=True)
         return [answers[place] for place in range(len(numbers))]
 
-    def _ending(self, chat: Chat, text: Text) -> str:
+    def _ending(self, chat: Generator, text: Text) -> str:
         """What an answer of a sample's form was taught to end with."""
         return chat.model.end_sym if isinstance(text, str) else ending(chat.template)
 
-    def _asked(self, chat: Chat, text: Text, images: int, number: int) -> tuple[_Kind, str]:
+    def _asked(self, chat: Generator, text: Text, images: int, number: int) -> tuple[_Kind, str]:
         """What is asked for of a sample, and the prompt that asks."""
         plain = _plain(chat.model.tokenizer, chat.template)
         if self._question is not None:

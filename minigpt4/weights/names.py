@@ -82,6 +82,15 @@ def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
     return converted
 
 
+def published_name(name: str) -> str:
+    """Return the name that a weight of our towers has in EVA's or BLIP-2's file."""
+    if not name.startswith("q_former."):
+        return name.removeprefix("visual_encoder.")
+    for theirs, ours in _Q_FORMER_NAMES:
+        name = name.replace(ours, theirs)
+    return name.replace("q_former.", "Qformer.bert.", 1)
+
+
 def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
     """The ``llama_model.*`` part of the original's weights, for transformers' LLaMA."""
     prefix = "llama_model."

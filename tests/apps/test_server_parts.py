@@ -8,12 +8,16 @@ import pytest
 from minigpt4.__main__ import main as run_command
 from minigpt4.apps.arguments import open_socket
 from minigpt4.apps.server.answering import Answer, Order, certain, cut_at_stops
-from minigpt4.apps.server.messages import Dialogue, Picture, to_dialogue
 from minigpt4.apps.server.replies import RequestError, as_request_error, encode, error_object
-from minigpt4.apps.server.serving import is_loopback
-from minigpt4.apps.server.wire import ChatRequest, read_request
+from minigpt4.apps.server.requests import (
+    ChatRequest,
+    Dialogue,
+    Picture,
+    read_request,
+    to_dialogue,
+)
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
-from minigpt4.cli.serve import KEY_VARIABLE, read_key
+from minigpt4.cli.serve import KEY_VARIABLE, is_loopback, read_key
 from minigpt4.errors import ConfigError, DataError
 from tests.helpers.messages import one_line
 from tests.helpers.repo import EntryPoint

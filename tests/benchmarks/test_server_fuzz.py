@@ -35,6 +35,7 @@ EVENTS = "text/event-stream"
         (reply(400, ERROR), None),
         (reply(200, CHUNK + b"data: [DONE]\n\n", EVENTS), None),
         (reply(500, ERROR), "status 500"),
+        (reply(400, server_fuzz.NO_HTTP, "text/plain"), None),
         (reply(400, b"Bad", "text/plain"), "content type 'text/plain'"),
         (reply(400, b"Bad"), "no JSON"),
         (reply(400, b'{"detail": "a"}'), "no error as OpenAI's clients know them"),

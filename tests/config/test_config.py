@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from minigpt4.config import Config, check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.data_files import pair, write_tar
 from tests.helpers.messages import one_line, several_lines
 
@@ -58,7 +59,7 @@ class Writer:
 
     def check(self, content: str | dict[str, Any], *options: str) -> Config:
         config = self.load(content, *options)
-        check_training(config)
+        preflight(config, "training")
         return config
 
 
@@ -315,7 +316,7 @@ def test_several_faults_come_at_once(writer: Writer, sections: dict[str, Any]) -
 
 def test_a_demo_needs_no_run_section(writer: Writer, sections: dict[str, Any]) -> None:
     config = writer.load({"model": sections["model"]})
-    check_config(config, sections=("model",))
+    check_sections(config, "chat")
 
 
 # Files, sections and options that cannot be read

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from minigpt4.__main__ import main
 from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import MODELS
 from tests.helpers.llama_folders import TRAINED, llama_folder
 from tests.helpers.repo import EntryPoint
@@ -61,7 +61,7 @@ def load(tmp_path: Path, text: str, *options: str) -> Config:
     paths["datasets.cc_sbu.build_info.storage"] = paths["datasets.laion.build_info.storage"]
     given = [f"{name}={paths[name]}" for name in (*names, "datasets.cc_sbu.build_info.storage")]
     config = load_config(file, [*given, "run.device=auto", *options])
-    check_training(config)
+    preflight(config, "training")
     return config
 
 

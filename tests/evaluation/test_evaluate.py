@@ -114,7 +114,7 @@ def test_rescoring_generates_nothing_and_takes_the_scores_place(
 def test_one_question_for_all_samples(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
     asked = "Write a poem about this image."
     arguments = ["evaluate", "--cfg-path", few / "mine.yaml", "--output", tmp_path / "out"]
-    more = ["--prompt", asked, "--metrics", "poem_failure"]
+    more = ["--prompt", asked, "--metrics", "length"]
     run_entry.ok(command, *arguments, *more)
     chat = load_chat(str(few / "mine.yaml"))
     files = [few / "heldout_seen" / "image" / f"{n}.jpg" for n in range(5)]
@@ -131,7 +131,7 @@ def test_a_judge_is_asked_about_each_caption_once_in_all(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-this-test")
     output = copied(evaluated, tmp_path / "out")
-    metrics = ["--metrics", "judged_coverage", "judged_captions"]
+    metrics = ["--metrics", "judged_captions"]
     with chat_server() as server:
         server.answer = lambda text, _: completion(
             "Yes." if "Caption: a red circle" in text else "No, it does not."
@@ -146,7 +146,7 @@ def test_a_judge_is_asked_about_each_caption_once_in_all(
         assert run_entry(command, *arguments)[0] == 0
         assert len(server.requests) == asked, "verdicts are kept"
     first = read_rows(output / "mine.jsonl")[0]
-    assert first["score"] == {"judged_coverage": 0.5, "judged_captions": 1.0}
+    assert first["score"] == {"judged_captions": 1.0}
     assert first["notes"] == {"judged": ["yes", "no"]}
     assert {file.name for file in output.iterdir()} == {"mine.jsonl", "summary.json", "judge"}
 
@@ -160,7 +160,7 @@ def test_a_judge_that_answers_nonsense_is_asked_again_and_counted(
             "yes" if "single word" in text and "Caption: a square" in text else "Bananas! Yes, no?"
         )
         arguments = ["evaluate", "--rescore", "--output", output, "--api-base", server.api_base]
-        run_entry.ok(command, *arguments, "--metrics", "judged_coverage", "length")
+        run_entry.ok(command, *arguments, "--metrics", "judged_captions", "length")
         questions = len(server.asked)
     pairs = {
         (row["output"], text)
@@ -170,8 +170,8 @@ def test_a_judge_that_answers_nonsense_is_asked_again_and_counted(
     assert questions == 2 * len(pairs), "once, and once with a reminder"
     assert read_rows(output / "mine.jsonl")[1]["notes"] == {"judged": ["unclear", "yes"]}
     summary = summary_of(output)
-    assert summary["judged_coverage"] == 1.0
-    counts = summary["counts"]["judged_coverage"]
+    assert summary["judged_captions"] == 1.0
+    counts = summary["counts"]["judged_captions"]
     assert counts == {"unclear": 15, "unscored": 4}
     assert "the judge: unclear to 15 of 16 questions" in caplog.text
 
@@ -202,7 +202,7 @@ def test_a_judge_that_has_gone_is_one_line_and_the_outputs_stay(
         (["--metrics", "bleu"], "--cfg-path: missing"),
         (["--cfg-path", TINY, "--metrics", "blue"], "run.metrics: unknown metric 'blue'; known: "),
         (["--cfg-path", TINY, "--prompt", " "], "--prompt: empty"),
-        (["--cfg-path", TINY, "--metrics", "judged_coverage"], "judged_coverage asks a judge"),
+        (["--cfg-path", TINY, "--metrics", "judged_captions"], "judged_captions asks a judge"),
         (["--cfg-path", TINY, "--api-base", "judge"], "--api-base judge: is no address"),
         (["--cfg-path", TINY, "--attempts", "0"], "--attempts: 0 must be greater than 0"),
         (["--cfg-path", TINY, "--max-cost", "3"], "--max-cost: needs --price-in"),

@@ -25,12 +25,10 @@ def test_two_thirds_of_the_words_that_say_something_cover(caption: str, covered:
     assert score_rows(["coverage"], rows).means["coverage"] == covered
 
 
-def test_share_and_number_of_an_images_captions() -> None:
+def test_a_caption_without_a_content_word_is_unclear() -> None:
     captions = ["A man rides a wave.", "A dog.", "The ocean", "of it"]
-    scores = score_rows(
-        ["coverage", "covered_captions"], [{"output": OUTPUT, "references": captions}]
-    )
-    assert scores.means == {"coverage": pytest.approx(2 / 3), "covered_captions": 2.0}
+    scores = score_rows(["coverage"], [{"output": OUTPUT, "references": captions}])
+    assert scores.means == {"coverage": pytest.approx(2 / 3)}
     assert scores.counts["coverage"] == {"unclear": 1}
     assert scores.notes == [{"covered": ["yes", "no", "yes", "unclear"]}]
 
@@ -47,19 +45,19 @@ def test_a_judges_verdicts_count_and_unclear_ones_do_not() -> None:
         {"output": "x", "references": ["yes", "no", "no", "yes", "unclear"]},
         {"output": "y", "references": ["unclear", "no reply"]},
     ]
-    scores = score_rows(["judged_coverage", "judged_captions"], rows, Parts(judge=Told()))
-    assert scores.rows == [{"judged_coverage": 0.5, "judged_captions": 2.0}, {}]
+    scores = score_rows(["judged_captions"], rows, Parts(judge=Told()))
+    assert scores.rows == [{"judged_captions": 2.0}, {}]
     counts = {"unclear": 2, "no reply": 1, "unscored": 1}
-    assert scores.counts["judged_coverage"] == counts
+    assert scores.counts["judged_captions"] == counts
 
 
 def test_a_judge_who_is_never_clear_leaves_no_figure_and_no_fault() -> None:
     rows = [{"output": "x", "references": ["unclear"]}]
-    scores = score_rows(["judged_coverage", "length"], rows, Parts(judge=Told()))
+    scores = score_rows(["judged_captions", "length"], rows, Parts(judge=Told()))
     assert scores.means == {"length": 1.0}
-    assert scores.counts["judged_coverage"] == {"unclear": 1, "unscored": 1}
+    assert scores.counts["judged_captions"] == {"unclear": 1, "unscored": 1}
 
 
 def test_without_a_judge_one_is_asked_for() -> None:
-    with one_line(MiniGPT4Error, "judged_coverage asks a judge", "--api-base"):
-        score_rows(["judged_coverage"], [])
+    with one_line(MiniGPT4Error, "judged_captions asks a judge", "--api-base"):
+        score_rows(["judged_captions"], [])

@@ -1,7 +1,7 @@
 import pytest
 
 from minigpt4.metrics import score_rows
-from minigpt4.metrics.failures import description_faults, poem_faults
+from minigpt4.metrics.failures import description_faults
 
 SOUND = [
     "The image shows a dog. It sits on a sofa, and looks very, very happy.",
@@ -35,22 +35,6 @@ def test_a_sound_description_has_no_fault(text: str) -> None:
 )
 def test_what_is_wrong_with_a_description_has_a_name(text: str, faults: list[str]) -> None:
     assert description_faults(text) == faults
-
-
-@pytest.mark.parametrize(
-    ("text", "faults"),
-    [
-        ("Roses are red,\nviolets are blue", []),
-        ("O dog, my friend so true,\nO dog, my friend so true,\nI sing of you", []),
-        ("Row, row, row your boat", []),
-        ("Roses are red,\nviolets are blue,", ["unfinished"]),
-        ("Roses are red,\nviolets are the", ["unfinished"]),
-        ("The dog is here\n" * 3, ["repeated"]),
-        ("so sweet and so sweet and so sweet and so sweet and so mild", ["repeated"]),
-    ],
-)
-def test_a_poem_may_end_openly_and_say_a_line_twice(text: str, faults: list[str]) -> None:
-    assert poem_faults(text) == faults
 
 
 def test_rates_and_reasons_are_told() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
-from minigpt4.metrics import Objects, Parts, score_rows
-from minigpt4.metrics.object_words import (
+from minigpt4.metrics import Parts, score_rows
+from minigpt4.metrics.hallucination import (
     NOTHING,
     ObjectWords,
     load_annotated_objects,
@@ -69,8 +69,8 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "words.yaml"
     file.write_text("circle: [disc, round]\nsquare: []\nnothing: [round table]\n")
     rows = [{"output": "discs and a square", "objects": ["circle"], "references": []}]
-    objects = Objects(load_object_words(file))
-    assert score_rows(CHAIR, rows, Parts(objects=objects)).means["chair_i"] == 0.5
+    parts = Parts(object_words=load_object_words(file))
+    assert score_rows(CHAIR, rows, parts).means["chair_i"] == 0.5
     assert ObjectWords({"circle": ["round"], NOTHING: ["round table"]}).find("a round table") == []
 
 
@@ -93,7 +93,7 @@ def test_objects_come_from_cocos_annotations_where_rows_have_none(tmp_path: Path
         {"image": "0.tar/COCO_8", "output": "A dog.", "references": []},
         {"image": "COCO_9.jpg", "output": "A dog.", "references": []},
     ]
-    scores = score_rows(CHAIR, rows, Parts(objects=Objects(of_images=found)))
+    scores = score_rows(CHAIR, rows, Parts(image_objects=found))
     assert scores.means["chair_s"] == 0.5
     assert scores.counts["chair_s"] == {"unscored": 1}
 

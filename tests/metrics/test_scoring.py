@@ -13,7 +13,7 @@ from minigpt4.metrics import (
     lower_is_better,
     score_rows,
 )
-from minigpt4.metrics.matching import exact_match
+from minigpt4.metrics.question_answering import exact_match
 from minigpt4.registry import METRICS
 from tests.helpers.messages import one_line
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import train
 from minigpt4.chat import load_chat
-from minigpt4.config import check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
@@ -266,10 +267,7 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
     weights = {n: case.weights[n].clone() for n in case.weights if n.startswith(names)}
     model = build_recorded(case)
     everything = MiniGPT4(
-        model.visual_encoder,
-        model.ln_vision,
-        model.q_former,
-        model.query_tokens,
+        model,
         model.llama_model,
         model.tokenizer,
         trainable=("llama_proj", "q_former"),
@@ -301,7 +299,7 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
 )
 def test_what_cannot_be_trained_is_found_by_the_check(option: str, mention: str) -> None:
     with one_line(ConfigError, TINY, mention):
-        check_config(load_config(TINY, ["model.ckpt=", option]), sections=("model",))
+        check_sections(load_config(TINY, ["model.ckpt=", option]), "chat")
 
 
 def test_parts_that_a_model_lacks_are_refused() -> None:
@@ -316,7 +314,7 @@ def test_without_peft_lora_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     hide_package(monkeypatch, "peft")
     config = load_config(TINY, ["model.ckpt=", "model.trainable=[llama_proj,lora]"])
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
-        check_config(config, sections=("model",))
+        check_sections(config, "chat")
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
         build(trainable="llama_proj,lora")
 

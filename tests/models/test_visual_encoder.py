@@ -1,12 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
-from minigpt4.models.visual_encoder import (
+from minigpt4.models.vision_tower import cast_to_half
+from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
-    build_ln_vision,
     build_visual_encoder,
     resize_position_embedding,
-    shorten_weights,
 )
 from minigpt4.weights.names import convert_q_former, convert_visual_encoder
 
@@ -22,7 +22,7 @@ def test_resizing_keeps_the_class_token_and_the_dtype() -> None:
 def test_only_matrices_are_shortened(dtype: torch.dtype) -> None:
     size = VisualEncoderSize(patch_size=2, embed_dim=8, depth=1, num_heads=2, mlp_ratio=2.0)
     encoder = build_visual_encoder(4, size)
-    shorten_weights(encoder, dtype)
+    cast_to_half(encoder, dtype)
     short = {name for name, value in encoder.named_parameters() if value.dtype == dtype}
     assert {name.rsplit(".", 1)[0].split("blocks.0.")[-1] for name in short} == {
         "patch_embed.proj",
@@ -44,7 +44,7 @@ def test_encoder_and_ln_vision_have_the_originals_eps() -> None:
     encoder = build_visual_encoder(4, size)
     eps = {m.eps for m in encoder.modules() if isinstance(m, torch.nn.LayerNorm)}
     assert eps == {1e-6}
-    assert build_ln_vision(8).eps == 1e-5
+    assert nn.LayerNorm(8).eps == 1e-5
     assert encoder.forward_features(torch.zeros(3, 3, 4, 4)).shape == (3, 5, 8)
 
 

@@ -147,13 +147,13 @@ def test_weights_of_something_else(checked: Checked, tmp_path: Path, key: str, k
     ("option", "text"),
     [
         ("model.visual_encoder.embed_dim=64", "patch_embed.proj.weight is [128, 3, 14, 14]"),
-        ("model.visual_encoder.depth=9", "blocks.8.norm1.weight is not there"),
+        ("model.visual_encoder.depth=9", "blocks.5.attn.qkv.weight is not there"),
         ("model.num_query_token=8", "query_tokens is [1, 16, 128], the model wants [1, 8, 128]"),
         ("model.q_former.num_hidden_layers=3", "layer.2.attention.self.query.weight is not there"),
         ("model.visual_encoder.num_heads=3", "128 is no multiple of the number of heads, 3"),
         ("model.image_size=7", "7 pixels are less than a patch (14)"),
         ("model.has_qformer=False", "llama_proj.weight is [160, 128], this model wants [160, 512]"),
-        ("model.visual_encoder.depth=0", "depth: 0 must be from 1 to 1,000,000"),
+        ("model.visual_encoder.depth=0", "depth: 0 must be from 1 to 1,000"),
         ("model.visual_encoder.mlp_ratio=2.0", "mlp.fc1.weight is [512, 128], the model wants [25"),
         ("model.visual_encoder.mlp_ratio=1e308", "must be greater than 0 and at most 1,000"),
         ("model.q_former.hidden_size=9223372036854775807", "hidden_size: 9223372036854775807 must"),
@@ -165,6 +165,36 @@ def test_dimensions_that_the_weights_do_not_have(
     code, lines = checked(option, f"model.ckpt={projection}")
     assert code == 2
     assert any(text in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "name"),
+    [
+        ("vit_model", "eva_vit.pth", "blocks.2.attn.proj.bias"),
+        ("q_former_model", "q_former.pth", "Qformer.bert.embeddings.LayerNorm.weight"),
+        ("q_former_model", "q_former.pth", "ln_vision.bias"),
+    ],
+)
+def test_every_weight_of_a_tower_is_compared(
+    checked: Checked, tmp_path: Path, key: str, file: str, name: str
+) -> None:
+    content = torch.load(f"assets/tiny/{file}", weights_only=True)
+    weights = content.get("model", content)
+    del weights[name]
+    torch.save(content, tmp_path / file)
+    code, (line,) = checked(f"model.{key}={tmp_path}/{file}")
+    assert code == 2
+    assert f"{tmp_path}/{file}: {name} is not there, the model wants [" in line
+
+
+def test_more_blocks_and_positions_in_a_visual_encoder_are_no_fault(
+    checked: Checked, tmp_path: Path
+) -> None:
+    weights = torch.load("assets/tiny/eva_vit.pth", weights_only=True)
+    weights["pos_embed"] = torch.zeros(1, 1 + 16**2, 128)
+    torch.save(weights, tmp_path / "eva.pth")
+    options = [f"model.vit_model={tmp_path}/eva.pth", "model.visual_encoder.depth=3"]
+    assert checked(*options) == (0, [])
 
 
 def test_without_a_q_former_its_file_is_not_looked_at(checked: Checked, tmp_path: Path) -> None:
@@ -357,11 +387,27 @@ def test_a_gpu_that_is_too_small_is_a_warning(
     assert warning.startswith(f"{STAGE1}: a batch of 4 needs about 1.0 GB of GPU memory")
 
 
-def test_check_tells_the_memory_of_a_full_size_model_without_a_gpu(
-    run_entry: EntryPoint, tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("gpu", "texts"),
+    [
+        (True, ["GPU memory of one process", r"language model +13\.5 GB", "fit: 30 in 24 GiB"]),
+        (False, ["Main memory of one process", r"language model +27\.0 GB"]),
+    ],
+)
+def test_check_tells_the_memory_of_a_full_size_model_where_it_will_run(
+    run_entry: EntryPoint,
+    tmp_path: Path,
+    scenes: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    texts: list[str],
 ) -> None:
     folder = llama_folder(tmp_path / "llama", "Vicuna-7B")
     write_weights(folder, {"weight": torch.zeros(1)}, form="safetensors", shards=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr("minigpt4.preflight.machine.total_memory", lambda _: 10**15)
     given = [f"model.llama_model={folder}", f"run.output_dir={tmp_path}/out", "run.device=auto"]
     given += [
         f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in ("laion", "cc_sbu")
@@ -370,9 +416,9 @@ def test_check_tells_the_memory_of_a_full_size_model_without_a_gpu(
         yaml_file = "train_configs/minigpt4_stage1_pretrain.yaml"
         code, stderr = run_entry(main, "check", yaml_file, "--options", *given)
     assert code == 0, stderr
-    (table,) = [r.getMessage() for r in caplog.records if "GPU memory" in r.getMessage()]
-    assert re.search(r"language model +13\.5 GB", table)
-    assert re.search(r"activations of 66 tokens, × 64 ", table)
+    (table,) = [r.getMessage() for r in caplog.records if "memory of one" in r.getMessage()]
+    for text in (*texts, r"activations of 66 tokens, × 64 "):
+        assert re.search(text, table)
 
 
 # The command line

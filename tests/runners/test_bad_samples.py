@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.runners import bad_samples
 from minigpt4.runners.bad_samples import BadSampleLog
+from minigpt4.runners.distributed import Distributed
 from tests.helpers.messages import one_line
 
+ALONE = Distributed(Accelerator(cpu=True), 60)
 IN_A_SHARD = BadSample("/x/0.tar/000012", "unreadable image", "cut", "/x/0.tar")
 WHOLE_SHARD = BadSample("/x/1.tar", "empty shard", shard="/x/1.tar")
 PAIR = BadSample("17", "no image", "none in /x/image")
@@ -23,7 +26,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 def test_a_line_names_data_set_shard_key_and_cause(tmp_path: Path) -> None:
     file = tmp_path / "bad_samples.jsonl"
-    BadSampleLog(file).note([("laion", IN_A_SHARD), ("laion", WHOLE_SHARD), ("align", PAIR)])
+    BadSampleLog(file, ALONE).add([("laion", IN_A_SHARD), ("laion", WHOLE_SHARD), ("align", PAIR)])
     assert rows(file) == [
         {
             "dataset": "laion",
@@ -38,23 +41,23 @@ def test_a_line_names_data_set_shard_key_and_cause(tmp_path: Path) -> None:
 
 
 def test_an_endless_stream_lists_a_sample_once(tmp_path: Path) -> None:
-    log = BadSampleLog(tmp_path / "bad_samples.jsonl")
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", ALONE)
     other_cause = BadSample(IN_A_SHARD.key, "no json", shard="/x/0.tar")
     other_words = BadSample(IN_A_SHARD.key, IN_A_SHARD.cause, "other words", "/x/0.tar")
     for _ in range(3):
-        log.note([("laion", IN_A_SHARD), ("laion", other_words)])
-        log.note([("laion", other_cause), ("cc_sbu", IN_A_SHARD)])
+        log.add([("laion", IN_A_SHARD), ("laion", other_words)])
+        log.add([("laion", other_cause), ("cc_sbu", IN_A_SHARD)])
     assert len(rows(log.path)) == 3
     assert log.causes == {"unreadable image": 2, "no json": 1}
 
 
 def test_the_summary_counts_by_cause_in_one_line(tmp_path: Path) -> None:
-    log = BadSampleLog(tmp_path / "bad_samples.jsonl")
-    log.note([])
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", ALONE)
+    log.add([])
     assert log.summary() == ""
     assert not log.path.exists()
-    log.note([("laion", BadSample(f"0.tar/{n}", "no json", shard="0.tar")) for n in range(3)])
-    log.note([("laion", IN_A_SHARD)])
+    log.add([("laion", BadSample(f"0.tar/{n}", "no json", shard="0.tar")) for n in range(3)])
+    log.add([("laion", IN_A_SHARD)])
     assert log.summary() == (
         f"4 bad samples skipped: no json 3, unreadable image 1; listed in {log.path}"
     )
@@ -62,19 +65,19 @@ def test_the_summary_counts_by_cause_in_one_line(tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_with_its_list(tmp_path: Path) -> None:
     file = tmp_path / "bad_samples.jsonl"
-    BadSampleLog(file).note([("laion", IN_A_SHARD), ("laion", WHOLE_SHARD)])
-    log = BadSampleLog(file)
-    log.note([("laion", IN_A_SHARD), ("laion", PAIR)])
+    BadSampleLog(file, ALONE).add([("laion", IN_A_SHARD), ("laion", WHOLE_SHARD)])
+    log = BadSampleLog(file, ALONE)
+    log.add([("laion", IN_A_SHARD), ("laion", PAIR)])
     assert [row["cause"] for row in rows(file)] == ["unreadable image", "empty shard", "no image"]
     assert log.causes.total() == 3
 
 
 def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     file = tmp_path / "bad_samples.jsonl"
-    BadSampleLog(file).note([("laion", PAIR), ("laion", IN_A_SHARD)])
+    BadSampleLog(file, ALONE).add([("laion", PAIR), ("laion", IN_A_SHARD)])
     file.write_bytes(file.read_bytes()[:-9])
-    log = BadSampleLog(file)
-    log.note([("laion", WHOLE_SHARD), ("laion", IN_A_SHARD)])
+    log = BadSampleLog(file, ALONE)
+    log.add([("laion", WHOLE_SHARD), ("laion", IN_A_SHARD)])
     assert [row["cause"] for row in rows(file)] == ["no image", "empty shard", "unreadable image"]
     assert log.causes.total() == 3
 
@@ -82,18 +85,18 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
 def test_lines_of_another_hand_do_no_harm(tmp_path: Path) -> None:
     file = tmp_path / "bad_samples.jsonl"
     file.write_bytes(b'\xff\xfe\n[1]\n{"cause": 3}\nnote to myself\n\n')
-    log = BadSampleLog(file)
-    log.note([("laion", PAIR)])
+    log = BadSampleLog(file, ALONE)
+    log.add([("laion", PAIR)])
     assert file.read_bytes().startswith(b"\xff\xfe\n[1]\n")
     assert log.causes["no image"] == 1
 
 
 def test_any_key_can_be_listed(tmp_path: Path) -> None:
-    log = BadSampleLog(tmp_path / "bad_samples.jsonl")
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", ALONE)
     names = ["\u4f60\n\0", "\udcff", "\U0001f600" * 1000, ""]
-    log.note([("laion", BadSample(name, "no image")) for name in names])
-    again = BadSampleLog(log.path)
-    again.note([("laion", BadSample(name, "no image")) for name in names])
+    log.add([("laion", BadSample(name, "no image")) for name in names])
+    again = BadSampleLog(log.path, ALONE)
+    again.add([("laion", BadSample(name, "no image")) for name in names])
     assert [row.get("key", "") for row in rows(log.path)] == names
 
 
@@ -101,9 +104,9 @@ def test_the_list_has_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bad_samples, "MOST_LINES", 10)
-    log = BadSampleLog(tmp_path / "bad_samples.jsonl")
+    log = BadSampleLog(tmp_path / "bad_samples.jsonl", ALONE)
     for number in range(30):
-        log.note([("laion", BadSample(str(number), "no image"))])
+        log.add([("laion", BadSample(str(number), "no image"))])
     assert len(rows(log.path)) == 10
     assert log.summary().startswith("at least 10 bad samples")
     assert len(caplog.records) == 1
@@ -111,10 +114,10 @@ def test_the_list_has_an_end(
 
 def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with one_line(MiniGPT4Error, tmp_path / "none" / "bad.jsonl", "cannot be written"):
-        BadSampleLog(tmp_path / "none" / "bad.jsonl").note([("laion", PAIR)])
+        BadSampleLog(tmp_path / "none" / "bad.jsonl", ALONE).add([("laion", PAIR)])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line() -> None:
     with one_line(MiniGPT4Error, "/dev/full", "No space left"):
-        BadSampleLog(Path("/dev/full")).note([("laion", PAIR)])
+        BadSampleLog(Path("/dev/full"), ALONE).add([("laion", PAIR)])

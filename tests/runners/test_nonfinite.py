@@ -1,6 +1,5 @@
 """A dead model, numbers that are not finite, and what the first sample looks like."""
 
-import functools
 import itertools
 import json
 import shutil
@@ -15,12 +14,13 @@ from safetensors.torch import load_file, save_file
 import train
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.rows import Exchange, Row
-from minigpt4.runners.nonfinite import Update
-from minigpt4.runners.trainer import RunnerBase
+from minigpt4.runners.nonfinite import PendingStep
+from minigpt4.runners.optimizer import OptimizerStep
+from minigpt4.runners.trainer import Trainer
 from tests.helpers.repo import EntryPoint
 from tests.helpers.training import STAGE1, STAGE2, only_run, stage1_options
 
-Spoil = Callable[[RunnerBase], None]
+Spoil = Callable[[Trainer], None]
 
 
 def run(run_entry: EntryPoint, *options: object, config: str = STAGE1) -> tuple[int, str]:
@@ -36,29 +36,30 @@ def one_line(stderr: str) -> str:
 @pytest.fixture
 def spoil_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Spoil, Spoil], None]:
     """Do something to the runner in its n-th step (from 1), and undo it after the step."""
-    step_once = RunnerBase._step
+    step_once = Trainer.train_step
 
     def arrange(step: int, spoil: Spoil, mend: Spoil) -> None:
-        def spoilt(self: RunnerBase, epoch: int, index: int) -> torch.Tensor:
+        def spoilt(self: Trainer, epoch: int, index: int) -> None:
             if self.step + 1 != step:
-                return step_once(self, epoch, index)
+                step_once(self, epoch, index)
+                return
             spoil(self)
             try:
-                return step_once(self, epoch, index)
+                step_once(self, epoch, index)
             finally:
                 mend(self)
 
-        monkeypatch.setattr(RunnerBase, "_step", spoilt)
+        monkeypatch.setattr(Trainer, "train_step", spoilt)
 
     return arrange
 
 
-def nan_in_q_former(runner: RunnerBase) -> None:
+def nan_in_q_former(runner: Trainer) -> None:
     assert runner.model.q_former is not None
     runner.model.q_former.encoder.layer[1].output_query.dense.bias.data[3] = torch.nan
 
 
-def no_nan_in_q_former(runner: RunnerBase) -> None:
+def no_nan_in_q_former(runner: Trainer) -> None:
     assert runner.model.q_former is not None
     runner.model.q_former.encoder.layer[1].output_query.dense.bias.data[3] = 0.0
 
@@ -90,13 +91,13 @@ def test_a_dead_language_model_is_told_before_the_first_step(
 def test_a_model_with_nan_is_told_with_the_module(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    train_once = RunnerBase.train
+    train_once = Trainer.train
 
-    def spoilt(self: RunnerBase) -> object:
+    def spoilt(self: Trainer) -> object:
         nan_in_q_former(self)
         return train_once(self)
 
-    monkeypatch.setattr(RunnerBase, "train", spoilt)
+    monkeypatch.setattr(Trainer, "train", spoilt)
     code, stderr = run(run_entry, *stage1_options(scenes, tmp_path))
     assert code == 2
     assert "are dead: before the first step the loss is nan" in one_line(stderr)
@@ -155,14 +156,14 @@ def test_nan_in_a_step_ends_the_run_and_is_not_learnt(
 @pytest.fixture
 def late_figures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As on a GPU: whether a step was finite is looked at in the next; its numbers so far."""
-    make, looked = Update.__init__, []
+    make, looked = PendingStep.__init__, []
 
-    def make_late(self: Update, *args: Any) -> None:
+    def make_late(self: PendingStep, *args: Any) -> None:
         make(self, *args)
         self.known = False
         looked.append(self.window[0].number)
 
-    monkeypatch.setattr(Update, "__init__", make_late)
+    monkeypatch.setattr(PendingStep, "__init__", make_late)
     return looked
 
 
@@ -175,7 +176,7 @@ def test_what_is_known_late_is_not_learnt_either(
 ):
     projections: list[torch.Tensor] = []
 
-    def spoil(runner: RunnerBase) -> None:
+    def spoil(runner: Trainer) -> None:
         nan_in_q_former(runner)
         projections.append(runner.model.llama_proj.weight.detach())
 
@@ -228,13 +229,13 @@ def test_skipping_leaves_the_step_out_and_counts(
 def test_skipping_ends_at_its_limit(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    step_once = RunnerBase._step
+    step_once = Trainer.train_step
 
-    def spoilt(self: RunnerBase, epoch: int, index: int) -> torch.Tensor:
+    def spoilt(self: Trainer, epoch: int, index: int) -> None:
         nan_in_q_former(self)
-        return step_once(self, epoch, index)
+        step_once(self, epoch, index)
 
-    monkeypatch.setattr(RunnerBase, "_step", spoilt)
+    monkeypatch.setattr(Trainer, "train_step", spoilt)
     options = stage1_options(scenes, tmp_path, on_nonfinite="skip", max_nonfinite=2)
     code, stderr = run(run_entry, *options)
     assert code == 2
@@ -250,11 +251,11 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_loss(
 ):
     handles: list[object] = []
 
-    def spoil(runner: RunnerBase) -> None:
+    def spoil(runner: Trainer) -> None:
         weight = runner.model.llama_proj.weight
         handles.append(weight.register_hook(lambda gradient: gradient * torch.inf))
 
-    def mend(runner: RunnerBase) -> None:
+    def mend(runner: Trainer) -> None:
         handles.pop().remove()  # type: ignore[attr-defined]
 
     spoil_at(2, spoil, mend)
@@ -324,18 +325,17 @@ def test_the_scalers_skipped_steps_are_counted_apart(
     spoil_at: Callable[[int, Spoil, Spoil], None],
 ):
     """As under fp16, whose scaler tries a scale, meets Inf, and leaves the step out."""
-    make = RunnerBase.__init__
+    make = OptimizerStep.__init__
 
-    @functools.wraps(make)  # the options of a YAML are held against its signature
-    def make_scaling(self: RunnerBase, *args: Any, **kwargs: Any) -> None:
-        make(self, *args, **kwargs)
-        self.optimization.scales_loss = True
-        self.optimization.scaler = torch.amp.GradScaler("cpu")
+    def make_scaling(self: OptimizerStep, *args: Any) -> None:
+        make(self, *args)
+        self.scales_loss = True
+        self.scaler = torch.amp.GradScaler("cpu")
 
-    monkeypatch.setattr(RunnerBase, "__init__", make_scaling)
+    monkeypatch.setattr(OptimizerStep, "__init__", make_scaling)
     handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def spoil(runner: RunnerBase) -> None:
+    def spoil(runner: Trainer) -> None:
         weight = runner.model.llama_proj.weight
         handles.append(weight.register_hook(lambda gradient: gradient * torch.inf))
 

@@ -1,21 +1,28 @@
 """``run.precision``, the original's ``run.amp``, and ``run.device``."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from minigpt4.assembly import build_model, make_accelerator, precision_faults
+from minigpt4.assembly import build_accelerator, build_model
+from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.build import choose_dtype
+from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import RUNNERS, bind
+from minigpt4.runners.options import ComputeOptions
 from tests.helpers.messages import one_line, several_lines
+from tests.helpers.training import STAGE1, stage1_options
 
 TINY = "eval_configs/tiny_eval.yaml"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def dtype_of(*options: str, device: torch.device = CPU) -> torch.dtype:
-    model = build_model(load_config(TINY, ["model.ckpt=", *options]), device)
+    config = load_config(TINY, ["model.ckpt=", *options])
+    model = build_model(check_sections(config, "chat"), device)
     for name in ("llama_model.lm_head.weight", "visual_encoder.blocks.0.mlp.fc1.weight"):
         assert model.get_parameter(name).dtype == model.compute_dtype
     assert model.llama_proj.weight.dtype == torch.float32
@@ -55,14 +62,14 @@ def test_on_a_gpu_auto_is_half_precision(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_beside_amp_false_is_a_fault(precision: str) -> None:
-    options = ["model.ckpt=", "run.amp=False", f"run.precision={precision}"]
+def test_half_precision_next_to_amp_false_is_an_error(
+    precision: str, scenes: Path, tmp_path: Path
+) -> None:
+    options = [*stage1_options(scenes, tmp_path), "run.amp=False", f"run.precision={precision}"]
     with one_line(ConfigError, f"run.precision: {precision} contradicts run.amp: False"):
-        build_model(load_config(TINY, options), CPU)
+        preflight(load_config(STAGE1, options), "training")
     with several_lines(ConfigError, "model.precision: bf16", f"run.precision: {precision}"):
-        build_model(load_config(TINY, [*options, "model.precision=bf16"]), CPU)
-    assert precision_faults({"precision": precision}, {"amp": True, "precision": precision}) == []
-    assert precision_faults({}, {}) == []
+        preflight(load_config(STAGE1, [*options, "model.precision=bf16"]), "training")
 
 
 @pytest.mark.parametrize("section", ["run", "model"])
@@ -87,11 +94,11 @@ def test_a_device_that_is_not_there_is_one_line(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with one_line(ConfigError, f"run.device: {device}, but this machine", mention):
-        make_accelerator(device)  # type: ignore[arg-type]
+        build_accelerator(ComputeOptions(device=device))  # type: ignore[arg-type]
 
 
 def test_a_cpu_can_be_chosen() -> None:
-    assert make_accelerator("cpu").device.type == "cpu"
+    assert build_accelerator(ComputeOptions(device="cpu")).device.type == "cpu"
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ import torch
 
 import train
 from minigpt4.runners.run_folder import is_whole, load_state
-from minigpt4.runners.run_state import restore_rng, rng_state
+from minigpt4.runners.run_state import RandomState
 from tests.helpers.repo import EntryPoint
 from tests.helpers.training import STAGE1, Stop, compare, equal, only_run, stage1_options
 
@@ -273,14 +273,14 @@ def test_random_generators_are_put_back():
         return [random.random(), numpy.random.rand(), numpy.random.randn(), torch.rand(2).tolist()]
 
     draw()
-    device = torch.device("cpu")
-    state = rng_state(device)
+    generators = RandomState(torch.device("cpu"))
+    state = generators.state()
     numpy.random.randn()  # leaves half of a pair behind
-    odd = rng_state(device)
+    odd = generators.state()
     first, of_odd = draw(), None
-    restore_rng(odd, device)
+    generators.restore(odd)
     of_odd = draw()
-    restore_rng(state, device)
+    generators.restore(state)
     numpy.random.randn()
     assert draw() == first == of_odd
 

@@ -94,7 +94,7 @@ def test_other_processes_are_silent(
         log.step(FIGURES, epoch=0, step=1)
         log.epoch({"train_loss": 1.0}, 0)
         log.truncate(0)
-        assert log.size == 0
+        assert log.lines.size == 0
     assert list(tmp_path.iterdir()) == []
     assert caplog.messages == []
     assert capsys.readouterr().err == ""
@@ -102,9 +102,9 @@ def test_other_processes_are_silent(
 
 def test_lines_after_the_last_save_can_be_cut(tmp_path: Path):
     with open_log(tmp_path) as log:
-        assert log.size == 0
+        assert log.lines.size == 0
         log.step({"loss": 3.0}, epoch=0, step=1)
-        saved = log.size
+        saved = log.lines.size
         log.step({"loss": 2.0}, epoch=0, step=2)
     safe = text(tmp_path).splitlines(keepends=True)[0]
     with open(tmp_path / "log.txt", "a") as file:
@@ -150,7 +150,7 @@ def test_half_a_line_is_taken_back(tmp_path: Path):
     with open_log(tmp_path) as log:
         log.step({"loss": 1.0}, epoch=0, step=1)
         try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (log.size + 10, before[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (log.lines.size + 10, before[1]))
             with pytest.raises(MiniGPT4Error, match=r"log\.txt: cannot be written"):
                 log.step({"loss": 2.0}, epoch=0, step=2)
         finally:

@@ -1,13 +1,12 @@
 """What the recorded trajectories of ``test_parity.py`` do not show of the runner."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from minigpt4.runners.trainer import RunnerBase
+from minigpt4.runners.options import RunOptions
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.checking import find_units
 from tests.helpers.recorded.comparison import failures
@@ -41,14 +40,13 @@ def one_run(**config: int) -> str:
 def test_accumulation_divides_the_gradient_unless_told_otherwise(tmp_path: Path) -> None:
     gradients = {divide: first_gradient(tmp_path, divide) for divide in (True, False)}
     torch.testing.assert_close(3 * gradients[True], gradients[False])
-    defaults = inspect.signature(RunnerBase).parameters
-    assert defaults["divide_accumulated_loss"].default is True
+    assert RunOptions.divide_accumulated_loss is True
 
 
 def first_gradient(output_dir: Path, divide: bool) -> torch.Tensor:
     """The gradient with which the optimizer makes its first step."""
-    runner = build_runner(TRAJECTORY, one_run(accum=3), output_dir)
-    runner.optimization.divided = divide
+    name = one_run(accum=3)
+    runner = build_runner(TRAJECTORY, name, output_dir, divide_accumulated_loss=divide)
     seen: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
@@ -56,10 +54,10 @@ def first_gradient(output_dir: Path, divide: bool) -> torch.Tensor:
         assert gradient is not None
         seen.append(gradient.clone())
 
-    runner.optimization.optimizer.register_step_pre_hook(keep)
+    runner.optimizer.optimizer.register_step_pre_hook(keep)
     for step in range(3):
         assert seen == []
-        runner._step(0, step)
+        runner.train_step(0, step)
     return seen[0]
 
 

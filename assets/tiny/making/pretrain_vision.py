@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
 
 from assets.tiny.making.pretraining import autocast, optimise, rng_of
-from minigpt4.models.q_former import QFormerSize, build_q_former, build_query_tokens
-from minigpt4.models.visual_encoder import VisualEncoderSize, build_ln_vision, build_visual_encoder
+from minigpt4.models.towers import QFormerSize, build_q_former
+from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
 from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
 from minigpt4.tools.tiny_world.scenes import (
     BACKGROUNDS,
@@ -91,7 +91,7 @@ def pretrain_visual_encoder(
     name = "visual encoder"
     encoder = build_visual_encoder(IMAGE_SIZE, VISUAL_SIZE)
     width = VISUAL_SIZE.embed_dim
-    norm = build_ln_vision(width)
+    norm = nn.LayerNorm(width)
     patch_head = nn.Linear(width, len(SHAPES) + 1 + len(COLORS) + len(SIZES) + 2)
     image_head = nn.Linear(width, len(BACKGROUNDS))
     parts = (len(SHAPES) + 1, len(COLORS), len(SIZES), 2)
@@ -169,8 +169,8 @@ def pretrain_q_former(
     torch.manual_seed(seed)
     name = "q-former"
     width = Q_FORMER_SIZE.hidden_size
-    ln_vision = build_ln_vision(VISUAL_SIZE.embed_dim)
-    query_tokens = build_query_tokens(NUM_QUERIES, width)
+    ln_vision = nn.LayerNorm(VISUAL_SIZE.embed_dim)
+    query_tokens = nn.Parameter(torch.randn(1, NUM_QUERIES, width) * 0.02)
     q_former = build_q_former(VISUAL_SIZE.embed_dim, Q_FORMER_SIZE).eval()  # eval: no dropout
     captioner = LlamaForCausalLM(
         LlamaConfig(

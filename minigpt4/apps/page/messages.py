@@ -10,7 +10,7 @@ from PIL import Image
 
 from minigpt4.apps.page.visits import PageTurn
 from minigpt4.chat import GenerationOptions
-from minigpt4.chat.generation import change_options
+from minigpt4.conversation.options import change_options
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
 

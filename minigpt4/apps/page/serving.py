@@ -18,7 +18,6 @@ from minigpt4.apps.page.desk import Desk
 from minigpt4.apps.page.gate import Gate
 from minigpt4.apps.page.layout import STYLE, build_page
 from minigpt4.apps.page.visits import Visits
-from minigpt4.chat import generation_options
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def serve_page(plan: ChatPlan, settings: PageSettings) -> None:
     """
     with _uploads_folder() as uploads, Progress() as progress:
         visits = Visits(uploads, settings.keep)
-        desk = Desk(visits, generation_options(plan.config), settings.places, progress.text)
+        desk = Desk(visits, plan.checked.generation, settings.places, progress.text)
         page = build_page(desk, settings.examples)
         _launch(page, settings, uploads)
         visits.keep_files()

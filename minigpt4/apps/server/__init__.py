@@ -1,4 +1,4 @@
 """Server: the chat behind OpenAI's HTTP interface.
 
-request → ``wire`` → ``messages`` → ``pictures`` → ``answering`` (the chat, in a thread) → ``app``.
+request → ``requests`` → ``pictures`` → ``answering`` (the chat, in a thread) → ``app``.
 """

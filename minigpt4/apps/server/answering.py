@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from minigpt4.apps.server.messages import Dialogue, Picture, Words
 from minigpt4.apps.server.replies import RequestError
+from minigpt4.apps.server.requests import Dialogue, Picture, Words
 from minigpt4.chat import Chat, Part, Ticket
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError
@@ -25,7 +25,7 @@ class Order:
 
     Attributes:
         dialogue: Questions and answers.
-        pictures: The encoded image behind each address in them.
+        pictures: Encoded image of each address in them.
         options: Changes of the chat's options.
         stops: Texts at which the answer is cut.
     """
@@ -38,27 +38,21 @@ class Order:
 
 @dataclass(frozen=True)
 class Progress:
-    """The answer so far; the last one says how it ended.
-
-    Attributes:
-        text: All of it, as far as it can no longer change.
-        finish: None while it grows.
-        usage: Tokens, as OpenAI counts them; of the last one only.
-    """
+    """The answer so far, as far as it can no longer change; the last one says how it ended."""
 
     text: str
     finish: Literal["stop", "length"] | None = None
-    usage: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None  # as OpenAI counts tokens
 
 
 class Answer:
     """One answer that is being made, or waits to be.
 
     Args:
-        chat: Makes it.
+        chat: Chat that makes it.
         order: What to answer.
         ticket: Its place in the chat's queue, given up at the end.
-        seconds: Of writing, after which it is cut.
+        seconds: Time of writing after which it is cut.
     """
 
     def __init__(self, chat: Chat, order: Order, ticket: Ticket, seconds: float) -> None:
@@ -78,12 +72,7 @@ class Answer:
         self._cancelled.set()
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        """The answer as it grows; closing this ends it.
-
-        Raises:
-            MiniGPT4Error: what a client has done wrong.
-            Exception: any other.
-        """
+        """Yield the answer as it grows; closing this ends it."""
         try:
             finish = None
             while finish is None:
@@ -96,31 +85,29 @@ class Answer:
             self.cut()
 
     def _work(self) -> None:
+        timer = threading.Timer(self._seconds, self.cut)
+        timer.daemon = True
         try:
             while not self._ticket.wait(_GLANCE) and not self._cancelled.is_set():
                 pass
             if self._cancelled.is_set():
                 raise RequestError(503, STOPPING, code="stopping")
             self.begun = True
-            timer = threading.Timer(self._seconds, self.cut)
-            timer.daemon = True
             timer.start()
-            try:
-                self._make()
-            finally:
-                timer.cancel()
+            self._make()
         except Exception as error:  # handed over: the event loop tells the client
             self._tell(error)
         finally:
+            timer.cancel()
             self._ticket.leave()
 
     def _make(self) -> None:
-        chat, order = self._chat, self._order
+        order = self._order
         history = [(self._parts(words), answer) for words, answer in order.dialogue.turns]
         question = self._parts(order.dialogue.question)
-        session = chat.start(history)
+        session = self._chat.start(history)
         text, found = "", False
-        for grown in chat.stream(
+        for grown in self._chat.stream(
             question,
             session=session,
             ticket=self._ticket,
@@ -134,17 +121,17 @@ class Answer:
                 self._tell(Progress(certain(text, order.stops)))
         usage = session.usage
         assert usage is not None  # an answer has ended
-        stopped = found or usage.end == "stop"
         counts = {
             "prompt_tokens": usage.prompt,
             "completion_tokens": usage.answer,
             "total_tokens": usage.prompt + usage.answer,
             "prompt_tokens_details": {"cached_tokens": usage.kept},
         }
+        stopped = found or usage.end == "stop"
         self._tell(Progress(text, "stop" if stopped else "length", counts))
 
     def _parts(self, words: Words) -> list[Part]:
-        """Pictures are opened when it is their turn: those of all who wait may be too large."""
+        """Open images only now that it is their turn: those of all who wait may be too large."""
         return [self._open(part) if isinstance(part, Picture) else part for part in words]
 
     def _open(self, picture: Picture) -> Image.Image:
@@ -160,13 +147,13 @@ class Answer:
 
 
 def cut_at_stops(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop text in it, and whether there is one."""
+    """Return the text before the first stop text in it, and whether there is one."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
 def certain(text: str, stops: Sequence[str]) -> str:
-    """Of a growing text what can be sent: no end that may turn into a stop text, or be stripped."""
+    """Cut off an end of a growing text that may turn into a stop text, or be stripped."""
     held = 0
     for stop in stops:
         most = min(len(stop) - 1, len(text))

@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -14,9 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from minigpt4.apps.server.answering import STOPPING, Answer, Order, Progress
-from minigpt4.apps.server.clients import read_body, unless_gone
 from minigpt4.apps.server.limits import Limits
-from minigpt4.apps.server.messages import Picture, to_dialogue
 from minigpt4.apps.server.pictures import Fetcher, read_picture
 from minigpt4.apps.server.replies import (
     RequestError,
@@ -26,20 +24,22 @@ from minigpt4.apps.server.replies import (
     error_reply,
     json_reply,
 )
-from minigpt4.apps.server.wire import ChatRequest, read_request
+from minigpt4.apps.server.requests import ChatRequest, Picture, read_request, to_dialogue
 from minigpt4.chat import BusyError, Chat
-from minigpt4.errors import DataError, shown
+from minigpt4.errors import DataError, MiniGPT4Error, shown
+
+_T = TypeVar("_T")
 
 
 class Service:
     """One chat, offered to many.
 
     Args:
-        chat: Answers; its queue gets the limits' places.
-        model_id: What clients call the model.
-        limits: What may be asked.
-        api_key: What clients must know; None lets all in.
-        fetcher: For pictures named by their address; None refuses those.
+        chat: Chat that answers; its queue gets the limits' places.
+        model_id: Name of the model, for clients.
+        limits: Limits of what may be asked.
+        api_key: Key that clients must send; None lets all in.
+        fetcher: Fetcher of images named by their address; None refuses those.
     """
 
     def __init__(
@@ -58,16 +58,17 @@ class Service:
         self.answered = 0  # or given up by the client
         self.stopping = False
         self._api_key = api_key
-        self._open = 0  # requests whose body is read or whose pictures are fetched
+        self._open = 0  # requests whose body is read or whose images are fetched
         self._since = int(time.time())
         chat.waiting.places = limits.places
 
-    def stop(self) -> None:
-        """Answer nobody any more but those whose turn has come."""
+    def stop(self) -> bool:
+        """Answer nobody any more but those whose turn has come; whether there are any."""
         self.stopping = True
         for answer in self.answers:
             if not answer.begun:
                 answer.cut()
+        return bool(self.answers)
 
     def cut(self) -> None:
         """End every answer where it is."""
@@ -75,10 +76,10 @@ class Service:
             answer.cut()
 
     async def check_key(self, request: Request) -> None:
-        if self._api_key is None:
-            return
         given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, b"Bearer " + self._api_key.encode()):
+        if self._api_key is not None and not hmac.compare_digest(
+            given, b"Bearer " + self._api_key.encode()
+        ):
             text = 'wrong or missing API key; send "Authorization: Bearer KEY"'
             raise RequestError(401, text, code="invalid_api_key")
 
@@ -98,13 +99,8 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         """``/v1/chat/completions``."""
-        try:
-            asked = await self._read(request)
-            return await unless_gone(request, self._reply(asked, request))
-        except ClientDisconnect:
-            return Response()  # to nobody
-        except Exception as error:
-            return await error_reply(request, error)
+        asked = await self._read(request)
+        return await _unless_gone(request, self._reply(asked, request))
 
     def _model(self) -> dict[str, Any]:
         fields = {"id": self.model_id, "object": "model", "created": self._since}
@@ -125,7 +121,7 @@ class Service:
             raise BusyError("too many requests at once; please try again in a moment")
         self._open += 1
         try:
-            body = read_body(request, self.limits.body_bytes)
+            body = _read_body(request, self.limits.body_bytes)
             content = await asyncio.wait_for(body, self.limits.arrival_seconds)
         except (TimeoutError, asyncio.TimeoutError) as error:
             text = f"the request took more than {self.limits.arrival_seconds:g} seconds to arrive"
@@ -137,7 +133,7 @@ class Service:
         return asked
 
     async def _reply(self, asked: ChatRequest, request: Request) -> Response:
-        """The answer, or the beginning of a streamed one: until then an error is one of HTTP."""
+        """Return the answer, or a stream once it has begun: until then errors are those of HTTP."""
         order = await self._order(asked)
         if self.stopping:
             raise RequestError(503, STOPPING, code="stopping")
@@ -146,24 +142,20 @@ class Service:
         self._forget()
         self.answers.add(answer)
         progress = answer.progress()
-        try:
+        item = await anext(progress)
+        if asked.stream:
+            return EventStream(self._events(asked, item, progress), answer.cut)
+        while item.finish is None:
             item = await anext(progress)
-            if asked.stream:
-                return EventStream(self._events(asked, item, progress), lambda: self._end(answer))
-            while item.finish is None:
-                item = await anext(progress)
-        except BaseException:
-            self._end(answer)
-            raise
-        self._end(answer)
-        return json_reply(self._completion(item))
-
-    def _end(self, answer: Answer) -> None:
-        answer.cut()
-        self.answered += 1
+        message = {"role": "assistant", "content": item.text, "refusal": None}
+        choice = _choice("message", message, item.finish)
+        return json_reply(self._frame("chat.completion") | choice | {"usage": item.usage})
 
     def _forget(self) -> None:
-        self.answers = {answer for answer in self.answers if answer.thread.is_alive()}
+        """Count the answers that have ended, and keep the others."""
+        alive = {answer for answer in self.answers if answer.thread.is_alive()}
+        self.answered += len(self.answers) - len(alive)
+        self.answers = alive
 
     async def _order(self, asked: ChatRequest) -> Order:
         dialogue = to_dialogue(asked.messages, self.limits.images)
@@ -190,12 +182,6 @@ class Service:
             text = f"{picture.place}: {error}"
             raise RequestError(400, text, picture.place, "invalid_image_url") from error
 
-    def _completion(self, last: Progress) -> dict[str, Any]:
-        message = {"role": "assistant", "content": last.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
-        frame = self._frame("chat.completion")
-        return frame | {"choices": [choice], "usage": last.usage}
-
     def _frame(self, kind: str) -> dict[str, Any]:
         name = f"chatcmpl-{uuid.uuid4().hex}"
         fields = {"id": name, "object": kind, "created": int(time.time())}
@@ -204,14 +190,13 @@ class Service:
     async def _events(
         self, asked: ChatRequest, item: Progress, progress: AsyncIterator[Progress]
     ) -> AsyncIterator[bytes]:
-        """A streamed answer: the role, what is new each time, how it ended, what it took."""
+        """Yield a streamed answer: the role, what is new each time, its end, what it took."""
         frame = self._frame("chat.completion.chunk")
         counted = asked.stream_options is not None and asked.stream_options.include_usage
 
         def chunk(delta: dict[str, str], finish: str | None = None) -> bytes:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-            value = frame | {"choices": [choice]} | ({"usage": None} if counted else {})
-            return event(value)
+            usage = {"usage": None} if counted else {}
+            return _event(frame | _choice("delta", delta, finish) | usage)
 
         yield chunk({"role": "assistant", "content": ""})
         sent = ""
@@ -224,11 +209,11 @@ class Service:
                     break
                 item = await anext(progress)
         except Exception as error:
-            yield event(error_object(as_request_error(error)))
+            yield _event(error_object(as_request_error(error)))
             return
         yield chunk({}, item.finish)
         if counted:
-            yield event(frame | {"choices": [], "usage": item.usage})
+            yield _event(frame | {"choices": [], "usage": item.usage})
         yield b"data: [DONE]\n\n"
 
 
@@ -247,15 +232,60 @@ class EventStream(StreamingResponse):
             self._end()
 
 
-def event(value: dict[str, Any]) -> bytes:
+def _choice(name: str, value: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    choice = {"index": 0, name: value, "logprobs": None, "finish_reason": finish}
+    return {"choices": [choice]}
+
+
+def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
+async def _read_body(request: Request, most: int) -> bytes:
+    """Read the body of a request; one of more than ``most`` bytes is refused."""
+    # Many clients read a reply only once they have sent all, so what is too much is read, too; but
+    # not any amount of it.
+    patience = 4 * most
+    told = request.headers.get("content-length", "")
+    body, length = bytearray(), int(told) if told.isdecimal() else 0
+    if length <= patience:
+        length = 0
+        async for chunk in request.stream():
+            length += len(chunk)
+            if length <= most:
+                body += chunk
+            elif length > patience:
+                break
+    if length > most:
+        text = f"the request is larger than {most:,} bytes, which are the most"
+        raise RequestError(413, text, code="request_too_large", headers={"Connection": "close"})
+    return bytes(body)
+
+
+async def _unless_gone(request: Request, reply: Awaitable[_T]) -> _T:
+    """Return a reply; once the client has gone, its making is cancelled."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    making, leaving = asyncio.ensure_future(reply), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            raise ClientDisconnect
+        return making.result()
+    finally:
+        for task in (making, leaving):
+            task.cancel()
+        await asyncio.gather(making, leaving, return_exceptions=True)
+
+
 def build_app(service: Service) -> FastAPI:
-    """The paths; no pages, no redirects, and every error is JSON."""
+    """Build the paths; no pages, no redirects, and every error is JSON."""
     # No openapi_url: no pages either, whose scripts would come from other hosts.
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    for kind in (Exception, HTTPException, RequestError):
+    for kind in (Exception, HTTPException, MiniGPT4Error, ClientDisconnect):
         app.add_exception_handler(kind, error_reply)
     key = [Depends(service.check_key)]
     add = app.add_api_route

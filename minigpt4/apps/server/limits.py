@@ -14,21 +14,19 @@ class Limits:
     """What may be asked of a server.
 
     Attributes:
-        body_bytes: Largest request; and largest picture that is fetched for one.
-        images: Pictures in one request, its history included.
-        pixels: Of one picture.
-        seconds: Longest time an answer is written; it is cut there.
-        arrival_seconds: For a request to arrive.
+        body_bytes: Size of the largest request, and of the largest image fetched for one.
+        images: Images in one request, its history included.
+        pixels: Pixels of one image.
+        seconds: Time after which an answer is cut.
         places: Requests that may wait while one is answered.
-        fetch_seconds: For each picture that is fetched.
-        grace_seconds: For answers under way when the server is told to stop.
+        arrival_seconds: Time that a request has to arrive.
+        fetch_seconds: Time that each image has to be fetched.
     """
 
     body_bytes: int = 20_000_000
     images: int = 8
     pixels: int = 50_000_000
     seconds: float = 120.0
-    arrival_seconds: float = 30.0
     places: int = 32
+    arrival_seconds: float = 30.0
     fetch_seconds: float = 10.0
-    grace_seconds: float = 5.0

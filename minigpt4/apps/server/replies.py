@@ -1,4 +1,4 @@
-"""Replies: OpenAI's objects for answers and for what went wrong, as JSON that is always ASCII."""
+"""Replies: OpenAI's objects for answers and errors, as JSON that is always ASCII."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from minigpt4.chat import BusyError, NonFiniteLogitsError
 from minigpt4.errors import MiniGPT4Error, one_line
@@ -19,11 +20,11 @@ class RequestError(MiniGPT4Error):
     """A request that cannot be answered.
 
     Args:
-        status: Of HTTP.
-        text: One line: what is wrong, and how to mend it.
-        param: The field, as ``messages[0].content``.
-        code: For programs to tell errors apart.
-        headers: To send along.
+        status: HTTP status.
+        text: One line: what is wrong, and how to fix it.
+        param: Name of the field, as ``messages[0].content``.
+        code: Name of the error, for programs.
+        headers: Headers to send along.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class RequestError(MiniGPT4Error):
         self.headers = headers
 
 
-def as_request_error(error: BaseException) -> RequestError:
-    """What a client is told of an error; one of ours, and nothing else, goes to the log as well."""
+def as_request_error(error: Exception) -> RequestError:
+    """Return what a client is told of an error; only errors of ours are logged as well."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BusyError):
@@ -62,18 +63,16 @@ def as_request_error(error: BaseException) -> RequestError:
 
 
 def error_object(error: RequestError) -> dict[str, Any]:
-    """``{"error": …}`` as OpenAI's clients read it."""
-    kind = "invalid_request_error"
+    """Return ``{"error": …}`` as OpenAI's clients read it."""
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
     if error.status == 429:
         kind = "rate_limit_error"
-    elif error.status >= 500:
-        kind = "server_error"
     fields = {"message": one_line(error, 1000), "type": kind}
     return {"error": fields | {"param": error.param, "code": error.code}}
 
 
 def encode(value: object) -> bytes:
-    """JSON in ASCII: whatever a text holds, it can be sent."""
+    """Encode JSON in ASCII: whatever a text holds, it can be sent."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -82,6 +81,8 @@ def json_reply(value: object, status: int = 200, headers: dict[str, str] | None 
 
 
 async def error_reply(request: Request, error: Exception) -> Response:
-    """The reply to a request in which something was raised."""
+    """Reply to a request in which something was raised."""
+    if isinstance(error, ClientDisconnect):
+        return Response()  # to nobody
     told = as_request_error(error)
     return json_reply(error_object(told), told.status, told.headers)

@@ -1,5 +1,6 @@
 """Row texts: the fields of a user's row → its images and what is said about them."""
 
+import contextlib
 import functools
 import json
 import posixpath
@@ -161,10 +162,8 @@ def _answer(fields: Mapping[str, Any]) -> Any:
 def _texts(value: Any) -> list[str]:
     """A list of texts, which a table holds as json; VQA's answers are each an ``answer``."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return []
+        with contextlib.suppress(RowError):
+            value = _from_json(value)
     if not isinstance(value, list):
         return []
     texts = [item.get("answer") if isinstance(item, dict) else item for item in value]

@@ -3,32 +3,15 @@
 A layer runs where it lies; one in main memory is copied to a GPU each time, which is slow.
 """
 
-import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate.utils import get_max_memory
 from torch import nn
 
-from minigpt4.registry import Fault
-
 DeviceMap = Literal["none", "auto"]
 # Left free on every GPU for what generating takes, and on the first one for the frozen towers too.
 _GENERATING, _TOWERS = 2_000_000_000, 4_000_000_000
-
-
-def device_map_faults(model: Mapping[str, Any], purpose: str) -> list[Fault]:
-    """Where ``model.device_map: auto`` does not go; ``model`` is the section with its defaults."""
-    if model.get("device_map", "none") == "none":
-        return []
-    if purpose == "training":
-        text = "auto is to chat with or evaluate; to train, run.shard: fsdp spreads the layers"
-        return [Fault("model.device_map", text)]
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        text = "auto takes all GPUs for one process; start one without torchrun, or set none"
-        return [Fault("model.device_map", text)]
-    return []
 
 
 def memory_for_layers(device: torch.device) -> dict[int | str, int]:

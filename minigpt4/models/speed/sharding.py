@@ -5,8 +5,6 @@ memory, and then gives its share to its device, layer by layer.
 """
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import distributed
@@ -17,27 +15,8 @@ from torch.distributed.tensor import DTensor
 from minigpt4.errors import ConfigError
 from minigpt4.models.language_model import decoder_layers
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.registry import Fault
 
 logger = logging.getLogger(__name__)
-
-
-def sharding_faults(model: Mapping[str, Any], run: Mapping[str, Any]) -> list[Fault]:
-    """What does not go with ``run.shard: fsdp``; sections with their defaults."""
-    if run.get("shard", "none") == "none":
-        return []
-    faults = []
-    for key, off in (("quantize", "none"), ("low_resource", False)):
-        if model.get(key, off) != off:
-            text = f"{model[key]} does not go with run.shard: fsdp; set {off}, or run.shard: none"
-            faults.append(Fault(f"model.{key}", text))
-    if run.get("evaluate"):
-        text = (
-            "fsdp is for a training: answers of different lengths do not keep processes in step; "
-            "set none (model.quantize makes a language model smaller)"
-        )
-        faults.append(Fault("run.shard", text))
-    return faults
 
 
 def has_several_processes() -> bool:

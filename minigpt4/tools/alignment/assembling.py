@@ -16,33 +16,27 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, Picture]) -> int:
-    """Write the set; the number of its pairs.
+    """Write the set of captions and pictures, each by picture id; return the number of its pairs.
 
     Pictures come first and annotations last, so that the file is there only when all it names is.
-
-    Args:
-        folder: Of the set; whatever else lies in its ``image/`` goes.
-        captions: By picture id, in the order of the set.
-        pictures: By id.
+    Whatever else lies in its ``image/`` goes.
 
     Raises:
         MiniGPT4Error: when the disk is full.
     """
-    images = folder / "image"
+    images, file = folder / "image", folder / ANNOTATION_FILE
     try:
         images.mkdir(exist_ok=True)
-        there = {entry.name for entry in os.scandir(images)}
-        gone = [i for i in captions if not _place(pictures[i], images, there)]
+        gone = [i for i in captions if not _place(pictures[i], images)]
         annotations = [{"image_id": i, "caption": t} for i, t in captions.items() if i not in gone]
         content = json.dumps({"annotations": annotations}, ensure_ascii=False, indent=1) + "\n"
         if annotations:
-            write_atomically(folder / ANNOTATION_FILE, lambda file: file.write(content.encode()))
+            write_atomically(file, lambda opened: opened.write(content.encode()))
         else:
-            (folder / ANNOTATION_FILE).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         wanted = {pictures[entry["image_id"]].file_name for entry in annotations}
-        for entry in list(os.scandir(images)):
-            if entry.name not in wanted:
-                os.unlink(entry.path)
+        for name in set(os.listdir(images)) - wanted:
+            os.unlink(images / name)
     except OSError as error:
         raise MiniGPT4Error(
             f"{folder}: the set cannot be written ({one_line(error)}); its texts are safe: free "
@@ -54,14 +48,13 @@ def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, P
     return len(annotations)
 
 
-def _place(picture: Picture, images: Path, there: set[str]) -> bool:
-    """Put a picture into the set, as a hard link where that can be; whether it is there."""
-    if picture.file_name in there:
+def _place(picture: Picture, images: Path) -> bool:
+    """Put a picture into the set, as a hard link where possible; return whether it is there."""
+    target, source = images / picture.file_name, picture.path.resolve()
+    if target.exists():
         return True
-    source = picture.path.resolve()
     if not source.is_file():
         return False
-    target = images / picture.file_name
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file of another user

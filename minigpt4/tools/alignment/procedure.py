@@ -14,27 +14,29 @@ from typing import Any
 from minigpt4.apps.arguments import ChatPlan
 from minigpt4.apps.captions_output import settings_of
 from minigpt4.errors import ConfigError
-from minigpt4.tools.alignment.asking import Asking, Server
 from minigpt4.tools.alignment.assembling import assemble
-from minigpt4.tools.alignment.completions import Completions
 from minigpt4.tools.alignment.describing import CONTINUE, QUESTION, Describing, write_drafts
-from minigpt4.tools.alignment.filtering import RULES
-from minigpt4.tools.alignment.journal import Journal
-from minigpt4.tools.alignment.ledger import Ledger
 from minigpt4.tools.alignment.pictures import Picture, digest_of, find_pictures
-from minigpt4.tools.alignment.reviews import Reviews
+from minigpt4.tools.alignment.request_pool import RequestPool
+from minigpt4.tools.alignment.server import Server
+from minigpt4.tools.alignment.text_rules import RULES
 from minigpt4.tools.alignment.verdicts import (
-    FIX,
     NO_REPLY,
     UNREADABLE,
-    Polish,
+    Reviews,
     Verdict,
     judge,
-    polish_by_replies,
-    polish_by_rules,
     write_verdicts,
 )
-from minigpt4.tools.alignment.work_folder import WorkFolder
+from minigpt4.tools.alignment.work_folder import Journal, locked, settle
+
+FIX = (
+    "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, "
+    "not English sentences, and so on. Remove unnecessary repetition. Rewrite any incomplete "
+    "sentences. Return directly the results without explanation. Return directly the input "
+    "paragraph if it is already correct without explanation."
+)
+_TEMPERATURE, _MAX_TOKENS = 0.7, 200  # of a polished text, in the authors' script
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,11 @@ class Job:
     Attributes:
         images: Folder of pictures.
         output: Folder of the set, and of everything on the way.
-        sample: So many pictures, drawn at random; all without.
-        seed: Of the drawing.
+        sample: Number of pictures, drawn at random; all without.
+        seed: Random seed of the drawing.
         describing: How drafts are made.
-        server: Who polishes; rules without.
-        review_port: Where a person looks at each pair; nobody does without.
+        server: Server that polishes; rules without.
+        review_port: Port of the page to review each pair; no review without.
     """
 
     images: Path
@@ -63,7 +65,7 @@ class Job:
 
 
 def make_alignment_set(plan: ChatPlan, job: Job) -> int:
-    """Do what is left to do; the number of pairs in the set.
+    """Do what is left to do; return the number of pairs in the set.
 
     Raises:
         MiniGPT4Error: for a mistake, a reached budget, a server that has gone, a full disk; the
@@ -72,30 +74,26 @@ def make_alignment_set(plan: ChatPlan, job: Job) -> int:
     if job.output.resolve().is_relative_to(job.images.resolve()):
         raise ConfigError(f"--output {job.output}: lies in --images; choose a folder beside it")
     pictures = find_pictures(job.images, job.sample, job.seed)
-    with WorkFolder(job.output) as folder:
-        folder.settle("describe", _settings(plan, job, pictures))
+    with locked(job.output):
+        settle(job.output, "describe", _settings(plan, job, pictures))
         drafts = _describe(plan, job, pictures)
-        polish, no_reply = _polish(job, folder, drafts)
-        verdicts = judge(drafts, polish, no_reply)
+        verdicts = _judge(job, drafts)
         write_verdicts(job.output / "verdicts.jsonl", verdicts)
-        _tell_filter(verdicts)
         captions = _review(job, verdicts)
         count = assemble(job.output, captions, {p.image_id: p for p in pictures})
     if count:
-        logger.info(
-            "%s: %d pairs; train with datasets.cc_sbu_align.build_info.storage=%s",
-            *(job.output, count, job.output),
-        )
+        text = "%s: %d pairs; train with datasets.cc_sbu_align.build_info.storage=%s"
+        logger.info(text, job.output, count, job.output)
     else:
         logger.info("%s: nothing is kept; verdicts.jsonl there tells why", job.output)
-    if no_reply:
-        logger.info("%d texts without a reply: the same command asks again", len(no_reply))
+    if left := sum(verdict.reason == NO_REPLY for verdict in verdicts):
+        logger.info("%d texts without a reply: the same command asks again", left)
     return count
 
 
 def _settings(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """What drafts are made of; the batch size is none of it."""
-    told = settings_of(plan.config, QUESTION, len(pictures), "")
+    """Return what drafts are made of; the batch size is none of it."""
+    made_of = settings_of(plan.config, QUESTION, len(pictures), "")
     chat = plan.config.chat
     return {
         "prompt": [QUESTION, CONTINUE],
@@ -104,83 +102,63 @@ def _settings(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> dict[str
         "--images": f"{len(pictures)} pictures, sha256 {digest_of(pictures)}",
         "--num-beams": job.describing.num_beams,
         "--max-new-tokens": job.describing.max_new_tokens,
-        "trained weights": told["trained weights"],
-        "model": told["model"],
-        "datasets": told["datasets"],
+        **{name: made_of[name] for name in ("trained weights", "model", "datasets")},
         "chat": {name: chat.get(name) for name in ("template", "max_length")},
     }
 
 
 def _describe(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """A draft for each picture; the model is loaded only where one is lacking."""
-    with Journal(job.output / "drafts.jsonl") as journal:
-        if len(journal.rows) < len(pictures):
-            if not plan.config.model.get("ckpt"):
-                text = "model.ckpt names no projection: an untrained one writes the descriptions"
-                logger.warning(text)
-            write_drafts(plan.load(), job.describing, pictures, journal)
-        rows = journal.rows
-    bad = [row["image"] for row in rows if "error" in row]
-    logger.info("described: %d of %d pictures", len(rows) - len(bad), len(rows))
+    """Return a draft for each picture; the model is loaded only where one is lacking."""
+    journal = Journal(job.output / "drafts.jsonl")
+    if len(journal.rows) < len(pictures):
+        if not plan.config.model.get("ckpt"):
+            text = "model.ckpt names no projection: an untrained one writes the descriptions"
+            logger.warning(text)
+        write_drafts(plan.load(), job.describing, pictures, journal)
+    bad = [row["image"] for row in journal.rows if "error" in row]
+    total = len(journal.rows)
+    logger.info("described: %d of %d pictures", total - len(bad), total)
     if bad:
         shown = ", ".join(bad[:3])
         logger.warning("%d pictures cannot be read and are left out (first: %s)", len(bad), shown)
-    return rows
+    return journal.rows
 
 
-def _polish(
-    job: Job, folder: WorkFolder, drafts: Sequence[Mapping[str, Any]]
-) -> tuple[Polish, Mapping[str, str]]:
-    """What polishes, and why there is no reply to some drafts."""
-    if job.server is None:
-        return polish_by_rules, {}
-    endpoint = job.server.endpoint
-    completions = Completions(endpoint, FIX)
-    settings = {"--model": endpoint.model, "prompt": FIX, "max_tokens": completions.max_tokens}
-    folder.settle("polish", settings)
-    with Journal(job.output / "requests.jsonl") as journal:
-        ledger = Ledger(journal, job.server.budget)
-        if ledger.interrupted:
-            text = "%d requests were under way when a run was killed; they count as paid in full"
-            logger.info(text, ledger.interrupted)
-        asking = Asking(completions, ledger, job.server.manners)
-        try:
-            asking.run({str(r["image_id"]): r["draft"] for r in drafts if r.get("draft")})
-        finally:
-            completions.close()
-            spent, price = ledger.spent, job.server.budget
-            cost = (
-                f", cost {ledger.cost:.4f}" if price.prompt_price + price.completion_price else ""
-            )
-            text = "replies: %d of %s; tokens so far: %s read, %s written%s"
-            read, written = f"{spent.prompt:,}", f"{spent.completion:,}"
-            logger.info(text, len(ledger.replies), endpoint.model, read, written, cost)
-    return polish_by_replies(ledger.replies), asking.given_up
-
-
-def _tell_filter(verdicts: Sequence[Verdict]) -> None:
-    """One line: how many pass, and how many each rule stops."""
+def _judge(job: Job, drafts: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """Polish and filter; report how many pass, and how many each rule stops."""
+    pool = _ask(job.server, job.output, drafts) if job.server else None
+    replies, failed = (pool.replies, pool.failed) if pool else (None, {})
+    verdicts = [judge(row, replies, failed) for row in drafts]
     counts = Counter(verdict.reason for verdict in verdicts if not verdict.kept)
-    kept = len(verdicts) - counts.total()
     names = [*RULES, *(name for name in (NO_REPLY, UNREADABLE) if counts[name])]
     stopped = ", ".join(f"{name} {counts[name]}" for name in names)
+    kept = len(verdicts) - counts.total()
     logger.info("filter: %d of %d pass (%s)", kept, len(verdicts), stopped)
+    return verdicts
+
+
+def _ask(server: Server, folder: Path, drafts: Sequence[Mapping[str, Any]]) -> RequestPool:
+    """Have the drafts polished; report what that took so far."""
+    settle(folder, "polish", {"--model": server.model, "prompt": FIX, "max_tokens": _MAX_TOKENS})
+    pool = RequestPool(server, FIX, Journal(folder / "requests.jsonl"), _TEMPERATURE, _MAX_TOKENS)
+    try:
+        pool.ask({str(row["image_id"]): row["draft"] for row in drafts if row.get("draft")})
+    finally:
+        cost = server.cost(pool.spent)
+        text = "replies: %d of %s; tokens so far: %s read, %s written"
+        read, written = (f"{tokens:,}" for tokens in pool.spent)
+        text = f"{text}, cost {cost:.4f}" if cost else text
+        logger.info(text, len(pool.replies), server.model, read, written)
+    return pool
 
 
 def _review(job: Job, verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """The captions of the set by picture id: those that passed and that nobody has rejected."""
-    with Journal(job.output / "reviews.jsonl") as journal:
-        reviews = Reviews(journal, verdicts)
-        if job.review_port is not None and reviews.next_place() is not None:
-            from minigpt4.tools.alignment.review_page import serve_reviews
+    """Return the captions of the set by picture id: those that passed and were not rejected."""
+    reviews = Reviews(Journal(job.output / "reviews.jsonl"), verdicts)
+    if job.review_port is not None and reviews.next_place() is not None:
+        from minigpt4.tools.alignment.review_page import serve_reviews
 
-            serve_reviews(reviews, job.images, job.review_port)
-        if counts := reviews.counts:
-            text = "reviews: %d accepted, %d edited, %d rejected"
-            logger.info(text, *(counts[name] for name in ("accept", "edit", "reject")))
-        captions = {}
-        for pair in reviews.pairs:
-            review = reviews.of(pair.image_id)
-            if review is None or review.decision != "reject":
-                captions[pair.image_id] = review.text if review else pair.polished
-        return captions
+        serve_reviews(reviews, job.images, job.review_port)
+    if reviews.journal.rows:
+        logger.info("reviews: %s", reviews.summary())
+    return reviews.captions

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from minigpt4.apps.page.gate import Gate
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError, MiniGPT4Error
-from minigpt4.tools.alignment.reviews import Reviews
+from minigpt4.tools.alignment.verdicts import Reviews
 
 _SIDE = 900  # pixels of a picture as it is shown
 _STYLE = """
@@ -40,21 +40,16 @@ _KEYS = """() => {
     document.getElementById(name).click();
   });
 }"""
+_CLOSING = "<b>The set is being written. You can close this page.</b>"
 _TO_THE_TEXT = "() => document.querySelector('#polished textarea').focus()"
 
-View = tuple[str, str, str, str, str, Any]  # progress, picture, what is shown, draft, text, finish
+View = tuple[Any, ...]  # progress, picture, what is shown, draft, text, finish button
 
 logger = logging.getLogger(__name__)
 
 
 def serve_reviews(reviews: Reviews, images: Path, port: int) -> None:
-    """Serve the page to this machine until every pair is reviewed and the person says so.
-
-    Args:
-        reviews: Of which the page shows those that were not decided on.
-        images: Folder of the pictures.
-        port: Where.
-    """
+    """Serve the page to this machine until every pair is reviewed and the person says so."""
     finished = threading.Event()
     page = build_page(Reviewing(reviews, images), finished)
     page.queue().launch(
@@ -81,14 +76,16 @@ class Reviewing:
     """What the page's buttons do; all it remembers is in the reviews and on the page itself."""
 
     def __init__(self, reviews: Reviews, images: Path) -> None:
-        self._reviews = reviews
-        self._images = images
+        self._reviews, self._images = reviews, images
         self._places = {pair.image_id: n for n, pair in enumerate(reviews.pairs)}
 
     def show_next(self, after: int = -1) -> View:
         """The next pair that nobody has decided on; at the end, that there is none."""
         place = self._reviews.next_place(after + 1)
-        return self._show(place) if place is not None else self._show_end()
+        if place is None:
+            line = f"<b>All {len(self._places)} pairs are reviewed.</b>"
+            return self._view(line, "", "", "", "")
+        return self._show(place)
 
     def decide(self, accepted: bool, shown: str, text: str) -> View:
         """Save what was said of the pair that the page showed; then the next one."""
@@ -109,24 +106,16 @@ class Reviewing:
         pair = self._reviews.pairs[place]
         review = self._reviews.of(pair.image_id)
         shown = f"{pair.image_id}:{self._reviews.times(pair.image_id)}"
-        told = f"<b>{html.escape(pair.image)}</b>"
         said = f" · so far: {review.decision}" if review else ""
-        line = f"{told} · {place + 1} of {len(self._places)}{said} · {self._counted()}"
+        line = f"<b>{html.escape(pair.image)}</b> · {place + 1} of {len(self._places)}{said}"
         picture = _picture(self._images / pair.image)
-        text = review.text if review else pair.polished
-        return line, picture, shown, pair.draft, text, self._finish_button()
+        return self._view(
+            line, picture, shown, pair.draft, review.text if review else pair.polished
+        )
 
-    def _show_end(self) -> View:
-        line = f"<b>All {len(self._places)} pairs are reviewed.</b> · {self._counted()}"
-        return line, "", "", "", "", self._finish_button()
-
-    def _counted(self) -> str:
-        counts = self._reviews.counts
-        names = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
-        return ", ".join(f"{counts[name]} {word}" for name, word in names.items())
-
-    def _finish_button(self) -> Any:
-        return gr.update(interactive=self._reviews.next_place() is None)
+    def _view(self, line: str, *shown: str) -> View:
+        finish = gr.update(interactive=self._reviews.next_place() is None)
+        return f"{line} · {self._reviews.summary()}", *shown, finish
 
 
 def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
@@ -150,14 +139,10 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
                     label="Polished: what is learnt", lines=9, max_lines=16, elem_id="polished"
                 )
                 with gr.Row():
-                    accept = gr.Button(
-                        "Accept (A)", variant="primary", size="md", min_width=90, elem_id="accept"
-                    )
-                    edit = gr.Button("Edit (E)", size="md", min_width=90, elem_id="edit")
-                    reject = gr.Button(
-                        "Reject (R)", variant="stop", size="md", min_width=90, elem_id="reject"
-                    )
-                    back = gr.Button("Back (B)", size="md", min_width=90, elem_id="back")
+                    accept = _button("Accept (A)", "primary")
+                    edit = _button("Edit (E)")
+                    reject = _button("Reject (R)", "stop")
+                    back = _button("Back (B)")
                 draft = gr.Textbox(
                     label="Draft: what the model said",
                     lines=6,
@@ -173,16 +158,16 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
         reject.click(lambda s, t: reviewing.decide(False, s, t), [shown, text], view, **private)
         back.click(reviewing.go_back, shown, view, **private)
         edit.click(None, js=_TO_THE_TEXT)
-        closing = finish.click(
-            lambda: "<b>The set is being written. You can close this page.</b>",
-            None,
-            line,
-            **private,
-        )
+        closing = finish.click(lambda: _CLOSING, None, line, **private)
         closing.then(finished.set, None, None, **private)
         page.load(reviewing.show_next, None, view, **private)
         page.load(None, js=_KEYS)
     return page
+
+
+def _button(label: str, variant: str = "secondary") -> gr.Button:
+    name = label.split()[0].lower()
+    return gr.Button(label, variant=variant, size="md", min_width=90, elem_id=name)
 
 
 def _picture(path: Path) -> str:

@@ -1,25 +1,23 @@
-"""Verdicts: drafts and replies → for each picture its polished text, and whether it is kept.
+"""Verdicts: what becomes of each picture's draft, by the filter and by a person.
 
-They follow from what the journals hold, and are written anew each time.
+Verdicts of the filter follow from what the journals hold, and are written anew each time; a
+person's reviews are on disk before the next pair is shown.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from minigpt4.apps.captions_input import encode
+from minigpt4.errors import DataError
 from minigpt4.files import write_atomically
-from minigpt4.tools.alignment.completions import Reply
-from minigpt4.tools.alignment.filtering import broken_rule
-from minigpt4.tools.alignment.repairing import repair, whole_sentences
+from minigpt4.tools.alignment.request_pool import Reply
+from minigpt4.tools.alignment.text_rules import broken_rule, repair, whole_sentences
+from minigpt4.tools.alignment.work_folder import Journal
 
-FIX = (
-    "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, "
-    "not English sentences, and so on. Remove unnecessary repetition. Rewrite any incomplete "
-    "sentences. Return directly the results without explanation. Return directly the input "
-    "paragraph if it is already correct without explanation."
-)
 UNREADABLE, NO_REPLY = "unreadable picture", "no reply"
 
 
@@ -28,82 +26,135 @@ class Verdict:
     """What became of a picture.
 
     Attributes:
-        image_id: Of the picture.
-        image: Its name in the folder it comes from.
-        draft: What the model said.
-        polished: What was made of it; empty where nothing was.
-        kept: Whether it passed the filter.
-        reason: The rule that it broke, or why there is no text.
-        detail: What was the matter, where that is no rule.
+        image: Name in the folder that the picture comes from.
+        reason: Rule that it broke, or why there is no text.
+        detail: Error message, where the reason is not a rule.
     """
 
     image_id: str
     image: str
-    draft: str
-    polished: str
-    kept: bool
+    draft: str = ""
+    polished: str = ""
+    kept: bool = False
     reason: str = ""
     detail: str = ""
 
 
-Polish = Callable[[str, str], str | None]  # a picture's id and draft → polished; None without
-
-
-def polish_by_rules(image_id: str, draft: str) -> str:
-    return repair(draft)
-
-
-def polish_by_replies(replies: Mapping[str, Reply]) -> Polish:
-    """What a server has made of each draft."""
-
-    def polish(image_id: str, draft: str) -> str | None:
-        if not draft.strip():
-            return ""  # which nobody is asked about
-        reply = replies.get(image_id)
-        if reply is None:
-            return None
-        if "already correct" in reply.text.lower():
-            return draft
-        # Differs from the original: a reply that was cut off ends with its last whole sentence.
-        return whole_sentences(reply.text) if reply.cut_off else reply.text
-
-    return polish
-
-
 def judge(
-    drafts: Sequence[Mapping[str, Any]], polish: Polish, no_reply: Mapping[str, str]
-) -> list[Verdict]:
-    """A verdict for each row of drafts.
+    row: Mapping[str, Any], replies: Mapping[str, Reply] | None, failed: Mapping[str, str]
+) -> Verdict:
+    """Return the verdict on a row of drafts.
 
     Args:
-        drafts: Of the journal.
-        polish: What makes a text of a draft.
-        no_reply: Why there was no reply, by picture id.
+        row: Row of the journal.
+        replies: Server's replies by picture id; None for rules.
+        failed: Why there is no reply, by picture id.
     """
-    return [_judge(row, polish, no_reply) for row in drafts]
-
-
-def _judge(row: Mapping[str, Any], polish: Polish, no_reply: Mapping[str, str]) -> Verdict:
     image_id, image = str(row["image_id"]), str(row["image"])
     if "error" in row:
-        return Verdict(image_id, image, "", "", False, UNREADABLE, str(row["error"]))
+        return Verdict(image_id, image, reason=UNREADABLE, detail=str(row["error"]))
     draft = str(row["draft"])
-    polished = polish(image_id, draft)
-    if polished is None:
-        return Verdict(image_id, image, draft, "", False, NO_REPLY, no_reply.get(image_id, ""))
+    if replies is None:
+        polished = repair(draft)
+    elif not draft.strip():
+        polished = ""  # which no server is asked about
+    elif image_id in replies:
+        polished = _polish(draft, replies[image_id])
+    else:
+        return Verdict(image_id, image, draft, reason=NO_REPLY, detail=failed.get(image_id, ""))
     rule = broken_rule(polished)
     return Verdict(image_id, image, draft, polished, rule is None, rule or "")
 
 
-def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """A line for each, without what is empty.
+def _polish(draft: str, reply: Reply) -> str:
+    if "already correct" in reply.text.lower():
+        return draft
+    # Differs from the original: a reply that was cut off ends with its last whole sentence.
+    return whole_sentences(reply.text) if reply.cut_off else reply.text
 
-    Raises:
-        MiniGPT4Error: when the disk is full.
-    """
-    always = ("image_id", "image", "draft", "polished", "kept")
-    rows = [
-        {name: value for name, value in asdict(verdict).items() if value or name in always}
-        for verdict in verdicts
-    ]
+
+def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write a line for each, without an empty reason or detail."""
+    rows = [asdict(verdict) for verdict in verdicts]
+    for row in rows:
+        for name in ("reason", "detail"):
+            if not row[name]:
+                del row[name]
     write_atomically(path, lambda file: file.write(b"".join(map(encode, rows))))
+
+
+class Review(NamedTuple):
+    """A person's decision, and the text that counts from now on."""
+
+    decision: Literal["accept", "edit", "reject"]
+    text: str
+
+
+class Reviews:
+    """The pairs that passed the filter and what was said of them, over a journal of its own.
+
+    A review counts for the text that was seen: of one polished again since, it is asked again.
+    """
+
+    def __init__(self, journal: Journal, verdicts: Sequence[Verdict]) -> None:
+        self.journal = journal
+        self.pairs = [verdict for verdict in verdicts if verdict.kept]
+        self._polished = {pair.image_id: pair.polished for pair in self.pairs}
+        self._said: dict[str, Review] = {}
+        self._times: Counter[str] = Counter()
+        self._saying = threading.Lock()
+        journal.replay(self._take)
+
+    def of(self, image_id: str) -> Review | None:
+        return self._said.get(image_id)
+
+    def next_place(self, start: int = 0) -> int | None:
+        """Return the place of the next pair without a review, from a place on and round to it."""
+        places = [*range(start, len(self.pairs)), *range(start)]
+        return next((n for n in places if self.pairs[n].image_id not in self._said), None)
+
+    def times(self, image_id: str) -> int:
+        """Return how often a pair was decided on in this run."""
+        return self._times[image_id]
+
+    def say(self, image_id: str, accepted: bool, text: str, times: int) -> None:
+        """Save a decision; a changed text that is accepted is an edit.
+
+        Args:
+            image_id: Id of the pair's picture.
+            accepted: Whether the pair is kept.
+            text: Text as it shall be.
+            times: As :meth:`times` was when the pair was shown; where it was decided on since, a
+                key was pressed twice or another page was quicker, and nothing is saved.
+
+        Raises:
+            DataError: for an empty text.
+            MiniGPT4Error: when the disk is full.
+        """
+        polished, text = self._polished[image_id], text.strip()
+        if accepted and not text:
+            raise DataError("the text is empty; reject the pair instead")
+        edited = accepted and text != polished.strip()
+        decision = "edit" if edited else "accept" if accepted else "reject"
+        row = {"image_id": image_id, "verdict": decision, "text": text if edited else polished}
+        row["polished"] = polished
+        with self._saying:
+            if self._times[image_id] == times:
+                self.journal.add([row])
+                self._take(row)
+                self._times[image_id] += 1
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        if self._polished.get(row["image_id"]) == row["polished"]:
+            self._said[row["image_id"]] = Review(row["verdict"], row["text"])
+
+    def summary(self) -> str:
+        """Return how often each decision was taken, in words."""
+        counts = Counter(review.decision for review in self._said.values())
+        return "{accept} accepted, {edit} edited, {reject} rejected".format_map(counts)
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """Return the texts of all pairs that were not rejected, by picture id."""
+        said = {i: self._said.get(i, Review("accept", text)) for i, text in self._polished.items()}
+        return {i: review.text for i, review in said.items() if review.decision != "reject"}

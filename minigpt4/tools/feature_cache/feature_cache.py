@@ -20,12 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.assembly import (
-    build_datasets,
-    chosen_precision,
-    make_accelerator,
-    run_settings,
-)
+from minigpt4.assembly import build_accelerator, build_datasets, chosen_dtype
 from minigpt4.config import Config
 from minigpt4.config.checks import check_writable_folder
 from minigpt4.datasets.feature_source import (
@@ -45,15 +40,16 @@ from minigpt4.datasets.feature_source import (
 from minigpt4.datasets.features import save_features
 from minigpt4.datasets.samples import Batch, DataSet, keys_of_images, to_device
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
-from minigpt4.models.build import build_towers, choose_dtype
+from minigpt4.models.build import build_towers
 from minigpt4.models.minigpt4 import freeze
 from minigpt4.models.towers import Towers
+from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.feature_identity import check_cacheable, identity_difference, identity_of
 from minigpt4.preflight.file_facts import describe, files_difference, with_present_times
-from minigpt4.preflight.plan import Plan
 from minigpt4.preflight.preflight import preflight
-from minigpt4.registry import Fault, options_of
-from minigpt4.runners.distributed import Processes
+from minigpt4.registry import Fault
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.options import ComputeOptions
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.tools.feature_cache.group_batches import GroupBatches
 
@@ -103,29 +99,30 @@ def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> di
     model = {name: value for name, value in config.model.items() if name not in _NOT_USED}
     complaint = check_writable_folder(str(output))
     others = [Fault("--output", complaint)] if complaint else []
-    plan = preflight(dataclasses.replace(config, model=model), "caching", others=others)
-    settings = run_settings(config)
-    accelerator = make_accelerator(settings["device"])
-    key, precision = chosen_precision(plan.model, plan.run)
-    arithmetic = choose_dtype(precision, accelerator.device, key)
+    checked = preflight(dataclasses.replace(config, model=model), "caching", others=others)
+    run = checked.run
+    accelerator = build_accelerator(
+        ComputeOptions(device=run.device, deterministic=run.deterministic, seed=run.seed)
+    )
+    arithmetic = chosen_dtype(checked, accelerator.device)
     dtype = arithmetic if kept_as == "auto" else _DTYPES[kept_as]
-    datasets = build_datasets(config, pictures=True)
+    datasets = build_datasets(checked, images=True)
     check_cacheable(datasets)
     folder = RunFolder(output)
     output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process and not folder.lock():
         raise MiniGPT4Error(f"--output: {output}: another process fills it")
     try:
-        caches = [_Cache(plan, dataset, output, arithmetic, dtype) for dataset in datasets]
-        options = {name: plan.model[name] for name in options_of(build_towers)}
-        towers = build_towers(accelerator.device, **options | {"precision": precision})
+        draft = Draft(checked, accelerator.device.type)
+        caches = [_Cache(draft, dataset, output, arithmetic, dtype) for dataset in datasets]
+        towers = build_towers(checked.model_options, accelerator.device, arithmetic)
         freeze(towers)
         towers.to(accelerator.device)
-        processes = Processes(accelerator, settings["timeout"])
+        processes = Distributed(accelerator, run.timeout)
         told = {}
         for cache in caches:
-            batch_size = cache.dataset.batch_size or settings["batch_size_train"] or _BATCH
-            work = _Work(cache, towers, accelerator, processes, batch_size, settings["num_workers"])
+            batch_size = cache.dataset.batch_size or run.batch_size_train or _BATCH
+            work = _Work(cache, towers, accelerator, processes, batch_size, run.num_workers)
             told[cache.dataset.name] = work.run()
     finally:
         folder.unlock()
@@ -146,7 +143,7 @@ class _Cache:
 
     def __init__(
         self,
-        plan: Plan,
+        draft: Draft,
         dataset: DataSet,
         output: Path,
         arithmetic: torch.dtype,
@@ -156,12 +153,12 @@ class _Cache:
         self.dataset, self.source = dataset, dataset.source
         self.folder = folder = output / dataset.name
         self.dtype = dtype
-        self.identity = identity_of(plan, dataset, arithmetic, dtype)
+        self.identity = identity_of(draft, dataset, arithmetic, dtype)
         folder.mkdir(exist_ok=True)
         first = next((group for group in map(self._load, range(self.groups)) if group), None)
         if first is None:
             return
-        difference = identity_difference(first.identity, plan, dataset)
+        difference = identity_difference(first.identity, draft, dataset)
         for name in ("arithmetic", "dtype"):
             before, now = first.identity[name], self.identity[name]
             if difference is None and before != now:
@@ -228,7 +225,7 @@ class _Work:
         cache: _Cache,
         towers: Towers,
         accelerator: Accelerator,
-        processes: Processes,
+        processes: Distributed,
         batch_size: int,
         num_workers: int,
     ) -> None:

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from minigpt4.chat import Chat
-from minigpt4.chat.core import ImageInput
-from minigpt4.chat.generation import Watch, cut_at, end_ids, first_ids, generate_ids
+from minigpt4.chat.core import ImageInput, open_image
+from minigpt4.chat.generation import cut_at
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.towers import PATCHES_PER_TOKEN
-from minigpt4.tools.interpret.overlay import open_picture, pixels_seen
+from minigpt4.tools.interpret.overlay import pixels_seen
 from minigpt4.tools.interpret.words import shown_word
 
 
@@ -52,27 +52,23 @@ def attention_to_image(
     answer: str | None = None,
     layer: int | None = None,
 ) -> Attention:
-    """Where each token of an answer looks in the images.
+    """Return where each token of an answer looks in the images.
 
-    A token's row is that of the position *before* it: the one that predicts it. Rows are means over
-    heads, and over the language model's layers unless one is chosen.
+    A token's row is that of the position *before* it, which predicts it: the mean over heads, and
+    over the language model's layers unless one is chosen. With a Q-Former, the share of an image
+    token is handed on along its query's cross-attention to the patches, without the class token's
+    part (a map then sums to less than the token's share); without one, an image token is four
+    patches of a quarter each. What this leaves out: docs/looks.md.
 
-    Places come from one product. With a Q-Former image tokens are learned queries, not places, so
-    what falls on a query is handed on along its own cross-attention to the patches, mean over heads
-    and cross-attention layers, the class token's column left out (a map then sums to somewhat less
-    than the token's share). Without one a token is four neighbouring patches, which get a quarter
-    each. It is no rollout: the Q-Former's self-attention, residuals and values are not followed,
-    nor anything inside the visual encoder, whose patches have seen each other long before.
-
-    The language model runs once more with its eager attention for this, and is put back; others who
-    ask the same chat wait meanwhile.
+    The language model runs once more with its eager attention and is put back; other users of the
+    same chat wait meanwhile.
 
     Args:
         chat: Any whose language model can give attention weights.
         images: Shown before the question.
         question: Asked as in :meth:`minigpt4.chat.Chat.ask`.
         answer: A text to look at instead of the model's own greedy answer.
-        layer: Of the language model, from 0; the mean of all without.
+        layer: Layer of the language model, from 0; None for the mean of all.
 
     Raises:
         ConfigError: for a layer that does not exist, or a model that gives no weights.
@@ -114,7 +110,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 def _prompt_segments(chat: Chat, images: Sequence[ImageInput], question: str) -> list[Segment]:
     """What the language model reads before the answer, as a chat has it."""
-    session = chat.start([([*map(open_picture, images), question], "")])
+    session = chat.start([([*map(open_image, images), question], "")])
     session.conversation.messages.pop()  # the answer, which is yet to come
     return chat.model.prompt_segments(session.conversation.prompt(), session.images)
 
@@ -138,39 +134,22 @@ def _check_room(chat: Chat, prompt: Sequence[Segment], answer: int) -> None:
 
 
 def _greedy_ids(chat: Chat, prompt: Sequence[Segment]) -> list[int]:
-    """The model's own answer, without what ends it."""
-    model, stops = chat.model, chat.template.stops
+    """Return the model's own answer, without what ends it."""
+    decode, stops = chat.model.tokenizer.decode, chat.template.stops
     options = replace(chat.options, do_sample=False, num_beams=1)
     _check_room(chat, prompt, options.max_new_tokens)
-    spliced = splice([prompt], model.embed_tokens, model.device, pad_side="left")
-    watch = Watch(model.tokenizer, stops, None, None)
-    written = generate_ids(
-        model,
-        spliced.embeds,
-        spliced.attention_mask,
-        options,
-        [watch],
-        ends=end_ids(model, stops),
-    )
-    (ids,) = written[:, len(first_ids(model.tokenizer)) :].tolist()
-    decode = model.tokenizer.decode
+    (ids,) = chat.answer_ids([prompt], stops, options)
     answer = cut_at(decode(ids), *stops)
     while ids and cut_at(decode(ids[:-1]), *stops) == answer:
         ids.pop()
-    return list(ids)
+    return ids
 
 
 @torch.no_grad()
 def answer_attention(
     model: MiniGPT4, prompt: Sequence[Segment], ids: list[int], layer: int | None = None
 ) -> torch.Tensor:
-    """``[T, S]`` in fp32: of the positions that predict the ``ids``, the shares of all S positions.
-
-    Args:
-        model: Whose language model is asked.
-        prompt: Segments before the ids.
-        ids: Of the answer, T of them.
-        layer: One of the language model's; the mean of all without.
+    """Return ``[T, S]``: for each position that predicts an id, the shares of all S positions.
 
     Raises:
         ConfigError: for a layer that does not exist, or a model that gives no weights.
@@ -213,10 +192,9 @@ def image_positions(prompt: Sequence[Segment]) -> list[range]:
 
 @torch.no_grad()
 def patch_shares(model: MiniGPT4, pixels: torch.Tensor) -> torch.Tensor:
-    """``[N, Q, P]``: which patches each image token was made of, of pixels ``[N, 3, s, s]``.
+    """Return ``[N, Q, P]``: the patches, row by row, that each image token was made of.
 
-    Patches go row by row from the top left. See :func:`attention_to_image` for what this leaves
-    out.
+    Pixels are ``[N, 3, s, s]``.
     """
     former = model.q_former
     if former is None:

@@ -1,6 +1,5 @@
 """A folder of looks: ``looks.json`` with its pictures, as ``report`` shows them."""
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ def write_looks(
     layer: int | None = None,
     count: int = 5,
 ) -> Iterator[dict[str, Any]]:
-    """Each picture's entry of ``looks.json``, which is written behind the last one.
+    """Yield each image's entry of ``looks.json``, which is written after the last one.
 
     Args:
         chat: Of the model.
@@ -42,40 +41,28 @@ def write_looks(
     """
     entries = []
     for number, file in enumerate(files):
-        entries.append(_look(chat, file, number, output, prompt, answer, layer, count))
-        yield entries[-1]
-    # Last: it never names a picture that is not there.
+        near = nearest_words(chat.model, chat.encode_images([file]), count)[0]
+        chance = chance_cosines(chat.model, pixels_seen(chat, [file]))
+        attention = attention_to_image(chat, [file], prompt, answer, layer)
+        picture = picture_seen(chat, file)
+        if picture.width < _SIDE:
+            picture = picture_seen(chat, file, _SIDE)
+        _write_image(picture, output / f"{number}.png")
+        entry = {
+            "picture": f"{number}.png",
+            "image": str(file),
+            "prompt": prompt,
+            "answer": attention.answer,
+            "nearest_words": [[(word, round(cosine, 4)) for word, cosine in row] for row in near],
+            "chance_cosines": {key: round(value, 4) for key, value in chance._asdict().items()},
+            "overlays": _write_overlays(attention, picture, output, number),
+        }
+        entries.append(entry)
+        yield entry
+    # Last: it never names an image that is not there.
     text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
     content = text.encode("utf-8", errors="backslashreplace")
     write_atomically(output / "looks.json", lambda opened: opened.write(content))
-
-
-def _look(
-    chat: Chat,
-    file: Path,
-    number: int,
-    output: Path,
-    prompt: str,
-    answer: str | None,
-    layer: int | None,
-    count: int,
-) -> dict[str, Any]:
-    near = nearest_words(chat.model, chat.encode_images([file]), count)[0]
-    chance = chance_cosines(chat.model, pixels_seen(chat, [file]))
-    attention = attention_to_image(chat, [file], prompt, answer, layer)
-    own = picture_seen(chat, file)
-    picture = own if own.width >= _SIDE else picture_seen(chat, file, _SIDE)
-    name = f"{number}.png"
-    _write_picture(picture, output / name)
-    return {
-        "picture": name,
-        "image": str(file),
-        "prompt": prompt,
-        "answer": attention.answer,
-        "nearest_words": [[(word, round(cosine, 4)) for word, cosine in row] for row in near],
-        "chance_cosines": {key: round(value, 4) for key, value in chance._asdict().items()},
-        "overlays": _write_overlays(attention, picture, output, number),
-    }
 
 
 def _write_overlays(
@@ -85,12 +72,10 @@ def _write_overlays(
     shares = attention.image_share.tolist()
     for place, (token, share) in enumerate(zip(attention.tokens, shares, strict=True)):
         name = f"{number}_{place:03d}.png"
-        _write_picture(overlay(picture, attention.maps[place, 0]), folder / name)
+        _write_image(overlay(picture, attention.maps[place, 0]), folder / name)
         written.append({"token": token, "file": name, "image_share": round(share, 4)})
     return written
 
 
-def _write_picture(picture: Image.Image, file: Path) -> None:
-    encoded = io.BytesIO()
-    picture.save(encoded, format="PNG")
-    write_atomically(file, lambda opened: opened.write(encoded.getvalue()))
+def _write_image(image: Image.Image, file: Path) -> None:
+    write_atomically(file, lambda opened: image.save(opened, format="PNG"))

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from minigpt4.chat import Chat
-from minigpt4.chat.core import ImageInput
-from minigpt4.datasets.images import as_shown, load_image
+from minigpt4.chat.core import ImageInput, open_image
 from minigpt4.errors import ConfigError
 from minigpt4.processors.image_processors import ImageProcessor
 
@@ -19,15 +18,6 @@ _COVER = (0.0, 0.4, 0.6, 0.72)
 _DIM = 0.7  # of the brightness, where nothing is covered: the eye goes to what is
 
 
-def open_picture(image: ImageInput) -> Image.Image:
-    """A picture as a viewer shows it.
-
-    Raises:
-        DataError: for a file that is not a readable picture.
-    """
-    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
-
-
 def pixels_seen(chat: Chat, images: Sequence[ImageInput]) -> torch.Tensor:
     """Normalised pixels ``[N, 3, s, s]``, as the model reads them.
 
@@ -36,22 +26,22 @@ def pixels_seen(chat: Chat, images: Sequence[ImageInput]) -> torch.Tensor:
         DataError: for a file that is not a readable picture.
     """
     processor = _steady(chat)
-    return torch.stack([processor(open_picture(image)) for image in images])
+    return torch.stack([processor(open_image(image)) for image in images])
 
 
 def picture_seen(chat: Chat, image: ImageInput, side: int | None = None) -> Image.Image:
-    """The square that the model sees of a picture, to look at.
+    """Return the square that the model sees of an image, to look at.
 
     Args:
-        chat: Whose image processor is applied.
+        chat: Its image processor is applied.
         image: File or PIL image.
-        side: Of the square in pixels; the model's own without.
+        side: Side of the square in pixels; None for the model's own.
 
     Raises:
         ConfigError: as :func:`pixels_seen`.
-        DataError: likewise.
+        DataError: as :func:`pixels_seen`.
     """
-    pixels = _steady(chat).pixels(open_picture(image))
+    pixels = _steady(chat).pixels(open_image(image))
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
 

@@ -1,4 +1,4 @@
-"""Charts, drawn twice: as SVG whose colours are the page's own, and as a PNG file beside it."""
+"""Charts, drawn as SVG whose colours are the page's own, and as PNG files next to the page."""
 
 import html
 import io
@@ -6,8 +6,8 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,33 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from minigpt4.tools.report.curves import Points, needs_smoothing, smooth, thin
+from minigpt4.tools.report.runs import Points, finite
 
 # Colours by their role on paper; style.css has them again, for light and dark.
 PAPER = {
     "ink": "#1d1c1a", "muted": "#6f6b64", "grid": "#e8e5df", "surface": "#ffffff",
-    "band": "#d9d5cc", "bad": "#c8322f",
+    "bad": "#c8322f",
     "line-1": "#2a6fc9", "line-2": "#c2571a", "line-3": "#0f8f6b", "line-4": "#7a4fc0",
     "line-5": "#b8860b", "line-6": "#c23a7a", "line-7": "#3f7f1f", "line-8": "#56708a",
 }  # fmt: skip
 LINES = 8
 _FONT = "DejaVu Sans"  # comes with matplotlib, so that it is the same everywhere
 _DOTS_PER_INCH = 160
-_MOST_CROSSES = 80
+_MAX_CROSSES = 80
+_MAX_POINTS = 600  # of one line; more cannot be told apart on a page
+_FEW = 30  # points that need no smoothing
+_SPANS = 25  # a smoothed curve looks back over one part in so many of the run
 _WIDE, _NARROW = (10.0, 3.5), (4.7, 2.65)  # inches; letters grow and shrink with the page's width
 # In the SVG each role is an own colour that nothing else has, put in as the page's variable after.
 _MARKED = {role: f"#0a0b{number:02x}" for number, role in enumerate(PAPER)}
+_SETTINGS: dict[str, Any] = {
+    "font.family": [_FONT],
+    "font.size": 9,
+    "text.parse_math": False,  # a name with dollars is a name
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "axes.formatter.useoffset": False,
+}
 _DRAWING = threading.Lock()  # matplotlib's settings are global
 
 
@@ -50,27 +61,34 @@ class Line:
 
     Attributes:
         name: In the legend; of any script.
-        points: Finite ones, by rising step.
-        colour: Number of the colour, from 0; past the last one they come again, dashed.
-        dashed: Drawn so: a control.
-        smoothed: Drawn faint as it is and strong as it runs, where it has many points.
-        lost: Steps at which the log has no finite figure.
+        readings: By rising step.
+        colour: Number of the colour, from 0; after the last one they come again, dashed.
+        dashed: Whether it is a control.
+        smoothed: Whether it is drawn faint as it is and strong as it runs, given many points.
         best: A point to be marked.
     """
 
     name: str
-    points: Points
+    readings: Points
     colour: int = 0
     dashed: bool = False
     smoothed: bool = True
-    lost: list[int] = field(default_factory=list)
     best: tuple[float, float] | None = None
+
+    @cached_property
+    def points(self) -> Points:
+        """The finite readings."""
+        return finite(self.readings)
+
+    @cached_property
+    def lost(self) -> list[float]:
+        """Steps at which the log has no finite value."""
+        return [step for step, value in self.readings if math.isnan(value)]
 
     @cached_property
     def course(self) -> Points:
         """The points as they are drawn strong."""
-        smoothed = self.smoothed and needs_smoothing(self.points)
-        return smooth(self.points) if smoothed else self.points
+        return smooth(self.points) if self.smoothed and len(self.points) > _FEW else self.points
 
     @property
     def role(self) -> str:
@@ -85,16 +103,14 @@ class Line:
 
 @dataclass
 class Chart:
-    """A chart and what one reads beside it.
+    """A chart and its texts.
 
     Attributes:
         stem: Of the PNG's file name.
         title: Above it.
-        lines: At least one with a point or a loss of one.
-        note: What one sees, below it.
-        band: Steps, lower and upper edge of what is normal.
-        wide: Drawn over the page's whole width.
-        x_title: What the points are counted in.
+        lines: At least one with a reading.
+        note: Below it.
+        wide: Whether it takes the page's whole width.
         svg: For the page; filled in by :func:`draw`.
     """
 
@@ -102,9 +118,7 @@ class Chart:
     title: str
     lines: list[Line]
     note: str = ""
-    band: tuple[list[float], list[float], list[float]] | None = None
     wide: bool = False
-    x_title: str = "step"
     svg: str = ""
 
     @property
@@ -113,12 +127,34 @@ class Chart:
         told = []
         for line in self.lines:
             if line.points:
-                ends = [
-                    f"{value:.4g} at {self.x_title} {step:.0f}"
-                    for step, value in (line.points[0], line.points[-1])
-                ]
+                ends = [f"{y:.4g} at step {x:.0f}" for x, y in (line.points[0], line.points[-1])]
                 told.append(f"{line.name}: {', '.join(ends)}")
         return f"Chart of {self.title}. {'; '.join(told)}"
+
+
+def smooth(points: Points) -> Points:
+    """Return the exponential moving average at each point, unbiased from the first one on."""
+    keep = 1 - 2 / (max(1.0, len(points) / _SPANS) + 1)
+    total, weight = 0.0, 0.0
+    smoothed = []
+    for step, value in points:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append((step, total / weight))
+    return smoothed
+
+
+def thin(points: Points) -> Points:
+    """Return few points: the lowest and the highest of each stretch, the first and the last."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    stretches = _MAX_POINTS // 2 - 1
+    kept = {0, len(points) - 1}
+    for stretch in range(stretches):
+        begin = stretch * len(points) // stretches
+        members = range(begin, (stretch + 1) * len(points) // stretches)
+        kept.add(min(members, key=lambda i: points[i][1]))
+        kept.add(max(members, key=lambda i: points[i][1]))
+    return [points[i] for i in sorted(kept)]
 
 
 def draw(charts: Iterable[Chart], folder: Path) -> None:
@@ -128,7 +164,7 @@ def draw(charts: Iterable[Chart], folder: Path) -> None:
         OSError: when the folder cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    with _DRAWING, matplotlib.rc_context(_settings()):
+    with _DRAWING, matplotlib.rc_context(_SETTINGS):
         for chart in charts:
             chart.svg = _draw_svg(chart, _WIDE if chart.wide else _NARROW)
             if chart.wide:  # on a phone the same chart would have letters that nobody can read
@@ -137,36 +173,20 @@ def draw(charts: Iterable[Chart], folder: Path) -> None:
             _draw_png(chart, folder / f"{chart.stem}.png")
 
 
-def _settings() -> dict[str, Any]:
-    return {
-        "font.family": [_FONT],
-        "font.size": 9,
-        "text.parse_math": False,  # a name with dollars is a name
-        "svg.fonttype": "none",
-        "svg.hashsalt": "report",
-        "axes.unicode_minus": True,
-        "axes.formatter.useoffset": False,
-        "path.simplify": True,
-    }
-
-
 def _draw_svg(chart: Chart, size: tuple[float, float]) -> str:
+    """Return an SVG as a part of the page, whose colours and fonts it takes."""
     figure = Figure(figsize=size, layout="constrained")
     _draw_axes(figure, chart, _MARKED)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _for_the_page(file.getvalue(), chart.alt)
-
-
-def _for_the_page(svg: str, alt: str) -> str:
-    """An SVG as a part of a page: its colours and fonts are the page's."""
+    svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every chart has the same names
     svg = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", svg)
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
-    head = f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" {view[0]}>'
+    head = f'<svg role="img" aria-label="{html.escape(chart.alt, quote=True)}" {view[0]}>'
     svg = head + svg[svg.index(">") + 1 :]
     for role, colour in _MARKED.items():
         svg = svg.replace(colour, f"var(--{role})")
@@ -196,14 +216,12 @@ def _draw_png(chart: Chart, path: Path) -> None:
 def _draw_axes(figure: Figure, chart: Chart, colours: dict[str, str]) -> Any:
     axes = figure.add_subplot()
     axes.set_facecolor("none")
-    if chart.band is not None:
-        axes.fill_between(*chart.band, color=colours["band"], lw=0, zorder=1)
     for line in chart.lines:
         _draw_line(axes, line, colours)
     _scale(axes, chart)
     lost = sorted({step for line in chart.lines for step in line.lost})
     axes.plot(  # at the bottom, whatever the scale
-        *_columns([(step, 0.03) for step in lost[:: len(lost) // _MOST_CROSSES + 1]]),
+        *_columns([(step, 0.03) for step in lost[:: len(lost) // _MAX_CROSSES + 1]]),
         "x", color=colours["bad"], ms=6, mew=1.6, transform=axes.get_xaxis_transform(), zorder=6,
     )  # fmt: skip
     for side in ("top", "right", "left"):
@@ -214,7 +232,7 @@ def _draw_axes(figure: Figure, chart: Chart, colours: dict[str, str]) -> Any:
     axes.tick_params(colors=colours["muted"], length=0, labelsize=8.5, pad=5, which="both")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(_step_text))
-    axes.set_xlabel(chart.x_title, color=colours["muted"], loc="right", labelpad=2, fontsize=8.5)
+    axes.set_xlabel("step", color=colours["muted"], loc="right", labelpad=2, fontsize=8.5)
     return axes
 
 
@@ -252,7 +270,7 @@ def _scale(axes: Any, chart: Chart) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_value_text))
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _columns(points: Points) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -262,9 +280,8 @@ def _step_text(step: float, _place: object = None) -> str:
 
 def _value_text(value: float, _place: object = None) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        mantissa, exponent = f"{value:.2g}".split("e") if "e" in f"{value:.2g}" else ("", "")
-        return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.2g}"
-    return f"{value:,.6g}" if math.isfinite(value) else ""
+        return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.2g}")
+    return f"{value:,.6g}"
 
 
 def _drawable(text: str) -> str:

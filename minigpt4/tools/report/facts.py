@@ -1,70 +1,62 @@
 """The head of the report: what each run was, its key figures, and which checkpoint to take."""
 
+import json
 import shlex
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from statistics import median
+from typing import Any, NamedTuple
 
-from minigpt4.tools.report.curves import first_and_last, median
-from minigpt4.tools.report.difference import flatten
-from minigpt4.tools.report.normal import Verdict, judge
-from minigpt4.tools.report.reading import count, part
-from minigpt4.tools.report.runs import Run, Series
+from minigpt4.tools.report.reading import JsonObject, count, part
+from minigpt4.tools.report.runs import Run, finite
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A key figure: what it is, the figure, and a word on it."""
-
-    label: str
-    value: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A run at the head of the report.
 
     Attributes:
         run: With its name and folder.
         colour: Number of its colour in the charts.
-        finished: Whether it came to its end.
-        state: The same in words.
-        tiles: Key figures.
-        advice: Which checkpoint to take.
+        state: Whether it came to its end, in words.
+        tiles: Key figures: name, figure, and a word on it.
+        checkpoint: Which one to take.
         facts: Name and text, of what the run was.
         settings: The whole config by dotted keys.
-        verdicts: What the figures say.
     """
 
     run: Run
     colour: int
-    finished: bool
     state: str
-    tiles: list[Tile]
-    advice: str
+    tiles: list[tuple[str, str, str]]
+    checkpoint: str
     facts: list[tuple[str, str]]
     settings: list[tuple[str, str]]
-    verdicts: list[Verdict]
 
 
 def make_card(run: Run, colour: int) -> Card:
-    return Card(
-        run,
-        colour,
-        run.finished,
-        _state(run),
-        _tiles(run),
-        _advice(run),
-        [(name, text) for name, text in _facts(run) if text],
-        sorted(flatten(run.config).items()) if run.config else [],
-        judge(run),
-    )
+    facts = [(name, text) for name, text in _facts(run) if text]
+    settings = sorted(_flatten(run.config).items()) if run.config else []
+    return Card(run, colour, _state(run), _tiles(run), _checkpoint(run), facts, settings)
 
 
-def data_sets(run: Run) -> list[str]:
-    found = part(run.config, "datasets")
-    return [str(name) for name in found] if isinstance(found, dict) else []
+def differing_keys(configs: Sequence[JsonObject]) -> list[tuple[str, list[str]]]:
+    """Return each dotted key that is not the same in all configs, with its value in each."""
+    flat = [_flatten(config) for config in configs]
+    keys = sorted({key for one in flat for key in one})
+    table = [(key, [one.get(key, "–") for one in flat]) for key in keys]
+    return [(key, values) for key, values in table if len(set(values)) > 1]
+
+
+def _flatten(content: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted keys with their values as texts; a list is one value."""
+    if isinstance(content, str):
+        return {prefix: content or '""'}
+    if not isinstance(content, dict) or (not content and prefix):
+        return {prefix: json.dumps(content, ensure_ascii=False, default=str)}
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _state(run: Run) -> str:
@@ -76,36 +68,36 @@ def _state(run: Run) -> str:
     return f"not finished: step {run.last_step:,}{total}"
 
 
-def _tiles(run: Run) -> list[Tile]:
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
-    loss = run.curves.get("loss", Series()).finite
-    if loss:
-        first, last = first_and_last(loss)
-        tiles.append(Tile("final loss", f"{last:.3g}", f"{first:.3g} at first"))
+    losses = [value for _, value in finite(run.curves.get("loss", []))]
+    if losses:
+        tenth = max(1, len(losses) // 10)  # a single reading jumps
+        last = sum(losses[-tenth:]) / tenth
+        tiles.append(("final loss", f"{last:.3g}", f"{losses[0]:.3g} at first"))
     if run.best:
-        where = f"step {run.step_of(vars(run.best)) or 0:,}"
-        tiles.append(Tile(f"best held-out {run.best.metric}", f"{run.best.value:.3g}", where))
-    rates = [value for _, value in run.curves.get("samples_per_second", Series()).finite]
+        name, value = f"best held-out {run.best['metric']}", f"{run.best['value']:.3g}"
+        tiles.append((name, value, f"step {run.step_of(run.best) or 0:,}"))
+    rates = [value for _, value in finite(run.curves.get("samples_per_second", []))]
     if rates:
-        tiles.append(Tile("samples/s", f"{median(rates):,.3g}", "median"))
+        tiles.append(("samples/s", f"{median(rates):,.3g}", "median"))
     seconds = _seconds(run)
     if seconds:
-        tiles.append(Tile("duration", _in_hours(seconds), _launches(run)))
+        tiles.append(("duration", _in_hours(seconds), _launches(run)))
     return tiles
 
 
-def _advice(run: Run) -> str:
+def _checkpoint(run: Run) -> str:
     if run.best and "checkpoint_best.pth" in run.checkpoints:
-        at = f"epoch {run.best.epoch + 1}, step {run.best.step:,}"
-        figure = f"{run.best.metric} {run.best.value:.4g}"
+        at = f"epoch {run.best['epoch'] + 1}, step {run.best['step']:,}"
+        figure = f"{run.best['metric']} {run.best['value']:.4g}"
         return f"Take checkpoint_best.pth: the best {figure}, at {at}."
-    if run.checkpoints:
-        name = run.checkpoints[-1]
-        why = "without a validation (run.valid_splits) nobody knows which is best"
-        if run.valid:
-            why = "no checkpoint_best.pth lies in the folder"
-        return f"Take {name}, the last one: {why}."
-    return "No checkpoint lies in the folder."
+    if not run.checkpoints:
+        return "There is no checkpoint in the folder."
+    why = "without a validation (run.valid_splits) it is not known which is best"
+    if run.valid:
+        why = "there is no checkpoint_best.pth in the folder"
+    return f"Take {run.checkpoints[-1]}, the last one: {why}."
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -117,11 +109,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     versions = packages if isinstance(packages, dict) else {}
     epochs, batch = part(settings, "max_epoch"), part(settings, "batch_size_train")
     steps = f" × {run.per_epoch:,} steps" if run.per_epoch else ""
+    data = part(run.config, "datasets")
+    prompted = part(model, "prompt_path") or part(model, "prompt_template")
     processes = count(here.get("processes")) or 1
     return [
         ("model", kind),
-        ("stage", {1: "1: captions", 2: "2: conversation"}[run.stage] if run.config else ""),
-        ("data sets", ", ".join(data_sets(run))),
+        ("stage", ("2: conversation" if prompted else "1: captions") if run.config else ""),
+        ("data sets", ", ".join(map(str, data)) if isinstance(data, dict) else ""),
         ("length", f"{epochs} epochs{steps}, {batch} samples per process" if epochs else ""),
         ("started", _date(here.get("started"))),
         ("folder", str(run.path)),
@@ -155,7 +149,7 @@ def _git(state: Any) -> str:
     return f"{commit[:12]}{where}{', with changes' if part(state, 'dirty') else ''}"
 
 
-def _hardware(here: dict[str, Any], processes: int) -> str:
+def _hardware(here: JsonObject, processes: int) -> str:
     gpus = here.get("gpus")
     names = [str(name) for name in gpus] if isinstance(gpus, list) else []
     kinds = [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
@@ -167,7 +161,7 @@ def _hardware(here: dict[str, Any], processes: int) -> str:
 
 
 def _seconds(run: Run) -> float:
-    """From the start of the last launch to the last line of the log; 0 where nobody knows."""
+    """From the start of the last launch to the last line of the log; 0 where it is not known."""
     started = _when(run.environment.get("started"))
     try:
         ended = (run.path / "log.txt").stat().st_mtime
@@ -186,5 +180,5 @@ def _launches(run: Run) -> str:
 def _in_hours(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes = round(timedelta(seconds=seconds).total_seconds() / 60)
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,4 +1,4 @@
-"""``report.html``: folders in, one page out that needs nothing beside itself."""
+"""``report.html``: folders in, one page out that needs no other file."""
 
 import logging
 from collections.abc import Sequence
@@ -7,26 +7,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 from minigpt4.errors import DataError, MiniGPT4Error, one_line
 from minigpt4.files import write_atomically
-from minigpt4.tools.report.charts import Chart, draw
-from minigpt4.tools.report.difference import differing_keys
+from minigpt4.tools.report.charts import draw
 from minigpt4.tools.report.evaluations import Evaluation, is_evaluation, read_evaluation
-from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_said
-from minigpt4.tools.report.facts import Card, make_card
-from minigpt4.tools.report.figures import (
-    normal_charts,
-    training_charts,
-    validated,
-    validated_name,
-    validation_charts,
-)
-from minigpt4.tools.report.looks import read_looks
+from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_looks
+from minigpt4.tools.report.facts import Card, differing_keys, make_card
+from minigpt4.tools.report.figures import training_charts, validated, validation_charts
 from minigpt4.tools.report.reading import Notes
-from minigpt4.tools.report.runs import Run, is_run, name_runs, read_run
-from minigpt4.tools.report.troubles import read_bad_samples, read_lost_steps
+from minigpt4.tools.report.runs import (
+    Run,
+    is_run,
+    name_runs,
+    read_bad_samples,
+    read_lost_steps,
+    read_run,
+)
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -120,23 +117,24 @@ def _read_folder(folder: Path, found: Found) -> None:
 def _render(found: Found, output: Path) -> str:
     runs, notes = found.runs, found.notes
     training, validation = training_charts(runs), validation_charts(runs)
-    normal = normal_charts(runs)
-    draw([*training, *validation, *normal], output)
-    said = [read_said(run, notes) for run in runs]
-    failures = [example for one in said for example in failures_of_run(one)]
+    draw([*training, *validation], output)
+    failures = [example for run in runs for example in failures_of_run(run)]
     for evaluation in found.evaluations:
         failures += [example for part in evaluation.data_sets for example in part.failures]
+    examples, more_examples = make_sheet(runs, notes)
     cards = [make_card(run, colour) for colour, run in enumerate(runs)]
-    page = _environment().get_template("report.html")
-    return page.render(
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(
         title=_title(cards, found.evaluations),
         made=f"{datetime.now(timezone.utc):%-d %B %Y, %H:%M} UTC",
         cards=cards,
         training=training,
         validation=validation,
-        validation_legend=[(n, validated_name(*v, runs)) for n, v in enumerate(validated(runs))],
-        normal=normal,
-        sheet=make_sheet(said, notes),
+        validation_legend=[name for *_, name in validated(runs)],
+        examples=examples,
+        more_examples=more_examples,
         failures=failures,
         evaluations=found.evaluations,
         looks=[(run, looks) for run in runs if (looks := read_looks(run.path, notes))],
@@ -145,20 +143,6 @@ def _render(found: Found, output: Path) -> str:
         differences=differing_keys([run.config for run in runs]) if len(runs) > 1 else [],
         notes=notes.lines,
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["style"] = Markup((_PAGE / "style.css").read_text())
-    environment.filters["drawn"] = _drawn
-    return environment
-
-
-def _drawn(chart: Chart) -> Markup:
-    """A chart's SVG, the one thing on the page that is no text; its own texts are escaped."""
-    return Markup(chart.svg)
 
 
 def _title(cards: Sequence[Card], evaluations: Sequence[Evaluation]) -> str:

@@ -1,53 +1,32 @@
-"""Run folders: their curves, validations, record and best checkpoint, as the report shows them."""
+"""Run folders: curves, validations, record, checkpoints, generated texts and what went wrong."""
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from minigpt4.tools.report.reading import (
+    JsonObject,
     Notes,
     count,
     number,
     part,
-    read_config,
-    read_object,
+    read_file,
     read_rows,
 )
 
 _STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
-_ASIDE = ("epoch", "step", "valid")
+_NO_FIGURES = ("epoch", "step", "valid")
+_MAX_EXAMPLES, _MAX_LOST, _MAX_KEYS = 3, 20, 4
 
-
-@dataclass
-class Series:
-    """A figure over the steps of a run.
-
-    Attributes:
-        steps: Of the run, rising.
-        values: NaN where the log has none.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-    @property
-    def finite(self) -> list[tuple[int, float]]:
-        pairs = zip(self.steps, self.values, strict=True)
-        return [(step, value) for step, value in pairs if math.isfinite(value)]
-
-
-@dataclass(frozen=True)
-class Best:
-    """What ``best.json`` says."""
-
-    metric: str
-    value: float
-    epoch: int
-    step: int
+Points = list[tuple[float, float]]  # step, value; NaN where the log has no finite value
 
 
 @dataclass
@@ -56,58 +35,59 @@ class Run:
 
     Attributes:
         path: Of the folder.
-        name: Short, and its own among the runs of a report.
-        config: Of ``config.yaml``.
-        environment: Of ``environment.json``.
-        per_epoch: Steps of an epoch; None while nobody knows.
-        total_steps: That the config asks for.
-        last_step: The last that the log has.
+        name: Short, and unique among the runs of a report.
+        config: Content of ``config.yaml``.
+        environment: Content of ``environment.json``.
+        per_epoch: Steps of an epoch; None where it is not known.
+        total_steps: Steps that the config asks for.
+        last_step: Last step in the log.
+        epochs: Epochs that came to their end.
         curves: By figure.
-        epoch_losses: Mean loss of each epoch that came to its end.
-        valid: By data set and figure.
-        best: Of the validations.
-        checkpoints: Names of the files for users, the oldest first.
+        valid: Curves of the validations by data set and figure.
+        best: Metric, value, epoch and step of ``best.json``; empty without.
+        checkpoints: File names, the oldest first.
+        outputs: Rows of ``validation.jsonl`` by image and step.
     """
 
     path: Path
     name: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
+    environment: JsonObject = field(default_factory=dict)
     per_epoch: int | None = None
     total_steps: int | None = None
     last_step: int = 0
-    curves: dict[str, Series] = field(default_factory=dict)
-    epoch_losses: dict[int, float] = field(default_factory=dict)
-    valid: dict[str, dict[str, Series]] = field(default_factory=dict)
-    best: Best | None = None
+    epochs: set[int] = field(default_factory=set)
+    curves: dict[str, Points] = field(default_factory=dict)
+    valid: dict[str, dict[str, Points]] = field(default_factory=dict)
+    best: JsonObject = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
+    outputs: dict[str, dict[int, JsonObject]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
         epochs = count(part(self.config, "run", "max_epoch"))
         if self.total_steps:
             return self.last_step >= self.total_steps
-        return epochs is not None and epochs - 1 in self.epoch_losses
+        return epochs is not None and epochs - 1 in self.epochs
 
     @property
     def has_figures(self) -> bool:
-        """Whether there is anything of it to show besides its config."""
+        """Whether there is anything to show besides the config."""
         files = ("validation.jsonl", "bad_samples.jsonl", "nonfinite.jsonl", "looks/looks.json")
-        logged = self.curves or self.epoch_losses or self.valid
+        logged = self.curves or self.epochs or self.valid
         return bool(logged) or any((self.path / name).exists() for name in files)
 
-    @property
-    def stage(self) -> int:
-        """2 where the answers of a conversation are learnt, 1 for bare captions."""
-        model = part(self.config, "model")
-        return 2 if part(model, "prompt_path") or part(model, "prompt_template") else 1
-
-    def step_of(self, row: dict[str, Any]) -> int | None:
-        """The step of the run at which a row was written; None where it does not say."""
+    def step_of(self, row: JsonObject) -> int | None:
+        """Return the step of the run at which a row was written; None where it does not say."""
         epoch, step = count(row.get("epoch")), count(row.get("step"))
         if epoch is None or step is None:
             return None
         return epoch * (self.per_epoch or 0) + step
+
+
+def finite(points: Points) -> Points:
+    """Return the points without those that the log has no finite value for."""
+    return [point for point in points if math.isfinite(point[1])]
 
 
 def is_run(path: Path) -> bool:
@@ -115,20 +95,22 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path, notes: Notes) -> Run:
-    """What a run folder holds; what cannot be read is noted."""
+    """Read a run folder; note what cannot be read."""
     run = Run(path)
-    run.config = read_config(path / "config.yaml", notes)
-    run.environment = read_object(path / "environment.json", notes)
+    if not (path / "config.yaml").exists():
+        notes.add(f"{path / 'config.yaml'}: is missing, so the run's settings are not known")
+    run.config = read_file(path / "config.yaml", notes, dict, yaml.safe_load)
+    run.environment = read_file(path / "environment.json", notes, dict)
     rows = list(read_rows(path / "log.txt", notes))
     if not (path / "log.txt").exists():
         notes.add(f"{path}: has no log.txt, so no curves")
     elif not rows:
         notes.add(f"{path / 'log.txt'}: holds no line that can be read, so no curves")
-    run.per_epoch = count(part(run.config, "run", "iters_per_epoch")) or _largest_step(rows)
-    epochs = count(part(run.config, "run", "max_epoch"))
-    if epochs and count(part(run.config, "run", "iters_per_epoch")):
-        run.total_steps = epochs * (run.per_epoch or 0)
+    steps, epochs = (count(part(run.config, "run", k)) for k in ("iters_per_epoch", "max_epoch"))
+    run.per_epoch = steps or max((count(row.get("step")) or 0 for row in rows), default=0) or None
+    run.total_steps = steps * epochs if steps and epochs else None
     _read_log(run, rows, notes)
+    _read_outputs(run, notes)
     run.best = _read_best(path / "best.json", notes)
     run.checkpoints = _checkpoints(path)
     return run
@@ -150,14 +132,10 @@ def _short_name(path: Path) -> str:
     return path.parent.name if stamped else path.name
 
 
-def _largest_step(rows: Sequence[dict[str, Any]]) -> int | None:
-    return max((count(row.get("step")) or 0 for row in rows), default=0) or None
-
-
-def _read_log(run: Run, rows: Sequence[dict[str, Any]], notes: Notes) -> None:
+def _read_log(run: Run, rows: Sequence[JsonObject], notes: Notes) -> None:
     """Sort the lines of a log; of a step that was logged twice the later line counts."""
-    steps: dict[int, dict[str, Any]] = {}
-    valid: dict[int, dict[str, Any]] = {}
+    steps: dict[int, JsonObject] = {}
+    valid: dict[int, JsonObject] = {}
     odd = 0
     for row in rows:
         at, epoch = run.step_of(row), count(row.get("epoch"))
@@ -166,49 +144,103 @@ def _read_log(run: Run, rows: Sequence[dict[str, Any]], notes: Notes) -> None:
         elif at is not None:
             steps[at] = row
         elif epoch is not None and "train_loss" in row:
-            run.epoch_losses[epoch] = number(row["train_loss"])
+            run.epochs.add(epoch)
         else:
             odd += 1
     if odd:
         lines = "1 line is" if odd == 1 else f"{odd:,} lines are"
         notes.add(f"{run.path / 'log.txt'}: {lines} neither a step, an epoch nor a validation")
-    for at in sorted(steps):
-        for name, value in steps[at].items():
-            if name not in _ASIDE and _is_figure(value):
-                _append(run.curves.setdefault(name, Series()), at, value)
-    for at in sorted(valid):
-        for data_set, figures in valid[at].items():
-            for name, value in figures.items() if isinstance(figures, dict) else ():
-                if _is_figure(value):
-                    series = run.valid.setdefault(data_set, {}).setdefault(name, Series())
-                    _append(series, at, value)
+    for at, row in sorted(steps.items()):
+        _add_points(run.curves, at, row)
+    for at, data_sets in sorted(valid.items()):
+        for data_set, figures in data_sets.items():
+            if isinstance(figures, dict):
+                _add_points(run.valid.setdefault(data_set, {}), at, figures)
     run.last_step = max(steps, default=0)
 
 
-def _is_figure(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def _add_points(curves: dict[str, Points], step: int, figures: JsonObject) -> None:
+    for name, value in figures.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in _NO_FIGURES and (value is None or is_number):
+            curves.setdefault(name, []).append((step, number(value)))
 
 
-def _append(series: Series, step: int, value: Any) -> None:
-    series.steps.append(step)
-    series.values.append(number(value))
+def _read_outputs(run: Run, notes: Notes) -> None:
+    odd = 0
+    path = run.path / "validation.jsonl"
+    for row in read_rows(path, notes):
+        at = run.step_of(row)
+        name = row.get("picture") or row.get("image")
+        if at is None or not isinstance(name, str) or not isinstance(row.get("output"), str):
+            odd += 1
+            continue
+        run.outputs.setdefault(name, {})[at] = row
+    if odd:
+        notes.add(f"{path}: {odd:,} lines without epoch, step, picture or output are left out")
 
 
-def _read_best(path: Path, notes: Notes) -> Best | None:
-    content = read_object(path, notes)
-    if not content:
-        return None
-    epoch, step = count(content.get("epoch")), count(content.get("step"))
-    value, metric = number(content.get("value")), content.get("metric")
-    if not isinstance(metric, str) or epoch is None or step is None or math.isnan(value):
+def _read_best(path: Path, notes: Notes) -> JsonObject:
+    best = read_file(path, notes, dict)
+    given = isinstance(best.get("metric"), str) and not math.isnan(number(best.get("value")))
+    if best and not (given and all(count(best.get(key)) is not None for key in ("epoch", "step"))):
         notes.add(f"{path}: does not name metric, value, epoch and step, and is left out")
-        return None
-    return Best(metric, value, epoch, step)
+        return {}
+    return best
 
 
 def _checkpoints(path: Path) -> list[str]:
-    found = [match for file in path.glob("checkpoint_*.pth")
-             if (match := _CHECKPOINT.fullmatch(file.name))]  # fmt: skip
-    names = [match.group() for match in sorted(found, key=lambda m: int(m.group(1)))]
+    names = [file.name for file in path.glob("checkpoint_*.pth")]
+    numbered = [match for name in names if (match := _CHECKPOINT.fullmatch(name))]
+    numbered.sort(key=lambda match: int(match[1]))
     best = "checkpoint_best.pth"
-    return [*names, *([best] if (path / best).exists() else [])]
+    return [match[0] for match in numbered] + ([best] if best in names else [])
+
+
+class BadGroup(NamedTuple):
+    """Bad samples of one data set and one cause: how many, and a few of them."""
+
+    data_set: str
+    cause: str
+    total: int
+    examples: list[str]
+
+
+class LostStep(NamedTuple):
+    """A line of ``nonfinite.jsonl``, as words."""
+
+    where: str
+    loss: str
+    module: str
+    samples: str
+
+
+def read_bad_samples(folder: Path, notes: Notes) -> list[BadGroup]:
+    """Group a run's bad samples, the largest group first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[str]] = {}
+    for row in read_rows(folder / "bad_samples.jsonl", notes):
+        group = str(row.get("dataset", "")), str(row.get("cause", "unknown"))
+        counts[group] += 1
+        shown = examples.setdefault(group, [])
+        if len(shown) < _MAX_EXAMPLES:
+            place = "/".join(str(row[name]) for name in ("shard", "key") if row.get(name))
+            shown.append(f"{place}: {row['detail']}" if row.get("detail") else place)
+    return [BadGroup(*group, total, examples[group]) for group, total in counts.most_common()]
+
+
+def read_lost_steps(folder: Path, notes: Notes) -> tuple[list[LostStep], int]:
+    """Return the first lost steps of a run, and how many more there are."""
+    rows = read_rows(folder / "nonfinite.jsonl", notes)
+    return [_lost_step(row) for row in islice(rows, _MAX_LOST)], sum(1 for _ in rows)
+
+
+def _lost_step(row: JsonObject) -> LostStep:
+    keys: list[Any] = row["keys"] if isinstance(row.get("keys"), list) else []
+    more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
+    return LostStep(
+        f"epoch {row.get('epoch')}, step {row.get('step')}, rank {row.get('rank')}",
+        str(row.get("loss")),
+        str(row.get("module") or "every output of the forward pass is finite"),
+        ", ".join(map(str, keys[:_MAX_KEYS])) + more,
+    )

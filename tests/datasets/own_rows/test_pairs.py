@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from minigpt4.assembly import build_datasets
+from minigpt4.checked import bind_sections, check_sections
 from minigpt4.config import load_config
-from minigpt4.config.checking import find_faults
 from minigpt4.datasets.own_rows.pairs import check_storage, open_storage
 from minigpt4.datasets.samples import BadSample, RawSample, Turn
 from minigpt4.datasets.splits import Side
@@ -283,7 +283,7 @@ def write_yaml(tmp_path: Path, datasets: dict[str, Any]) -> Path:
 
 def faults_of(tmp_path: Path, datasets: dict[str, Any]) -> list[str]:
     config = load_config(write_yaml(tmp_path, datasets))
-    found = find_faults(config, ("datasets",))
+    found = bind_sections(config, "data")[1]
     return [f"{fault.key}: {fault.text}" for fault in found if fault.key.startswith("datasets")]
 
 
@@ -295,7 +295,7 @@ def test_type_names_the_builder_of_a_data_set_of_any_name(tmp_path: Path) -> Non
         "more_laion": {"type": "laion", "build_info": {"storage": str(shard)}},
     }
     assert faults_of(tmp_path, both) == []
-    built = build_datasets(load_config(write_yaml(tmp_path, both)))
+    built = build_datasets(check_sections(load_config(write_yaml(tmp_path, both)), "data"))
     assert {dataset.name: dataset.length for dataset in built} == {"mine": 1, "more_laion": None}
     (text,) = faults_of(tmp_path, {"mine": {"storage": str(file)}})
     assert "unknown data set" in text
@@ -314,12 +314,16 @@ def test_an_evaluation_reads_what_is_held_out(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", rows)
     other = write_rows(tmp_path / "val.jsonl", rows[:3])
     split = {"type": "pairs", "storage": str(file), "val_fraction": 0.2}
-    (dataset,) = build_datasets(load_config(write_yaml(tmp_path, {"mine": split})))
+    (dataset,) = build_datasets(
+        check_sections(load_config(write_yaml(tmp_path, {"mine": split})), "data")
+    )
     assert dataset.eval_source is not None
     assert dataset.source.units + dataset.eval_source.units == 50
     assert dataset.length == dataset.source.units
     apart = {"type": "pairs", "storage": str(file), "val_storage": str(other)}
-    (dataset,) = build_datasets(load_config(write_yaml(tmp_path, {"mine": apart})))
+    (dataset,) = build_datasets(
+        check_sections(load_config(write_yaml(tmp_path, {"mine": apart})), "data")
+    )
     assert dataset.eval_source is not None
     assert (dataset.source.units, dataset.eval_source.units) == (50, 3)
 

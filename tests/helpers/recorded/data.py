@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torchvision import transforms
 
 from minigpt4.errors import ConfigError
-from minigpt4.models.visual_encoder import resize_position_embedding
+from minigpt4.models.vision_towers.eva import resize_position_embedding
 from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
 from minigpt4.registry import IMAGE_PROCESSORS, LR_SCHEDULES, TEXT_PROCESSORS
 from tests.helpers.recorded.comparison import (

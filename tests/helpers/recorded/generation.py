@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from minigpt4.chat.generation import GenerationOptions, cut_at, generate_ids
+from minigpt4.chat.generation import cut_at, generate_ids
 from minigpt4.conversation import TEMPLATES, Conversation, Message, Template
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.models.llm_input import splice
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.helpers.recorded.comparison import LOGITS_ATOL, Comparison, compare, equal

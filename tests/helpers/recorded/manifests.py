@@ -12,11 +12,11 @@ from torch import nn
 from transformers import LlamaConfig
 
 from minigpt4.config import load_config
-from minigpt4.models.build import build_minigpt4
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.q_former import QFormerSize, build_q_former
-from minigpt4.models.visual_encoder import VisualEncoderSize, build_ln_vision, build_visual_encoder
-from minigpt4.registry import MODELS, defaults
+from minigpt4.models.options import TowerOptions
+from minigpt4.models.towers import QFormerSize, build_q_former
+from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
+from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import trained_weights
 from minigpt4.weights.names import convert_language_model, convert_q_former, convert_visual_encoder
 from tests.helpers.recorded import GOLDEN
@@ -140,13 +140,13 @@ def compare_blip2(facts: dict[str, Any]) -> list[Comparison]:
     """BLIP-2's file fills the Q-Former and ``ln_vision``, whatever else is in it."""
     with torch.device("meta"):
         q_former = build_q_former(VisualEncoderSize().embed_dim)
-        ln_vision = build_ln_vision(VisualEncoderSize().embed_dim)
+        ln_vision = nn.LayerNorm(VisualEncoderSize().embed_dim)
     used = on_meta(facts["used"])
     more = used | on_meta(facts["other_keys_expected"])
     whole = more | on_meta(facts["text_branch_not_in_minigpt4"])
     ln = {n.removeprefix("ln_vision."): v for n, v in used.items() if n.startswith("ln_vision.")}
     own = describe(q_former.state_dict(), False)
-    queries = [1, defaults(build_minigpt4)["num_query_token"], QFormerSize().hidden_size]
+    queries = [1, TowerOptions().num_query_token, QFormerSize().hidden_size]
     return [
         equal("Q-Former", own, describe(convert_q_former(used), False)),
         equal("with other parts", own, describe(convert_q_former(more), False)),

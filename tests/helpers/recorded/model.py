@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced
-from minigpt4.models.minigpt4 import MiniGPT4, target_loss
-from minigpt4.models.q_former import QFormerSize, build_q_former
+from minigpt4.models.loss import target_loss
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer
-from minigpt4.models.visual_encoder import VisualEncoderSize, build_ln_vision, build_visual_encoder
+from minigpt4.models.towers import QFormerSize, Towers, build_q_former
+from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
 from minigpt4.weights.checkpoint import load_into, load_trained
 from minigpt4.weights.names import convert_language_model, convert_q_former, convert_visual_encoder
 from tests.helpers.recorded import GOLDEN
@@ -150,7 +152,7 @@ def build_model(case: Case) -> MiniGPT4:
     )
     encoder = build_visual_encoder(vit["img_size"], size)
     load_into(encoder, convert_visual_encoder(weights.part("visual_encoder."), size.depth), name)
-    ln_vision = build_ln_vision(size.embed_dim)
+    ln_vision = nn.LayerNorm(size.embed_dim)
     load_into(ln_vision, weights.part("ln_vision."), name)
     q_former = queries = None
     if dims["qformer"] is not None:
@@ -165,7 +167,8 @@ def build_model(case: Case) -> MiniGPT4:
     named = {f"llama_model.{n}": value for n, value in part.items()}
     load_into(language_model, convert_language_model(named), name)
     tokenizer = SentencePieceTokenizer(case.tokenizer_file)
-    model = MiniGPT4(encoder, ln_vision, q_former, queries, language_model, tokenizer)
+    towers = Towers(encoder, ln_vision, q_former, queries, torch.float32)
+    model = MiniGPT4(towers, language_model, tokenizer)
     saved = case.facts["checkpoint_keys_saved_by_upstream_filter"]
     load_trained(model, {"model": {n: weights[n] for n in saved}}, name)
     return model

@@ -9,10 +9,17 @@ from typing import Any
 
 import torch
 
-from minigpt4.assembly import make_accelerator
+from minigpt4.assembly import build_accelerator
+from minigpt4.assembly import build_runner as assemble
+from minigpt4.checked import CheckedConfig
 from minigpt4.config import Config
+from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import BadSample, Batch, DataSet, RawSample
-from minigpt4.runners.trainer import RunnerBase
+from minigpt4.registry import RUNNERS, UNKNOWN, bind_entry
+from minigpt4.runners.distributed import Distributed
+from minigpt4.runners.nonfinite import MicroBatch
+from minigpt4.runners.resuming import find_resume_point
+from minigpt4.runners.trainer import Trainer
 from minigpt4.weights.checkpoint import load_into
 from tests.helpers.recorded.comparison import (
     LOSS_ATOL,
@@ -82,7 +89,7 @@ def compare_trajectory(trajectory: Trajectory, **levers: Any) -> list[Comparison
     for name, run in trajectory.runs.items():
         with tempfile.TemporaryDirectory() as folder:
             runner = build_runner(trajectory, name, Path(folder), **levers)
-            groups = [_facts_of(group) for group in runner.optimization.optimizer.param_groups]
+            groups = [_facts_of(group) for group in runner.optimizer.optimizer.param_groups]
             losses, rates = train_recorded(runner, run)
         error = max(abs(a - b) for a, b in zip(losses, run["loss"], strict=True))
         results += [
@@ -104,7 +111,7 @@ def _facts_of(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: Any) -> RunnerBase:
+def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: Any) -> Trainer:
     """The real runner, at the start of a recorded run."""
     run, facts, tensors = trajectory.runs[name], trajectory.facts, trajectory.tensors
     steps, images = run["config"], tensors["images"]
@@ -126,13 +133,15 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: 
         "device": "cpu",
         **levers,
     }
-    runner = RunnerBase(
-        model,
-        [DataSet("recorded", NoSource(), lambda image: torch.zeros(1), str)],
-        make_accelerator("cpu"),
-        Config(Path("recorded.yaml"), model={}, datasets={}, run=options, chat={}),
-        **options,
-    )
+    config = Config(Path("recorded.yaml"), model={}, datasets={}, run=options, chat={})
+    bound, faults = bind_entry(RUNNERS.get("runner_base"), options, "run")
+    assert faults == []
+    checked = CheckedConfig(config, "training", UNKNOWN, bound, {}, GenerationOptions())
+    processes = Distributed(build_accelerator(checked.run), checked.run.timeout)
+    datasets = [DataSet("recorded", NoSource(), lambda image: torch.zeros(1), str)]
+    length = steps["iters_per_epoch"]
+    resume_point = find_resume_point(processes, config.resolved(), checked.run, length)
+    runner: Trainer = assemble(checked, processes, model, datasets, length, resume_point, None)
     runner.batches = (
         Batch(
             keys=[""] * len(texts),
@@ -146,28 +155,27 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: 
     return runner
 
 
-def train_recorded(runner: RunnerBase, run: dict[str, Any]) -> tuple[list[float], list[float]]:
+def train_recorded(runner: Trainer, run: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Run all steps with the recorded prompts; loss and learning rate of every step."""
-    indices, step_once = run["prompt_index_per_step"], runner._step
+    indices, add_gradient = run["prompt_index_per_step"], runner.optimizer.backward
     if indices is not None:
         prompts = run["prompts"]
         runner.task.prompt_of = lambda step: prompts[indices[step]]  # type: ignore[attr-defined]
     losses: list[float] = []
     rates: list[float] = []
 
-    def recording_step(epoch: int, step: int) -> torch.Tensor:
-        (rate,) = {group["lr"] for group in runner.optimization.optimizer.param_groups}
+    def recording(loss: torch.Tensor, micro_batch: MicroBatch) -> None:
+        (rate,) = {group["lr"] for group in runner.optimizer.optimizer.param_groups}
         rates.append(rate)
-        loss = step_once(epoch, step)
         losses.append(loss.item())
-        return loss
+        add_gradient(loss, micro_batch)
 
-    runner._step = recording_step  # type: ignore[method-assign]
+    runner.optimizer.backward = recording  # type: ignore[method-assign]
     runner.train()
     return losses, rates
 
 
-def final_error(runner: RunnerBase, trajectory: Trajectory, name: str) -> float:
+def final_error(runner: Trainer, trajectory: Trajectory, name: str) -> float:
     """Largest difference between the trained and the recorded projection."""
     final = trajectory.tensors.part(f"{name}.final.llama_proj.")
     own = dict(runner.model.llama_proj.named_parameters())

@@ -14,17 +14,19 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from minigpt4.assembly import build_model, make_accelerator
+from minigpt4.assembly import build_accelerator, build_model
+from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.models.speed.sharding import shard_language_model
+from minigpt4.runners.options import ComputeOptions
 
 TINY = "eval_configs/tiny_eval.yaml"
 
 
 def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
-    accelerator = make_accelerator("cpu")
+    accelerator = build_accelerator(ComputeOptions(device="cpu"))
     for number, options in enumerate(cases):
         report = {"world_size": accelerator.num_processes, **compare(options.split(), accelerator)}
         file = folder / f"case{number}_rank{accelerator.process_index}.json"
@@ -38,7 +40,7 @@ def compare(options: list[str], accelerator: Accelerator) -> dict[str, Any]:
     for shard in ("none", "fsdp"):
         torch.manual_seed(0)
         config = load_config(TINY, ["model.ckpt=", f"run.shard={shard}", *options])
-        models.append(build_model(config, accelerator.device).train())
+        models.append(build_model(check_sections(config, "chat"), accelerator.device).train())
     whole, sharded = models
     shard_language_model(sharded, accelerator.device)  # a second time changes nothing
     first = [gradients(model, rank) for model in models]

@@ -12,7 +12,7 @@ from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
-from minigpt4.preflight.preflight import check_training
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
 from tests.helpers.repo import ROOT, TINY, tiny_assets
 
@@ -46,9 +46,8 @@ def test_seven_token_counts_need_two_graphs_of_a_layer_and_change_nothing(model:
     counters.clear()
     tokens = set()
     for captions in CAPTIONS:
-        before = compiled.positions
         difference = gradient(compiled, captions) - gradient(model, captions)
-        tokens.add(compiled.positions - before)
+        tokens.add(compiled.batch_positions)
         assert difference.abs().max() < 1e-5 * gradient(model, captions).abs().max()
     assert len(tokens) == len(CAPTIONS)
     assert 0 < counters["stats"]["unique_graphs"] <= 2 * towers_and_decoder
@@ -70,4 +69,4 @@ def test_a_machine_without_a_compiler_is_told_so(
 def test_the_option_is_one_of_the_run() -> None:
     yaml = ROOT / "train_configs" / "tiny_stage1_pretrain.yaml"
     with pytest.raises(ConfigError, match=r"run\.compile"):
-        check_training(load_config(yaml, ["run.compile=maybe"]))
+        preflight(load_config(yaml, ["run.compile=maybe"]), "training")

@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.chat import load_chat
-from minigpt4.config import check_config, load_config
+from minigpt4.checked import check_sections
+from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.models.speed.quantization import choose_quantization, quantized_layers
@@ -200,7 +201,7 @@ def test_without_the_library_one_line_names_what_to_install(
     with one_line(
         ConfigError, "model.quantize: needs bitsandbytes", "pip install -e '.[quantize]'"
     ):
-        check_config(config, sections=("model",))
+        check_sections(config, "chat")
     with one_line(ConfigError, f"model.quantize: {kind} needs bitsandbytes", "'.[quantize]'"):
         build_tiny(f"model.quantize={kind}")
 

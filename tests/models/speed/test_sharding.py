@@ -11,11 +11,14 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from minigpt4.assembly import build_model
+from minigpt4.checked import Purpose, check_sections
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
-from minigpt4.models.speed.sharding import shard_language_model, sharding_faults
+from minigpt4.models.speed.sharding import shard_language_model
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
 from tests.helpers.repo import ROOT
+from tests.helpers.training import STAGE1, stage1_options
 
 TINY = "eval_configs/tiny_eval.yaml"
 CPU = torch.device("cpu")
@@ -71,7 +74,7 @@ def test_two_processes_hold_half_and_compute_the_same(case: str, folder: Path) -
 def test_one_process_has_nothing_to_share_out(caplog: pytest.LogCaptureFixture) -> None:
     options = ["model.ckpt=", "run.task=image_text_pretrain", "run.shard=fsdp"]
     with caplog.at_level("INFO", logger="minigpt4"):
-        model = build_model(load_config(TINY, options), CPU)
+        model = build_model(check_sections(load_config(TINY, options), "chat"), CPU)
         shard_language_model(model, CPU)
     assert "there is one process, so nothing is shared out" in caplog.text
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -86,14 +89,9 @@ def test_one_process_has_nothing_to_share_out(caplog: pytest.LogCaptureFixture) 
     ],
 )
 def test_what_does_not_go_with_it_is_refused_before_loading(
-    option: str, mentions: list[str], monkeypatch: pytest.MonkeyPatch
+    option: str, mentions: list[str], scenes: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("minigpt4.registry.MODELS.build", lambda *_, **__: pytest.fail("built"))
-    config = load_config(TINY, ["model.ckpt=", "run.shard=fsdp", option])
+    options = [*stage1_options(scenes, tmp_path), "run.shard=fsdp", option]
+    purpose: Purpose = "evaluation" if "evaluate" in option else "training"
     with one_line(ConfigError, *mentions):
-        build_model(config, CPU)
-
-
-def test_without_sharding_there_is_nothing_to_refuse() -> None:
-    assert sharding_faults({"quantize": "int8"}, {"shard": "none", "evaluate": True}) == []
-    assert sharding_faults({}, {}) == []
+        preflight(load_config(STAGE1, options), purpose)

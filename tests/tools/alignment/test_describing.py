@@ -17,8 +17,8 @@ from minigpt4.tools.alignment.describing import (
     paper_prompt,
     write_drafts,
 )
-from minigpt4.tools.alignment.journal import Journal
 from minigpt4.tools.alignment.pictures import Picture, find_pictures
+from minigpt4.tools.alignment.work_folder import Journal
 
 SMALL = Describing(num_beams=2, max_new_tokens=16, batch_size=4)
 QUESTION = (
@@ -98,8 +98,7 @@ def test_no_batch_size_changes_a_draft_and_no_cut_does(
     drafts = {}
     for batch_size in (1, 4, 16):
         path = tmp_path / f"{batch_size}.jsonl"
-        with Journal(path) as journal:
-            write_drafts(chat, replace(SMALL, batch_size=batch_size), given, journal)
+        write_drafts(chat, replace(SMALL, batch_size=batch_size), given, Journal(path))
         drafts[batch_size] = path.read_bytes()
     assert len(set(drafts.values())) == 1
     whole = drafts[4]
@@ -107,11 +106,10 @@ def test_no_batch_size_changes_a_draft_and_no_cut_does(
     assert [row["image"] for row in rows] == [picture.name for picture in given]
     assert "unknown format" in rows[7]["error"]
     assert rows[0] == {**rows[8], "image_id": "0"}
-    assert rows[0]["draft"] == " ".join(answer for answer in rows[0]["answers"] if answer)
+    assert rows[0]["draft"] == " ".join(filter(None, rows[0]["answers"]))
     lines = whole.splitlines(keepends=True)
     for kept in (0, 3, 4, 8):
         cut = tmp_path / "cut.jsonl"
         cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
-        with Journal(cut) as journal:
-            write_drafts(chat, SMALL, given, journal)
+        write_drafts(chat, SMALL, given, Journal(cut))
         assert cut.read_bytes() == whole

@@ -11,10 +11,10 @@ from minigpt4.datasets.cc_sbu_align import read_entries
 from minigpt4.datasets.samples import RawSample
 from minigpt4.errors import DataError
 from minigpt4.tools.alignment.assembling import assemble
-from minigpt4.tools.alignment.journal import Journal
 from minigpt4.tools.alignment.pictures import Picture, find_pictures
-from minigpt4.tools.alignment.reviews import Review, Reviews
-from minigpt4.tools.alignment.verdicts import Verdict, judge, polish_by_replies
+from minigpt4.tools.alignment.request_pool import Reply
+from minigpt4.tools.alignment.verdicts import Review, Reviews, Verdict, judge
+from minigpt4.tools.alignment.work_folder import Journal
 from tests.helpers.data_files import picture
 from tests.helpers.messages import one_line
 
@@ -22,9 +22,8 @@ VERDICTS = [Verdict(str(n), f"{n}.jpg", "a draft", f"text {n}", n != 2) for n in
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Any:
-    with Journal(tmp_path / "reviews.jsonl") as journal:
-        yield journal
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "reviews.jsonl")
 
 
 def test_decisions_are_saved_and_the_last_one_counts(journal: Journal):
@@ -42,7 +41,8 @@ def test_decisions_are_saved_and_the_last_one_counts(journal: Journal):
     assert again.of("1") == Review("edit", "another text")
     assert again.of("3") == Review("reject", "text 3")
     assert again.of("4") is None
-    assert again.counts == {"reject": 2, "edit": 1}
+    assert again.summary() == "0 accepted, 1 edited, 2 rejected"
+    assert again.captions == {"1": "another text", "4": "text 4"}
     again.say("4", True, "text 4", 0)
     assert again.next_place() is None
 
@@ -68,8 +68,6 @@ def test_what_cannot_be_decided_is_told(journal: Journal):
     reviews = Reviews(journal, VERDICTS)
     with one_line(DataError, "empty"):
         reviews.say("0", True, " \n", 0)
-    with one_line(DataError, "no pair '2'"):
-        reviews.say("2", True, "a", 0)
     assert journal.rows == []
     journal.add([{"image_id": "0"}])
     with one_line(DataError, f"{journal.path}:1"):
@@ -77,11 +75,6 @@ def test_what_cannot_be_decided_is_told(journal: Journal):
 
 
 def test_verdicts_follow_from_drafts_and_replies():
-    from minigpt4.tools.alignment.completions import Reply, Tokens
-
-    def reply(text: str, cut_off: bool = False) -> Reply:
-        return Reply(text, cut_off, Tokens())
-
     draft = "A long draft that is right as it stands, and that nobody has to mend."
     drafts: list[dict[str, Any]] = [
         {"image_id": str(n), "image": f"{n}.jpg", "draft": draft} for n in range(6)
@@ -89,11 +82,11 @@ def test_verdicts_follow_from_drafts_and_replies():
     drafts[4] = {"image_id": "4", "image": "4.jpg", "draft": ""}
     drafts[5] = {"image_id": "5", "image": "5.jpg", "error": "no picture"}
     replies = {
-        "0": reply("The paragraph is already correct."),
-        "1": reply("I apologize for that, here it comes."),
-        "2": reply("It is a whole sentence of more than fifty letters. It breaks", True),
+        "0": Reply("The paragraph is already correct.", False),
+        "1": Reply("I apologize for that, here it comes.", False),
+        "2": Reply("It is a whole sentence of more than fifty letters. It breaks", True),
     }
-    found = judge(drafts, polish_by_replies(replies), {"3": "answers 500"})
+    found = [judge(row, replies, {"3": "answers 500"}) for row in drafts]
     told = [(verdict.polished, verdict.kept, verdict.reason, verdict.detail) for verdict in found]
     assert told == [
         (draft, True, "", ""),

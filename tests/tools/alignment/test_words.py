@@ -2,8 +2,7 @@
 
 import pytest
 
-from minigpt4.tools.alignment.filtering import RULES, broken_rule
-from minigpt4.tools.alignment.repairing import repair, whole_sentences
+from minigpt4.tools.alignment.text_rules import RULES, broken_rule, repair, whole_sentences
 
 WHOLE = "The image shows a red circle. It is on the left of a small blue square."
 

@@ -27,7 +27,7 @@ from minigpt4.models.towers import Towers
 from minigpt4.preflight import file_facts
 from minigpt4.registry import BUILDERS
 from minigpt4.runners.run_folder import RunFolder
-from minigpt4.runners.trainer import RunnerBase
+from minigpt4.runners.trainer import Trainer
 from minigpt4.tools.feature_cache import feature_cache
 from tests.helpers.data_files import pair, plant_pairs, plant_shards, write_tar
 from tests.helpers.repo import ROOT, EntryPoint
@@ -181,9 +181,9 @@ def test_the_towers_are_neither_loaded_nor_fetched(
     options = [*stage1_options(scenes, tmp_path / "out"), *addresses]
     features = from_features(cache(STAGE1, tmp_path / "cached", *options))
     shutil.rmtree(home)
-    seen: list[RunnerBase] = []
-    run = RunnerBase.train
-    monkeypatch.setattr(RunnerBase, "train", lambda self: seen.append(self) or run(self))  # type: ignore[func-returns-value]
+    seen: list[Trainer] = []
+    run = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self) or run(self))  # type: ignore[func-returns-value]
     caplog.clear()
     logged(run_entry, *options, *features)
     assert "loading the visual encoder" not in caplog.text
@@ -259,7 +259,7 @@ def test_samples_come_in_the_order_of_the_pictures(
         loader = MixedLoader([dataset], 3, workers, 7)
         batches = list(itertools.islice(loader, 25))
         told = [(batch["keys"], batch["text"]) for batch in batches]
-        bad = [(bad.key, bad.cause, bad.shard, bad.detail) for _, bad in loader.bad]
+        bad = [(bad.key, bad.cause, bad.shard, bad.detail) for _, bad in loader.take_bad()]
         found.append((told, bad, loader.state(), dataset.length))
         shape = to_device(batches[0], torch.device("cpu"))["image"].shape
         assert shape == ((3, 16, 128) if features else (3, 3, 112, 112))

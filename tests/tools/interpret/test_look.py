@@ -10,17 +10,11 @@ from PIL import Image
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.tools.interpret import nearest_words
-from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.helpers.repo import EntryPoint
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 PROMPT = "Describe this image in detail."
 Output = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 def look(monkeypatch: pytest.MonkeyPatch, projection: Path, *arguments: object) -> None:
@@ -71,15 +65,8 @@ def test_a_text_and_a_layer_are_chosen(
     found = []
     for layer in ("0", "3"):
         arguments = ["--answer", "a red ring", "--layer", layer, "--prompt", "What is this?"]
-        look(
-            monkeypatch,
-            projection,
-            "--image",
-            pictures[0],
-            "--output",
-            tmp_path / layer,
-            *arguments,
-        )
+        shown = ["--image", pictures[0], "--output", tmp_path / layer]
+        look(monkeypatch, projection, *shown, *arguments)
         (entry,) = json.loads((tmp_path / layer / "looks.json").read_text(encoding="utf-8"))
         assert (entry["prompt"], entry["answer"]) == ("What is this?", "a red ring")
         assert [o["token"] for o in entry["overlays"]] == [" a", " red", " ring"]
@@ -120,14 +107,7 @@ def test_a_disk_that_fills_up_is_one_line(
 
     monkeypatch.setattr(os, "fsync", full)
     given = ["--cfg-path", CONFIG, "--options", f"model.ckpt={projection}"]
-    given += [
-        "--image",
-        "assets/examples/1.png",
-        "--output",
-        str(tmp_path),
-        "--answer",
-        "a red ring",
-    ]
+    given += ["--image", "assets/examples/1.png", "--output", str(tmp_path), "--answer", "a ring"]
     code, error = run_entry(main, "look", *given)
     assert code == 2
     assert "No space left on device" in error

@@ -16,8 +16,8 @@ from tests.tools.report.folders import HOSTILE, make_full_runs
 
 pytestmark = pytest.mark.browser
 
-PARTS = ("runs", "normal", "curves", "validation", "samples", "failures", "evaluations", "looks",
-         "bad", "differences")  # fmt: skip
+PARTS = ("runs", "curves", "validation", "samples", "failures", "evaluations", "looks", "bad",
+         "differences")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,28 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
-from minigpt4.tools.alignment.journal import Journal
 from minigpt4.tools.alignment.pictures import digest_of, find_pictures
-from minigpt4.tools.alignment.work_folder import WorkFolder
+from minigpt4.tools.alignment.work_folder import Journal, locked, settle
 from tests.helpers.data_files import picture
 from tests.helpers.messages import one_line
 from tests.helpers.repo import ROOT
 
 
-def test_half_a_line_at_the_end_is_taken_away(tmp_path: Path):
+def test_half_a_line_at_the_end_is_removed(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     rows = [{"n": n, "text": "é\n\udc80"} for n in range(3)]
-    with Journal(path) as journal:
-        journal.add(rows)
+    Journal(path).add(rows)
     whole = path.read_bytes()
     for end in range(len(whole) + 1):
         path.write_bytes(whole[:end])
-        with Journal(path) as journal:
-            assert journal.rows == rows[: whole[:end].count(b"\n")]
-            journal.add([{"n": 9}])
+        journal = Journal(path)
+        assert journal.rows == rows[: whole[:end].count(b"\n")]
+        journal.add([{"n": 9}])
         assert [json.loads(line) for line in path.read_text().splitlines()][-1] == {"n": 9}
 
 
@@ -42,80 +39,66 @@ def test_a_line_of_something_else_is_named(tmp_path: Path):
     assert path.read_bytes() == b'{"a": 1}\nmine\n'
 
 
-def test_rows_of_several_threads_are_whole_lines(tmp_path: Path):
-    with Journal(tmp_path / "a.jsonl") as journal:
-
-        def work(n: int) -> None:
-            for _ in range(20):
-                journal.add([{"n": n, "text": "x" * 3000}])
-
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    with Journal(tmp_path / "a.jsonl") as journal:
-        assert len(journal.rows) == 80
-
-
 def test_a_full_disk_is_one_line_and_leaves_no_half_line(tmp_path: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with Journal(tmp_path / "a.jsonl") as journal:
-        journal.add([{"n": 0}])
-        try:
-            # The largest file that may be written stands for a full disk.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-            with one_line(MiniGPT4Error, "a.jsonl: cannot be written", "the same command goes on"):
-                journal.add([{"n": 1, "text": "x" * 200}])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, before)
-        assert (tmp_path / "a.jsonl").read_bytes() == b'{"n": 0}\n'
-        journal.add([{"n": 2}])
-        assert journal.rows == [{"n": 0}, {"n": 2}]
+    journal = Journal(tmp_path / "a.jsonl")
+    journal.add([{"n": 0}])
+    try:
+        # The largest file that may be written stands for a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with one_line(MiniGPT4Error, "a.jsonl: cannot be written", "free space"):
+            journal.add([{"n": 1, "text": "x" * 200}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "a.jsonl").read_bytes() == b'{"n": 0}\n'
+    journal.add([{"n": 2}])
+    assert journal.rows == [{"n": 0}, {"n": 2}]
 
 
 def test_two_processes_do_not_work_on_one_folder(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from minigpt4.tools.alignment.work_folder import *\n"
-        "WorkFolder(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+        "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with one_line(ConfigError, "--output", "another process is working on it"):
-            WorkFolder(tmp_path)
+        with (
+            one_line(ConfigError, "--output", "another process is working on it"),
+            locked(tmp_path),
+        ):
+            pass
         other.kill()
         other.wait()
-    WorkFolder(tmp_path).close()
+    with locked(tmp_path):
+        pass
 
 
 def test_settings_are_settled_once(tmp_path: Path):
-    with WorkFolder(tmp_path / "deep" / "set") as folder:
-        folder.settle("describe", {"a": 1, "b": {"c": [1], "d": None}})
-        folder.settle("polish", {"--model": "m"})
-    with WorkFolder(tmp_path / "deep" / "set") as folder:
-        folder.settle("describe", {"a": 1, "b": {"c": [1], "d": None}})
-        with one_line(ConfigError, "other settings (b.c, b.d)"):
-            folder.settle("describe", {"a": 1, "b": {"c": [2], "d": 0}})
-        with one_line(ConfigError, "other settings (--model)"):
-            folder.settle("polish", {"--model": "n"})
+    settle(tmp_path, "describe", {"a": 1, "b": {"c": [1], "d": None}})
+    settle(tmp_path, "polish", {"--model": "m"})
+    settle(tmp_path, "describe", {"a": 1, "b": {"c": [1], "d": None}})
+    with one_line(ConfigError, "other settings (b.c, b.d)"):
+        settle(tmp_path, "describe", {"a": 1, "b": {"c": [2], "d": 0}})
+    with one_line(ConfigError, "other settings (--model)"):
+        settle(tmp_path, "polish", {"--model": "n"})
+    (tmp_path / "settings.json").write_text("[")
+    with one_line(ConfigError, "settings.json"):
+        settle(tmp_path, "polish", {})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "filter_cap.json").write_text("mine")
-    with one_line(ConfigError, "holds something else (filter_cap.json", "name a new folder"):
-        WorkFolder(tmp_path)
+    texts = ("holds something else (filter_cap.json", "name a new folder")
+    with one_line(ConfigError, *texts), locked(tmp_path):
+        pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["filter_cap.json"]
-    with one_line(ConfigError, "--output"):
-        WorkFolder(tmp_path / "filter_cap.json")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "settings.json").write_text("[")
-    with one_line(ConfigError, "settings.json"):
-        WorkFolder(tmp_path / "bad")
+    with one_line(ConfigError, "--output"), locked(tmp_path / "filter_cap.json"):
+        pass
 
 
 def test_pictures_of_all_kinds_and_none_other(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,7 +1,9 @@
-"""Repairing: a draft → the same without what a machine can see is wrong; no server is asked."""
+"""Text rules: a draft → the same without visible errors; a text → the rule that it breaks."""
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Callable
 
 _LONGEST_LOOP = 8  # words
 _FEW = 2
@@ -12,6 +14,15 @@ _LOOP = re.compile(rf"\b(\w+(?:\W+\w+){{0,{_LONGEST_LOOP - 1}}}?)(?:\W+\1\b){{2,
 _PLAIN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
 )
+# What ChatGPT says where it should have polished.
+_APOLOGY = re.compile(
+    r"\bI(?:'m| am) (?:very |so )?sorry\b|\bI apologi[sz]e\b|\bmy apologies\b"
+    r"|\bas an AI\b|\bI made a mistake\b",
+    re.IGNORECASE,
+)
+_CONTROL = re.compile(r"###|</?Img>|<ImageHere>|\[/?INST\]|</?s>")
+_MIN_LENGTH = 50  # characters
+_RUN, _TIMES = 6, 3  # so many words in a row, so often, are a repetition
 
 
 def repair(text: str) -> str:
@@ -36,7 +47,7 @@ def repair(text: str) -> str:
 
 
 def whole_sentences(text: str) -> str:
-    """A text that was cut off, up to its last whole sentence; all of it where there is none."""
+    """Return a text that was cut off up to its last whole sentence; all of it without one."""
     *whole, last = _split(text) or [""]
     return " ".join(whole if whole and not _ENDS.search(last) else [*whole, last])
 
@@ -70,3 +81,25 @@ def _clean(sentence: str) -> str:
     text = re.sub(r"\.{4,}", "...", text)
     text = _LOOP.sub(r"\1", text)
     return re.sub(r"\s+([.,!?;:])", r"\1", " ".join(text.split()))
+
+
+def _repeats(text: str) -> bool:
+    """Whether the same run of words comes again and again."""
+    words = re.findall(r"\w+", text.casefold())
+    runs = Counter(zip(*(words[start:] for start in range(_RUN)), strict=False))
+    return any(count >= _TIMES for count in runs.values())
+
+
+# In the order in which they are tried; the first that is broken counts.
+RULES: dict[str, Callable[[str], bool]] = {
+    "apology": lambda text: _APOLOGY.search(text.replace("’", "'")) is not None,
+    "incomplete": lambda text: "incomplete" in text.lower(),
+    "control text": lambda text: _CONTROL.search(text) is not None,
+    "short": lambda text: len(text) < _MIN_LENGTH,
+    "repetition": _repeats,
+}
+
+
+def broken_rule(text: str) -> str | None:
+    """The name of the first rule that a text breaks."""
+    return next((name for name, is_broken in RULES.items() if is_broken(text)), None)

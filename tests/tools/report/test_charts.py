@@ -2,9 +2,7 @@
 
 import math
 
-import pytest
-
-from minigpt4.tools.report.curves import median, running_means, smooth, thin, window_mean
+from minigpt4.tools.report.charts import smooth, thin
 
 
 def test_thinning_keeps_the_ends_and_every_spike():
@@ -25,13 +23,3 @@ def test_smoothing_begins_at_the_first_value_and_follows():
     assert all(abs(value - 1) < 0.1 for _, value in smoothed[200:])
     assert smooth([(1.0, 5.0)]) == [(1.0, 5.0)]
     assert smooth([]) == []
-
-
-def test_means():
-    points = [(1.0, 1.0), (2.0, 2.0), (3.0, 6.0)]
-    assert running_means(points, 2) == [1.0, 1.5, 4.0]
-    assert window_mean(points, 1, 3) == 4.0
-    assert math.isnan(window_mean(points, 3, 4))
-    assert median([3.0, 1.0, 2.0]) == 2.0
-    assert median([4.0, 1.0, 2.0, 3.0]) == pytest.approx(2.5)
-    assert math.isnan(median([]))

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from minigpt4.chat import Chat
 from minigpt4.chat.likelihood import ChoiceLikelihood, choice_likelihoods
+from minigpt4.tasks.task import Generator
 
 
 class Chosen(str):
@@ -31,7 +31,7 @@ def output_fields(output: str) -> dict[str, Any]:
 
 
 def choose(
-    chat: Chat,
+    chat: Generator,
     prompts: Sequence[str],
     images: Sequence[Sequence[torch.Tensor]],
     choices: Sequence[Sequence[str]],

@@ -1,5 +1,7 @@
-"""Figures: a metric's scores of an evaluation's rows, and what becomes of them taken together."""
+"""Metric: the base class, the figure that it finds in rows, and what several metrics need."""
 
+import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from minigpt4.errors import MiniGPT4Error
+
 Row = Mapping[str, Any]  # output, references, and what else the data set says of the sample
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 1000
 _TAILS = (2.5, 97.5)  # per cent: the interval of 95
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 class LowerIsBetter:
@@ -24,11 +29,11 @@ class Figure:
     """What a metric finds in rows.
 
     Attributes:
-        scores: Of each row; None where the row lacks what the metric needs.
-        sums: What is added up over rows where the whole is no mean of the scores (BLEU):
-            ``[rows, k]``.
+        scores: One for each row; None where the row lacks what the metric needs.
+        sums: ``[rows, k]``, added up over rows where the figure is not the mean of the scores
+            (BLEU).
         of_sums: Sums ``[k]`` → the figure.
-        notes: For each row what it says beside its score, or nothing at all.
+        notes: What the metric says about each row beside its score, or empty.
         counts: What was met how often, by name.
     """
 
@@ -44,12 +49,12 @@ class Figure:
         return [number for number, score in enumerate(self.scores) if score is not None]
 
     def whole(self) -> float:
-        """The figure of all rows that could be scored; at least one."""
+        """Return the figure of all rows that could be scored; at least one."""
         sums, of_sums = self._additive()
         return of_sums(sums.sum(axis=0))
 
     def interval(self, seed: int) -> tuple[float, float]:
-        """Where 95 % of the figures of as many rows lie, drawn with replacement (bootstrap)."""
+        """Return the 95 % interval, by bootstrap over the rows."""
         sums, of_sums = self._additive()
         numbers, count = np.random.default_rng(seed), len(sums)
         found = []
@@ -83,4 +88,24 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, rows: Sequence[Row]) -> Figure:
-        """The figure of rows; at least one."""
+        """Return the figure of the rows; at least one."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def load_library(metric: str, module: str) -> Any:
+    """Import a module of the extra ``metrics``.
+
+    Raises:
+        MiniGPT4Error: where it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise MiniGPT4Error(
+            f"run.metrics: {metric} needs {package}: pip install 'minigpt4[metrics]'"
+        ) from error

@@ -1,0 +1,64 @@
+"""Vision tower: what a frozen image encoder must say of itself, whichever it is."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from minigpt4.registry import Fault
+
+
+class VisionTower(Protocol):
+    """Options of a frozen image encoder, and what is built from them.
+
+    A dataclass that is registered in ``VISION_TOWERS``: its fields are the keys that
+    ``model.vision_tower`` takes next to ``name``.
+    """
+
+    @property
+    def weights(self) -> str:
+        """File or URL of the weights."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of each side of an image."""
+
+    @property
+    def width(self) -> int:
+        """Width of a feature."""
+
+    @property
+    def tokens(self) -> int:
+        """Features of an image, without prefix tokens."""
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Features before those of the image's patches, such as a class token."""
+
+    def errors(self) -> Iterable[Fault]:
+        """Return what does not go together; keys are those of ``model.vision_tower``."""
+
+    def build(self) -> nn.Module:
+        """Return the untrained encoder; it is built on the meta device.
+
+        Its ``forward_features`` takes images ``[N, 3, s, s]`` and returns features
+        ``[N, prefix_tokens + tokens, width]``, before any last norm; ``blocks`` are its layers.
+        """
+
+    def convert(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the weights of a file under the names of the built encoder, in its shapes.
+
+        Raises:
+            CheckpointError: for a file that holds something else.
+        """
+
+
+def cast_to_half(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Cast matrices and their biases to ``dtype``; norms, embeddings and q/v biases stay in fp32.
+
+    As in the original; so the residual stream is in fp32 too.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)

@@ -1,0 +1,309 @@
+"""Row files: jsonl, json, csv and tsv as rows with their line numbers, a row at a time.
+
+First stop of every list that a user brings. Files of any length are read in little memory, and any
+row again by its place.
+"""
+
+import codecs
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minigpt4.errors import DataError, one_line, shown
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+LARGEST_ROW = 16 << 20  # bytes; a row without an end must not fill the memory
+_WINDOW = 1 << 12  # bytes of a json list's element that are read at first
+_DECODER = json.JSONDecoder()
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        line: Where it begins, counted from 1.
+        offset: Likewise in bytes; see :meth:`RowFile.read`.
+        fields: Its values by name; of a csv all are texts. Empty with a fault.
+        fault: Why it cannot be read; empty where it can.
+    """
+
+    line: int
+    offset: int
+    fields: dict[str, Any]
+    fault: str = ""
+
+
+class RowFile:
+    """A file of rows: ``.jsonl``, ``.json`` (a list of objects), ``.csv`` or ``.tsv``.
+
+    UTF-8, with or without a byte-order mark; any line ends; a csv's quoted fields may hold line
+    breaks. Compared by path alone, so it can be sent to other processes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: for a file that is none, or of another form; one line with file and line number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.form = path.suffix.lower()
+        if self.form not in SUFFIXES:
+            raise DataError(f"{path}: must be one of {', '.join(SUFFIXES)}")
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        self.columns = self._read_header() if self.form in _SEPARATORS else []
+
+    def __iter__(self) -> Iterator[Row]:
+        """Every row in order; one that cannot be read has a fault.
+
+        Raises:
+            DataError: where the file as a whole goes wrong, with file and line.
+        """
+        with self._open() as file:
+            if self.form == ".jsonl":
+                yield from self._lines(file)
+            elif self.form == ".json":
+                yield from (_row(*found) for found in _JsonList(self.path, file))
+            else:
+                yield from itertools.islice(self._csv_rows(file), 1, None)  # behind the header
+
+    def read(self, offset: int) -> Row:
+        """The row that begins at a place, as the iteration gave it; its line is not known (0).
+
+        Raises:
+            DataError: where the file is not what it was.
+        """
+        with self._open() as file:
+            file.seek(offset)
+            if self.form == ".json":
+                return _row(_JsonList(self.path, file).value(), 0, offset)
+            rows = self._lines(file, begun=True) if self.form == ".jsonl" else self._csv_rows(file)
+            row = next(rows, None)
+        if row is None:
+            raise DataError(f"{self.path}: ends before byte {offset:,}; it has changed meanwhile")
+        return dataclasses.replace(row, line=0)
+
+    def _open(self) -> BinaryIO:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 -- the caller closes it
+            start = file.read(4)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({one_line(error)})") from error
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            file.close()
+            raise self._fault(1, "is UTF-16; save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+        return file
+
+    def _fault(self, line: int, text: str) -> DataError:
+        return DataError(f"{self.path}:{line}: {text}")
+
+    def _lines(self, file: BinaryIO, begun: bool = False) -> Iterator[Row]:
+        for number in itertools.count(1):
+            at = file.tell()
+            content = file.readline(LARGEST_ROW + 1)
+            if not content:
+                return
+            if len(content) > LARGEST_ROW:
+                while content and not content.endswith(b"\n"):
+                    content = file.readline(LARGEST_ROW)
+                yield Row(number, at, {}, f"longer than {LARGEST_ROW:,} bytes")
+            elif content.strip():
+                if not begun and content.lstrip().startswith(b"["):
+                    text = "a json list, not one row in each line; name the file .json"
+                    raise self._fault(number, text)
+                begun = True
+                yield _json_row(content, number, at)
+
+    def _read_header(self) -> list[str]:
+        with self._open() as file:
+            row = next(self._csv_rows(file, named=False), None)
+        if row is None:
+            raise self._fault(1, "is empty; the first line names the columns")
+        if row.fault:
+            raise self._fault(row.line, row.fault)
+        columns = [str(name).strip() for name in row.fields.values()]
+        other = next((mark for mark in _NAMES if mark in columns[0]), None)
+        if len(columns) == 1 and other:
+            wanted = _NAMES[_SEPARATORS[self.form]]
+            text = f"its columns are separated by {_NAMES[other]}, not {wanted}"
+            raise self._fault(row.line, f"{text}: {shown(columns[0])}; save it with {wanted}")
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise self._fault(row.line, f"two columns are called {shown(twice)}")
+        return columns
+
+    def _csv_rows(self, file: BinaryIO, named: bool = True) -> Iterator[Row]:
+        """Records from where the file is, the header too if it is there."""
+        lines = _CsvLines(self.path, file)
+        # Strict: a quote that is never closed would otherwise swallow the rest in silence.
+        reader = csv.reader(lines, delimiter=_SEPARATORS[self.form], strict=True)
+        while True:
+            line, at = lines.begin_record()
+            fault = ""
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                values, fault = [], _csv_fault(error)
+            if not fault and not any(value.strip() for value in values):
+                continue
+            if not fault and named and len(values) != len(self.columns):
+                fault = f"has {len(values)} columns, the header {len(self.columns)}"
+            if fault:
+                lines.go_back()  # the lines that a stray quote swallowed are rows of their own
+            elif any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
+                fault = "is not UTF-8"
+            names = self.columns if named else map(str, range(len(values)))
+            yield Row(line, at, {} if fault else dict(zip(names, values, strict=True)), fault)
+
+
+class _CsvLines:
+    """Lines of a file as texts, which a csv reader takes one at a time."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._line = 0
+        self._second: tuple[int, int] | None = None  # line and offset behind a record's first line
+
+    def begin_record(self) -> tuple[int, int]:
+        """Line and offset at which the next record begins."""
+        self._second = None
+        return self._line + 1, self._file.tell()
+
+    def go_back(self) -> None:
+        """To the second line of the record that was read last."""
+        if self._second is not None:
+            self._line, offset = self._second
+            self._file.seek(offset)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        content = self._file.readline(LARGEST_ROW + 1)
+        if not content:
+            raise StopIteration
+        self._line += 1
+        if len(content) > LARGEST_ROW:
+            text = f"a line longer than {LARGEST_ROW:,} bytes"
+            raise DataError(f"{self._path}:{self._line}: {text}")
+        self._second = self._second or (self._line, self._file.tell())
+        # What is no UTF-8 is found in its record.
+        return content.decode("utf-8", errors="surrogateescape")
+
+
+class _JsonList:
+    """A JSON list in an open file, which is at the list's beginning or at that of an element.
+
+    The library for this, ijson, gives no offsets, by which a training comes back to an element; it
+    also refuses NaN and long integers. Where the list goes wrong, every method raises a
+    ``DataError`` with file and line.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._at, self._line = file.tell(), 1  # of the first byte that is not done
+
+    def __iter__(self) -> Iterator[tuple[Any, int, int]]:
+        """Yield each element with its line, counted from 1, and its offset in bytes."""
+        mark, number = self._take(), 0
+        if not mark:
+            raise self._fault("is empty; it must be a json list of rows")
+        if mark != b"[":
+            text = "must be a json list of rows ([{…}, …])"
+            raise self._fault(f"{text}; name a file with a row in each line .jsonl")
+        if self._peek() == b"]":
+            mark = self._take()
+        while mark != b"]":
+            number += 1
+            self._peek()
+            line, offset = self._line, self._at
+            yield self.value(number), line, offset
+            mark = self._take()
+            if mark not in (b",", b"]"):
+                text = "a comma is missing" if mark else "breaks off: its list is not closed"
+                raise self._fault(text)
+        if self._peek():
+            raise self._fault("more follows behind the end of the list")
+
+    def value(self, number: int = 1) -> Any:
+        """Pass the element that begins here, of this number, and return it."""
+        size = _WINDOW
+        while True:
+            self._file.seek(self._at)
+            content = self._file.read(size)
+            text, ended = content.decode(errors="surrogateescape"), len(content) < size
+            try:
+                value, end = _DECODER.raw_decode(text)
+                if end < len(text) or ended:  # a number at the very end may continue
+                    self._pass(text[:end].encode())
+                    return value
+            except UnicodeEncodeError as error:
+                raise self._fault("is not UTF-8") from error
+            except json.JSONDecodeError as error:
+                if ended or size > LARGEST_ROW:
+                    if error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated"):
+                        line = text.count("\n", 0, error.pos)
+                        raise self._fault(f"is not json ({error.msg})", line) from error
+                    cut = f"breaks off in row {number:,}"
+                    cut = cut if ended else f"a row longer than {LARGEST_ROW:,} bytes"
+                    raise self._fault(cut) from error
+            except (ValueError, RecursionError) as error:
+                raise self._fault(f"is not json ({one_line(error)})") from error
+            size *= 2
+
+    def _fault(self, text: str, lines: int = 0) -> DataError:
+        return DataError(f"{self._path}:{self._line + lines}: {text}")
+
+    def _pass(self, done: bytes) -> None:
+        self._at += len(done)
+        self._line += done.count(b"\n")
+
+    def _peek(self) -> bytes:
+        """Pass white space and return the byte after it, which is empty at the end."""
+        self._file.seek(self._at)
+        while block := self._file.read(_WINDOW):
+            rest = block.lstrip(b" \t\r\n")
+            self._pass(block[: len(block) - len(rest)])
+            if rest:
+                return rest[:1]
+        return b""
+
+    def _take(self) -> bytes:
+        """Pass white space and the byte after it, and return that."""
+        mark = self._peek()
+        self._pass(mark)
+        return mark
+
+
+def _csv_fault(error: csv.Error) -> str:
+    if "new-line" in str(error):
+        return "has line ends that are neither \\n nor \\r\\n; save the file with other ones"
+    return f"is no row of a csv ({one_line(error)}); a stray quote?"
+
+
+def _json_row(content: bytes, line: int, offset: int) -> Row:
+    try:
+        return _row(json.loads(content.decode("utf-8")), line, offset)
+    except UnicodeDecodeError as error:
+        return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
+    except (ValueError, RecursionError) as error:
+        return Row(line, offset, {}, f"is not json ({one_line(error)})")
+
+
+def _row(value: Any, line: int, offset: int) -> Row:
+    if not isinstance(value, dict):
+        return Row(line, offset, {}, f"{shown(value)} is not an object with keys")
+    return Row(line, offset, value)
