@@ -17,7 +17,6 @@ from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
-from minigpt4.registry import ALL_REGISTRIES
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
 from tests.helpers.repo import ROOT, EntryPoint
@@ -37,13 +36,10 @@ SHORT = [
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def page(tmp_path: Path, own_registrations: None) -> Iterator[Path]:
     """The page's files in a folder; what their plug-ins register is forgotten afterwards."""
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
-    for registry in ALL_REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     known = set(TEMPLATES)
     yield tmp_path
     for name in set(TEMPLATES) - known:

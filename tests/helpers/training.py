@@ -1,7 +1,6 @@
 """Short trainings on the drawn world: their options, the launcher, and comparison of two runs."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 Stop = Callable[[int, int], None]
 
@@ -45,16 +44,7 @@ def training_command(
 def train(
     *options: str, config: str = STAGE1, processes: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        training_command(options, config, processes),
-        cwd=ROOT,
-        env=one_thread,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return finished(training_command(options, config, processes))
 
 
 def only_run(output: Path) -> Path:
