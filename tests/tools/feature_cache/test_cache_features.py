@@ -460,20 +460,19 @@ def spoil_weights(data: Path, cached: Path) -> None:
     torch.save(weights, file)
 
 
-def change_caption(data: Path, cached: Path) -> None:
-    file = data / "filter_cap.json"
-    file.write_text(file.read_text().replace("text 1", "text 8"))
-
-
-def replace_picture(data: Path, cached: Path) -> None:
-    Image.new("RGB", (40, 40), "green").save(data / "image" / "9.png")
-
-
-def replace_picture_by_one_of_its_size(data: Path, cached: Path) -> None:
-    file = data / "image" / "9.png"
+def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
+def unfinished(data: Path, cached: Path) -> None:
+    (cached / "features.json").unlink()
+    (cached / "00001.json").unlink()
 
 
 def one_more_pair(data: Path, cached: Path) -> None:
@@ -483,41 +482,36 @@ def one_more_pair(data: Path, cached: Path) -> None:
     file.write_text(json.dumps(told))
 
 
-def cut_features(data: Path, cached: Path) -> None:
-    file = cached / "00001-000.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def lose_features(data: Path, cached: Path) -> None:
-    (cached / "00002-000.safetensors").unlink()
-
-
-def unfinished(data: Path, cached: Path) -> None:
-    (cached / "features.json").unlink()
-    (cached / "00001.json").unlink()
-
-
-def lose_everything(data: Path, cached: Path) -> None:
-    shutil.rmtree(cached)
-
-
-def scribble(data: Path, cached: Path) -> None:
-    (cached / "features.json").write_text('{"identity": {}, "groups": []}')
-
-
 @pytest.mark.parametrize(
     ("spoil", "mentions"),
     [
         (spoil_weights, ["made with another vit_model", "eva_vit.pth", "take features out"]),
-        (change_caption, ["filter_cap.json has changed since", "into another folder"]),
-        (replace_picture, ["9.png has changed since"]),
-        (replace_picture_by_one_of_its_size, ["9.png has changed since"]),
+        (
+            lambda data, _: replace(data / "filter_cap.json", "text 1", "text 8"),
+            ["filter_cap.json has changed since", "into another folder"],
+        ),
+        (
+            lambda data, _: Image.new("RGB", (40, 40), "green").save(data / "image" / "9.png"),
+            ["9.png has changed since"],
+        ),
+        (lambda data, _: flip_a_bit(data / "image" / "9.png"), ["9.png has changed since"]),
         (one_more_pair, ["made of 3 groups of files, this data set has 4"]),
-        (cut_features, ["00001-000.safetensors", "damaged", "the same cache-features command"]),
-        (lose_features, ["00002-000.safetensors", "not there", "the same cache-features command"]),
+        (
+            lambda _, cached: os.truncate(cached / "00001-000.safetensors", 999),
+            ["00001-000.safetensors", "damaged", "the same cache-features command"],
+        ),
+        (
+            lambda _, cached: (cached / "00002-000.safetensors").unlink(),
+            ["00002-000.safetensors", "not there", "the same cache-features command"],
+        ),
         (unfinished, ["1 of 3 groups are missing", "the same cache-features command"]),
-        (lose_everything, ["not a feature cache, or not complete"]),
-        (scribble, ["cached/cc_sbu_align: damaged"]),
+        (lambda _, cached: shutil.rmtree(cached), ["not a feature cache, or not complete"]),
+        (
+            lambda _, cached: (cached / "features.json").write_text(
+                '{"identity": {}, "groups": []}'
+            ),
+            ["cached/cc_sbu_align: damaged"],
+        ),
     ],
 )
 def test_another_cache_is_refused_with_what_differs(
