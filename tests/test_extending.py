@@ -19,7 +19,6 @@ from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
 from minigpt4.preflight.preflight import preflight
-from minigpt4.registry import ALL_REGISTRIES
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
 from tests.helpers.repo import ROOT, EntryPoint
@@ -39,13 +38,10 @@ SHORT = [
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def page(tmp_path: Path, own_registrations: None) -> Iterator[Path]:
     """The page's files in a folder; what their plug-ins register is forgotten afterwards."""
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
-    for registry in ALL_REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     known = set(TEMPLATES)
     yield tmp_path
     for name in set(TEMPLATES) - known:
@@ -303,9 +299,7 @@ def test_a_mistake_in_a_plug_in_is_one_line(
     plugin.write_text(code)
     options = ["model.ckpt=", f"plugins=[{plugin}]"]
     yaml = "eval_configs/tiny_eval.yaml"
-    exit_code, stderr = run_entry(main, "check", "--cfg-path", yaml, "--options", *options)
-    assert exit_code == 2
-    (line,) = stderr.splitlines()
+    line = run_entry.refused(main, "check", "--cfg-path", yaml, "--options", *options)
     assert f"plugins: {plugin}: " in line
     assert expected in line
 
@@ -320,6 +314,5 @@ def test_a_builder_that_gives_no_data_set(run_entry: EntryPoint, page: Path) -> 
         "datasets: {some: {type: mine}}\n"
         "run: {init_lr: 0.01, min_lr: 0.001, max_epoch: 1, iters_per_epoch: 2, output_dir: out}\n"
     )
-    code, stderr = run_entry(train.main, "--cfg-path", page / "mine.yaml")
-    assert code == 2
-    assert "datasets.some: its builder gives [1], no DataSet" in stderr
+    error = run_entry.refused(train.main, "--cfg-path", page / "mine.yaml")
+    assert "datasets.some: its builder gives [1], no DataSet" in error
