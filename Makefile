@@ -17,7 +17,7 @@ quickstart: env
 	@$(BIN)/python -m minigpt4 quickstart --seed $(SEED)
 
 test: env
-	@$(BIN)/python -m pytest -m "not slow and not browser"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
 slow-test: env
 	@$(BIN)/python -m pytest -m "slow or browser"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
 from tests.helpers.browser import CHROMIUM, chromium
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT, EntryPoint
 from tests.helpers.training import Stop
 
@@ -67,13 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, projection: Path) -> Path
     folder = tmp_path_factory.mktemp("exports") / "hf"
     command = f"-m minigpt4 export --to hf {folder} --cfg-path eval_configs/tiny_eval.yaml"
     options = ["--options", f"model.ckpt={projection}"]
-    result = subprocess.run(
-        [sys.executable, *command.split(), *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = finished([sys.executable, *command.split(), *options])
     assert result.returncode == 0, result.stderr
     assert list(folder.parent.iterdir()) == [folder]
     return folder
@@ -95,6 +89,16 @@ def run_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         set_argv=lambda argv: monkeypatch.setattr("sys.argv", argv),
         read_stderr=lambda: capsys.readouterr().err,
     )
+
+
+@pytest.fixture
+def own_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What plug-ins of a test register is forgotten after it."""
+    from minigpt4.registry import ALL_REGISTRIES
+
+    for registry in ALL_REGISTRIES:
+        registry.names()
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +17,6 @@ import demo
 import train
 from docs.generate.configuration import configuration_page, flattened, keys_of, meanings_of
 from minigpt4.config import Config, load_config
-from minigpt4.config.checks import Positive
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
 from minigpt4.conversation.options import GenerationOptions
@@ -29,7 +28,6 @@ from minigpt4.registry import (
     RUNNERS,
     TEXT_PROCESSORS,
     Fault,
-    Hidden,
     bind,
     visible_parameters,
 )
@@ -54,30 +52,6 @@ def name_of(page: Path) -> str:
 
 def test_the_configuration_page_is_that_of_the_code():
     assert (ROOT / "docs/configuration.md").read_text() == configuration_page(), AGAIN
-
-
-def test_a_key_shows_type_range_default_and_meaning():
-    def build(
-        name: Annotated[str, Hidden],
-        steps: Positive,
-        kind: Literal["a", "b"] = "a",
-        words: tuple[str, ...] | None = ("x",),
-    ) -> None:
-        """Build it.
-
-        Args:
-            name: Passed.
-            steps: How many
-                there are.
-            kind: Which ``one``.
-            words: Said.
-        """
-
-    assert [tuple(key) for key in keys_of(build)] == [
-        ("steps", "int (greater than 0)", "needed", "How many there are."),
-        ("kind", "`a`, `b`", "`a`", "Which `one`."),
-        ("words", "list of str or null", "`[x]`", "Said."),
-    ]
 
 
 REGISTRIES = (MODELS, BUILDERS, RUNNERS, IMAGE_PROCESSORS, TEXT_PROCESSORS)

@@ -1,5 +1,6 @@
 """Every file and command of docs/extending.md, on tiny models; and what plug-ins can get wrong."""
 
+import json
 import re
 import shlex
 import sqlite3
@@ -17,7 +18,7 @@ from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
-from minigpt4.registry import ALL_REGISTRIES
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
 from tests.helpers.repo import ROOT, EntryPoint
@@ -37,13 +38,10 @@ SHORT = [
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def page(tmp_path: Path, own_registrations: None) -> Iterator[Path]:
     """The page's files in a folder; what their plug-ins register is forgotten afterwards."""
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
-    for registry in ALL_REGISTRIES:
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     known = set(TEMPLATES)
     yield tmp_path
     for name in set(TEMPLATES) - known:
@@ -198,12 +196,53 @@ def test_a_family_of_language_models(run_entry: EntryPoint, page: Path, picture:
     )
 
 
+def test_a_vision_tower_and_a_schedule_are_one_file_each(
+    run_entry: EntryPoint, scenes: Path, page: Path, picture: Path
+) -> None:
+    import minigpt4
+
+    options = [
+        f"model.vision_tower.weights={page / 'conv.pth'}",
+        f"datasets.cc_sbu_align.build_info.storage={scenes / 'cc_sbu_align'}",
+    ]
+    checked = check_sections(load_config(page / "conv_tower.yaml", options[1:]), "data")
+    tower = minigpt4.VISION_TOWERS.build("conv", {"weights": "conv.pth"})
+    torch.save(tower.build().state_dict(), page / "conv.pth")
+    assert checked.config.faults == ()
+    words = words_of(the_command("python train.py --cfg-path conv_tower.yaml"), page)
+    run_training(run_entry, words, page / "out", *options, "run.max_epoch=1")
+    (run,) = (page / "out").iterdir()
+    weights = torch.load(run / "checkpoint_0.pth", weights_only=True)["model"]
+    assert weights["llama_proj.weight"].shape == (160, 4 * 64), "four features to an image token"
+    lines = [json.loads(line) for line in (run / "log.txt").read_text().splitlines()]
+    assert lines[0]["lr"] == pytest.approx(1e-4 + 9e-4 * 0.5**3), "the second of two steps"
+    trained = [*options, f"model.ckpt={run / 'checkpoint_0.pth'}"]
+    chat = load_chat(page / "conv_tower.yaml", trained)
+    assert chat.encode_images([picture]).shape == (1, 16, 160)
+
+    wrong = load_config(page / "conv_tower.yaml", [*options, "model.vision_tower.widht=3"])
+    with one_line(ConfigError, "model.vision_tower.widht: unknown key; did you mean 'width'?"):
+        check_sections(wrong, "training")
+    narrow = load_config(page / "conv_tower.yaml", [*options, "model.vision_tower.width=32"])
+    with one_line(ConfigError, "model.vision_tower.weights", "the model wants [32"):
+        preflight(narrow, "training")
+    config = load_config(page / "conv_tower.yaml", [*options, "run.lr_power=-1"])
+    with one_line(ConfigError, "run.lr_power: -1"):
+        check_sections(config, "training")
+
+
 def test_the_page_shows_nothing_that_is_not_tried() -> None:
     assert set(FILES) == {
         *("qwen2.yaml", "gpt_neox.yaml", "photos.py", "told_lengths.py", "photos.yaml"),
         *("bare_llama.py", "bare_llama.yaml"),
+        *("conv_tower.py", "polynomial_lr.py", "conv_tower.yaml"),
     }
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
+
+
+def test_plug_ins_import_the_public_api_alone() -> None:
+    for name, content in FILES.items():
+        assert not re.search(r"(from|import) minigpt4\.", content), name
 
 
 # What one gets wrong in a plug-in
@@ -260,9 +299,7 @@ def test_a_mistake_in_a_plug_in_is_one_line(
     plugin.write_text(code)
     options = ["model.ckpt=", f"plugins=[{plugin}]"]
     yaml = "eval_configs/tiny_eval.yaml"
-    exit_code, stderr = run_entry(main, "check", "--cfg-path", yaml, "--options", *options)
-    assert exit_code == 2
-    (line,) = stderr.splitlines()
+    line = run_entry.refused(main, "check", "--cfg-path", yaml, "--options", *options)
     assert f"plugins: {plugin}: " in line
     assert expected in line
 
@@ -277,6 +314,5 @@ def test_a_builder_that_gives_no_data_set(run_entry: EntryPoint, page: Path) -> 
         "datasets: {some: {type: mine}}\n"
         "run: {init_lr: 0.01, min_lr: 0.001, max_epoch: 1, iters_per_epoch: 2, output_dir: out}\n"
     )
-    code, stderr = run_entry(train.main, "--cfg-path", page / "mine.yaml")
-    assert code == 2
-    assert "datasets.some: its builder gives [1], no DataSet" in stderr
+    error = run_entry.refused(train.main, "--cfg-path", page / "mine.yaml")
+    assert "datasets.some: its builder gives [1], no DataSet" in error

@@ -1,12 +1,12 @@
 """Imports go downward only and never in a circle; the trunk and the tools stand alone."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT
 
 PACKAGE = ROOT / "minigpt4"
@@ -129,9 +129,9 @@ def test_there_is_no_circle():
 
 def test_config_imports_no_torch():
     code = "import sys, minigpt4.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert finished([sys.executable, "-c", code]).returncode == 0
 
 
 def test_demo_loads_nothing_at_import():
     code = "import sys, demo; sys.exit(bool({'torch', 'gradio'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert finished([sys.executable, "-c", code]).returncode == 0

@@ -1,12 +1,12 @@
 """The two commands fail with a clear line, in a folder of their own."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT
 
 
@@ -18,14 +18,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def make(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", "--no-print-directory", *arguments],
-        cwd=clone,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return finished(["make", "--no-print-directory", *arguments], clone, **environment)
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test", "demo"])

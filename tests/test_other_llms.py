@@ -1,7 +1,5 @@
 """Other language models than LLaMA, from stage 1 through stage 2 to a chat."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +11,15 @@ from minigpt4.__main__ import main
 from minigpt4.chat import Chat, ChatSession, load_chat
 from minigpt4.checked import bind_sections
 from minigpt4.config import load_config
+from minigpt4.datasets.images import load_image
 from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
 from tests.helpers.llama_folders import write_config, write_tokenizer
 from tests.helpers.messages import one_line
-from tests.helpers.other_llms import (
-    FAMILIES,
-    KINDS,
-    Family,
-    chat_options,
-    save_kind,
-    save_qwen2,
-)
-from tests.helpers.repo import ROOT, TINY, EntryPoint
-
-STAGE1, STAGE2 = (
-    "train_configs/tiny_stage1_pretrain.yaml",
-    "train_configs/tiny_stage2_finetune.yaml",
-)
+from tests.helpers.other_llms import FAMILIES, KINDS, Family, chat_options, save_kind, save_qwen2
+from tests.helpers.repo import ROOT, TINY, EntryPoint, tiny_assets
+from tests.helpers.training import STAGE1, STAGE2
+from tests.helpers.training import train as train_by_launcher
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,12 +76,8 @@ def test_both_stages_then_a_chat(
 
 @pytest.fixture(scope="module")
 def chat(family: Family, folder: Path) -> Chat:
-    assets = [
-        f"model.{key}={ROOT}/assets/tiny/{file}"
-        for key, file in (("vit_model", "eva_vit.pth"), ("q_former_model", "q_former.pth"))
-    ]
     torch.manual_seed(0)
-    return load_chat(ROOT / TINY, chat_options(family, folder, *assets))
+    return load_chat(ROOT / TINY, [*tiny_assets(), *chat_options(family, folder)])
 
 
 def test_a_chat_of_two_turns_reads_only_what_is_new(chat: Chat, pictures: list[Path]) -> None:
@@ -112,16 +97,10 @@ def test_a_chat_of_two_turns_reads_only_what_is_new(chat: Chat, pictures: list[P
 
 def test_beams_batches_and_a_static_cache_give_answers(chat: Chat, pictures: list[Path]) -> None:
     alone = [chat.ask("What is this?", [file]) for file in pictures[:2]]
-    pixels = [chat.image_processor(picture) for picture in map(open_picture, pictures[:2])]
+    pixels = [chat.image_processor(load_image(file, shown=True)) for file in pictures[:2]]
     assert chat.ask_each(["What is this?"] * 2, pixels, chat.options) == alone
     assert chat.ask("What is this?", pictures[:1], static_cache=True) == alone[0]
     assert isinstance(chat.ask("What is this?", pictures[:1], num_beams=2), str)
-
-
-def open_picture(file: Path) -> Any:
-    from minigpt4.datasets.images import load_image
-
-    return load_image(file, shown=True)
 
 
 @pytest.mark.parametrize("word", range(4))
@@ -294,15 +273,7 @@ def test_a_model_that_takes_no_embeddings(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_under_torchrun(tmp_path: Path, scenes: Path, qwen2: Path) -> None:
     options = train_options(qwen2, scenes, tmp_path / "out", STAGE1)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [sys.executable, *launcher, "train.py", "--cfg-path", STAGE1, "--options", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = train_by_launcher(*options, processes=2)
     assert result.returncode == 0, result.stderr
     weights = torch.load(checkpoint_of(tmp_path / "out"), weights_only=True)["model"]
     assert weights["llama_proj.weight"].shape == (32, 128)

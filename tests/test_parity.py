@@ -20,13 +20,11 @@ from torch import nn
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.checking import check_unit, find_units, main, unchecked_files
-from tests.helpers.recorded.comparison import Comparison, Recorded, Unit, compare, equal, failures
-from tests.helpers.recorded.generation import Generator, compare_generation
+from tests.helpers.recorded.comparison import Recorded, Unit, compare, equal, failures
 from tests.helpers.recorded.model import (
     Case,
     Mode,
     build_model,
-    compare_facts,
     compare_mode,
     compare_vision,
     find_cases,
@@ -158,29 +156,6 @@ def test_a_missing_prompt_space_is_noticed(q_former: bool, place: str) -> None:
     assert failures(compare_mode(built(case), mode)) != []
 
 
-@pytest.mark.parametrize("end_sym", ["", "\n"])
-def test_a_changed_end_symbol_is_noticed(end_sym: str) -> None:
-    mode = prompted(one_case())
-    mode.facts["end_sym"], kept = end_sym, mode.facts["end_sym"]
-    try:
-        assert failures(compare_mode(built(one_case()), mode)) != []
-    finally:
-        mode.facts["end_sym"] = kept
-
-
-def test_a_generator_without_the_repetition_penalty_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    options = Generator.options
-
-    def without(self: Generator, arguments: dict[str, Any]) -> Any:
-        return options(self, {**arguments, "repetition_penalty": 1.0})
-
-    case = one_case(first_release=False)
-    monkeypatch.setattr(Generator, "options", without)
-    assert any("ids" in line for line in failures(compare_generation(built(case), case)))
-
-
 # A recording that differs is noticed, whichever of its parts it is.
 
 
@@ -190,35 +165,6 @@ def changed(tensor: torch.Tensor) -> torch.Tensor:
     flat = copy.view(-1)
     flat[0] = 1 - flat[0] if copy.dtype == torch.int64 else 1.02 * flat[0] + 0.01
     return copy
-
-
-@pytest.mark.parametrize("first_release", [True, False])
-def test_no_recorded_tensor_can_change_unnoticed(first_release: bool) -> None:
-    case = one_case(first_release=first_release, small_activations=False)
-    original = dict(case.tensors)
-    for name, value in original.items():
-        if name.startswith("gen."):
-            continue  # below: they take longer
-        case.__dict__["tensors"] = Recorded({**original, name: changed(value)})
-        results: list[Comparison] = []
-        for mode in case.modes():
-            if name.startswith(f"{mode.name}."):
-                results = compare_mode(built(case), mode)
-        if not results:
-            results = compare_vision(built(case), case)
-        assert failures(results) != [], name
-    case.__dict__["tensors"] = Recorded(original)
-
-
-@pytest.mark.parametrize("beams", ["greedy", "beam", "batch", "turn1"])
-def test_no_recorded_generation_can_change_unnoticed(beams: str) -> None:
-    case = one_case(first_release=False, small_activations=False)
-    original = dict(case.tensors)
-    changes = {n: changed(v) for n, v in original.items() if n.startswith(f"gen.{beams}")}
-    assert changes
-    case.__dict__["tensors"] = Recorded(original | changes)
-    assert len(failures(compare_generation(built(case), case))) >= len(changes)
-    case.__dict__["tensors"] = Recorded(original)
 
 
 def copy_unit(unit: Unit, folder: Path) -> None:
@@ -252,34 +198,18 @@ def _next(content: Any, *path: Any) -> None:
 
 
 JSON_CHANGES: dict[str, list[tuple[Any, ...]]] = {
-    "tokenizer": [
-        ("encode", 3, "ids"),
-        ("encode", 3, "ids_with_special"),
-        ("decode", 3, "text"),
-        ("decode", 3, "text_skip_special"),
-        ("batch_pad_eos_max32", "input_ids"),
-    ],
-    "conversation": [
-        ("any", "cases", 1, "turns", 0, "prompt_after_ask"),
-        ("any", "cases", 1, "turns", 0, "prompt_for_generation"),
-        ("any", "cases", 1, "final_prompt"),
-        ("any", "cases", 1, "messages", 1, 1),
-        ("any", "two_uploads_then_ask"),
-    ],
+    "tokenizer": [("encode", 3, "ids"), ("decode", 3, "text")],
+    "conversation": [("any", "cases", 1, "final_prompt"), ("any", "cases", 1, "messages", 1, 1)],
     "schedule": [(0, "epoch_step_lr", 2, 2)],
-    "images": [
-        ("train_v1", "any", "torch_manual_seed"),
-        ("train_v1", "any", "crop_top_left_height_width", 0),
-        ("images", "any", "size_wh", 0),
-        ("normalize_mean", 1),
-    ],
-    "captions": [("default", 2, "output"), ("prompt_and_max_words_5", "pairs", 2, "output")],
-    "training": [
-        ("runs", "any", "loss", 3),
-        ("runs", "any", "lr", 3),
-        ("runs", "any", "param_groups", 0, "weight_decay"),
-    ],
+    "images": [("train_v1", "any", "torch_manual_seed"), ("images", "any", "size_wh", 0)],
+    "captions": [("default", 2, "output")],
+    "training": [("runs", "any", "loss", 3), ("runs", "any", "lr", 3)],
     "manifest": [("state_dict", "any", "shape"), ("used", "any", "shape")],
+    "model": [
+        ("modes", "any", "loss"),
+        ("generation", "runs", "any", "turns", 1, "output_ids"),
+        ("generation", "batch_generate", "any", "answers", 1),
+    ],
 }
 
 
@@ -302,51 +232,6 @@ def test_a_changed_json_is_noticed(tmp_path: Path, kind: str, path: tuple[Any, .
             assert check_copy(unit, tmp_path) != []
             return
     raise AssertionError("no recording has such an entry")
-
-
-MODEL_CHANGES = [
-    ("modes", "any", "text_token_ids", 0),
-    ("modes", "any", "loss"),
-    ("modes", "any", "shape"),
-    ("generation", "runs", "any", "turns", 1, "output_ids"),
-    ("generation", "runs", "any", "turns", 1, "output_text"),
-    ("generation", "runs", "any", "turns", 1, "prompt"),
-    ("generation", "runs", "any", "final_messages", 3, 1),
-    ("generation", "runs", "any", "turns", 1, "context_len"),
-    ("generation", "batch_generate", "any", "answers", 1),
-    ("generation", "batch_generate", "any", "output_ids", 1),
-    ("eos_token_id",),
-    ("pad_token",),
-]
-
-
-@pytest.mark.parametrize("path", MODEL_CHANGES, ids=str)
-def test_a_changed_case_is_noticed(path: tuple[Any, ...]) -> None:
-    case = Case(one_case(first_release=False).folder)  # read anew
-    _next(case.facts, *path)
-    results = compare_facts(built(one_case(first_release=False)), case)
-    if path[0] == "generation":
-        results += compare_generation(built(one_case(first_release=False)), case)
-    for mode in case.modes() if path[0] == "modes" else ():
-        results += compare_mode(built(one_case(first_release=False)), mode)
-    assert failures(results) != []
-
-
-@pytest.mark.parametrize("kind", ["images", "positions", "training"])
-def test_a_changed_tensor_file_is_noticed(tmp_path: Path, kind: str) -> None:
-    unit = next(unit for unit in UNITS if unit.kind == kind)
-    copy_unit(unit, tmp_path)
-    (file,) = (file for file in unit.files if file.suffix == ".safetensors")
-    for name, value in (tensors := Recorded(file)).items():
-        if kind == "training" and ".final." not in name:
-            continue
-        if kind == "positions" and name.endswith(".in"):
-            continue
-        target = tmp_path / file.relative_to(GOLDEN)
-        save_file({**tensors, name: changed(value)}, target)
-        assert check_copy(unit, tmp_path) != [], name
-        if kind == "training":
-            break  # each costs a training
 
 
 def test_an_unknown_tensor_is_noticed(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from benchmarks.kill_resume import Figures, newest_step, one_run
 from tests.helpers.processes import kill_all
 from tests.helpers.repo import ROOT
-from tests.helpers.training import STAGE1, compare, only_run, stage1_options
+from tests.helpers.training import STAGE1, compare, only_run, stage1_options, training_command
 
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
 
@@ -42,14 +41,13 @@ class GoesWrong(ImageTextPretrainTask):
 """
 
 
-def command(options: list[str], config: str, processes: int, *launcher: str) -> list[str]:
-    if not processes:
-        launch = [sys.executable]
-    else:
-        where = launcher or ("--standalone",)
-        launch = [sys.executable, "-m", "torch.distributed.run", *where]
-        launch += ["--nproc-per-node", str(processes)]
-    return [*launch, "train.py", "--cfg-path", config, "--options", *options]
+def until(true: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    """Wait while a job runs."""
+    end = time.monotonic() + WAIT
+    while not true():
+        assert job.poll() is None, finish(job)
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -73,14 +71,6 @@ def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 def finish(job: subprocess.Popen[str]) -> str:
     """What a job says to its end."""
     return job.communicate(timeout=WAIT)[1]
-
-
-def wait_for_step(job: subprocess.Popen[str], output: Path, step: int) -> None:
-    until = time.monotonic() + WAIT
-    while newest_step(output) < step:
-        assert job.poll() is None, finish(job)
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def goes_wrong(folder: Path, how: str, rank: int, step: int) -> str:
@@ -117,9 +107,9 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, processes: int
 @pytest.mark.slow
 def test_ctrl_c_with_readers_is_one_line(scenes: Path, tmp_path: Path):
     """Ctrl-C reaches the readers too: they must live until the step is done."""
-    arguments = command(long_options(scenes, tmp_path), STAGE1, 0)
+    arguments = training_command(long_options(scenes, tmp_path), STAGE1, 0)
     with started(arguments) as job:
-        wait_for_step(job, tmp_path, 4)
+        until(lambda: newest_step(tmp_path) >= 4, job)
         os.killpg(job.pid, signal.SIGINT)
         stderr = finish(job)
     assert job.returncode == 130, stderr
@@ -132,11 +122,8 @@ def test_ctrl_c_with_readers_is_one_line(scenes: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path):
     config = goes_wrong(tmp_path, "slow", rank=0, step=3)
-    with started(command(long_options(scenes, tmp_path / "out"), config, 0)) as job:
-        until = time.monotonic() + WAIT
-        while not (tmp_path / "slow.done").exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    with started(training_command(long_options(scenes, tmp_path / "out"), config, 0)) as job:
+        until((tmp_path / "slow.done").exists, job)
         job.send_signal(signal.SIGTERM)
         time.sleep(1.5)
         assert job.poll() is None, "the first signal waits for the step"
@@ -149,19 +136,17 @@ def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_another_run_goes_on(scenes: Path, tmp_path: Path):
     short = {"iters_per_epoch": 20, "save_every_steps": 1000, "deterministic": True}
-    with started(command(long_options(scenes, tmp_path / "alone", **short), STAGE1, 2)) as job:
+    alone = long_options(scenes, tmp_path / "alone", **short)
+    with started(training_command(alone, STAGE1, 2)) as job:
         finish(job)
     options = long_options(scenes, tmp_path / "cut", **short, resume="auto", log_freq=1)
-    with started(command(options, STAGE1, 2)) as job:
-        until = time.monotonic() + WAIT
-        while not list((tmp_path / "cut").glob("*/log.txt")):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    with started(training_command(options, STAGE1, 2)) as job:
+        until(lambda: any((tmp_path / "cut").glob("*/log.txt")), job)
         job.send_signal(signal.SIGTERM)
         stderr = finish(job)
     assert stderr.count("stopped by SIGTERM after step") == 1, stderr
     assert 0 < newest_step(tmp_path / "cut") < 40
-    with started(command(options, STAGE1, 2)) as job:
+    with started(training_command(options, STAGE1, 2)) as job:
         assert "going on after step" in finish(job)
     one, other = model_at_end(tmp_path / "cut"), model_at_end(tmp_path / "alone")
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -176,7 +161,7 @@ def test_torchrun_restarts_a_rank_that_died_and_nothing_differs(scenes: Path, tm
             (tmp_path / "kill.done").touch()
         options = long_options(scenes, tmp_path / name, **short)
         launcher = ("--standalone", "--max-restarts", "1")
-        with started(command(options, config, 2, *launcher)) as job:
+        with started(training_command(options, config, 2, *launcher)) as job:
             stderr = finish(job)
         assert job.returncode == 0, stderr
         if name == "died":
@@ -190,7 +175,7 @@ def test_torchrun_restarts_a_rank_that_died_and_nothing_differs(scenes: Path, tm
 def test_a_lost_rank_is_named_and_the_others_stop(scenes: Path, tmp_path: Path, how: str):
     config = goes_wrong(tmp_path, how, rank=1, step=3)
     options = long_options(scenes, tmp_path / "out", timeout=10)
-    with started(command(options, config, 2)) as job:
+    with started(training_command(options, config, 2)) as job:
         stderr = finish(job)
     assert job.returncode != 0
     assert "error: rank 1 died or hangs" in stderr or "error: rank 0: rank 1 died" in stderr, stderr
@@ -214,7 +199,7 @@ def test_a_number_that_one_rank_meets_is_told_with_its_rank(scenes: Path, tmp_pa
     text = (ROOT / STAGE1).read_text().replace("image_text_pretrain", "goes_wrong")
     config = tmp_path / "run.yaml"
     config.write_text(text + f"plugins: [{plugin}]\n")
-    with started(command(long_options(scenes, tmp_path / "out"), str(config), 2)) as job:
+    with started(training_command(long_options(scenes, tmp_path / "out"), str(config), 2)) as job:
         stderr = finish(job)
     assert "error: the loss is nan at epoch 0, step 3, rank 1; it starts in the image" in stderr
     assert newest_step(tmp_path / "out") == 2
@@ -229,12 +214,13 @@ def test_two_nodes_with_a_rendezvous(scenes: Path, tmp_path: Path):
     rendezvous = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "7")
     where = (*rendezvous, "--rdzv-endpoint", f"127.0.0.1:{port}")
     short = {"iters_per_epoch": 5}
-    nodes = command(long_options(scenes, tmp_path / "nodes", **short), STAGE1, 1, *where)
+    nodes = training_command(long_options(scenes, tmp_path / "nodes", **short), STAGE1, 1, *where)
     with started(nodes) as one, started(nodes) as other:
         said = [finish(one), finish(other)]
     assert [one.returncode, other.returncode] == [0, 0], said
     assert sum(text.count("what is trained") for text in said) == 1
-    with started(command(long_options(scenes, tmp_path / "one", **short), STAGE1, 2)) as job:
+    alone = long_options(scenes, tmp_path / "one", **short)
+    with started(training_command(alone, STAGE1, 2)) as job:
         finish(job)
     assert compare(tmp_path / "nodes", tmp_path / "one") == []
     rows = (only_run(tmp_path / "one") / "log.txt").read_text().splitlines()

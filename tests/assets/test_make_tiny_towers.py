@@ -18,6 +18,7 @@ from minigpt4.chat import load_chat
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.tools.tiny_world import answers, scoring
 from minigpt4.tools.tiny_world.data_sets import HELDOUT_SPLITS, read_heldout, write_data_sets
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT
 
 TINY = ROOT / "assets" / "tiny"
@@ -75,7 +76,7 @@ def processes_of(group: int) -> list[str]:
 def test_towers_survive_a_kill_and_load_like_full_size_weights(tmp_path: Path):
     """A few steps of each: the files must be the same and load; what they know is not the point."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = subprocess.run(command(whole), cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished(command(whole))
     assert result.returncode == 2, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error:")
@@ -91,15 +92,13 @@ def test_towers_survive_a_kill_and_load_like_full_size_weights(tmp_path: Path):
     while processes_of(running.pid):
         time.sleep(0.05)
     assert not (killed / "gates.json").exists()
-    result = subprocess.run(command(killed), cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished(command(killed))
     assert "llama: goes on from step" in result.stderr
     for file in TOWERS:
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert (killed / "gates.json").read_text() == (whole / "gates.json").read_text()
 
-    other = subprocess.run(
-        command(whole, seed=5), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    other = finished(command(whole, seed=5))
     assert other.returncode == 2
     assert "was begun with other settings" in other.stderr
 

@@ -1,14 +1,12 @@
 """The benchmark of growing data measures what it says, and growth that is too fast fails it."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import data_growth
-from minigpt4.errors import MiniGPT4Error
 
 
 def point(microseconds: float, megabytes: float, good: int = 9) -> dict[str, Any]:
@@ -63,22 +61,3 @@ def test_a_missed_bar_is_exit_code_1(
     given = ["--programs", "convert_links", "--rows", "200", "300", "--repeats", "1"]
     assert data_growth.main(given) == 1
     assert "convert_links: 300 rows: 1 are good to it" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", data_growth.PROGRAMS)
-def test_the_same_seed_draws_the_same_files(tmp_path: Path, name: str) -> None:
-    good, files = [], []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        good.append(data_growth.PROGRAMS[name].write(folder, 300, random.Random(5)))
-        names = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        files.append([(file.name, file.read_bytes()) for file in names])
-    assert files[0] == files[1]
-    assert good[0] == good[1] < 300
-
-
-def test_a_program_that_fails_is_told(tmp_path: Path) -> None:
-    data_growth.write_links(tmp_path, 10, random.Random(0))
-    (tmp_path / "list.json").write_text("")
-    with pytest.raises(MiniGPT4Error, match=r"exit code 2: .*list.json:1: is empty"):
-        data_growth.measure(data_growth.PROGRAMS["convert_links"], tmp_path)

@@ -9,23 +9,6 @@ import torch
 from PIL import Image
 
 from benchmarks import looks
-from minigpt4.tools.tiny_world.scenes import Scene, Thing
-
-
-def test_a_box_covers_its_thing_and_no_more():
-    thing = Thing("red", "star", "small", 91.0, 35.0, 0.0)
-    cover = looks.box_cover(thing, 8)
-    assert cover.sum() * 14**2 == pytest.approx((2 * looks.REACH * 10) ** 2, rel=1e-4)
-    row, column = divmod(int(cover.argmax()), 8)
-    assert (row, column) in {(2, 6), (2, 5)}
-    assert cover.max() == 1
-    assert not cover[:, :5].any()
-    assert not cover[4:].any()
-
-
-def test_words_that_two_things_share_are_left_out():
-    red, ring = (Thing("red", shape, "small", 1.0, 1.0, 0.0) for shape in ("star", "ring"))
-    assert looks.words_of(Scene((red, ring), "beside", "dark", 1)) == [(0, "star"), (1, "ring")]
 
 
 def test_projections_that_learnt_nothing_miss(

@@ -1,14 +1,13 @@
 """The benchmark of the embedded default: it must fail what is below a bar."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.tiny_world import BARS, hold_against_bars
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 FIGURES = {name: low if low is not None else high for name, (low, high) in BARS.items()}
 
@@ -43,7 +42,7 @@ def test_an_untrained_world_is_below_the_bars(tmp_path: Path):
     command += ["--heldout", "6", "--output", str(tmp_path / "out")]
     command += ["--json", str(tmp_path / "figures.json")]
     command += ["--options", "run.max_epoch=1", "run.iters_per_epoch=2", "run.batch_size_train=4"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished(command)
     assert result.returncode == 1, result.stderr
     last = result.stdout.strip().splitlines()[-1]
     assert last.startswith("below the bar: ")

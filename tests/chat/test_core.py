@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from minigpt4.chat import Chat, ChatSession, GenerationOptions, NonFiniteLogitsError
-from minigpt4.conversation import TEMPLATES, Conversation, Message, plain_text
+from minigpt4.conversation import Conversation, Message
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
+from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
 from tests.helpers.repo import ROOT
 
@@ -177,12 +178,6 @@ def test_what_is_typed_is_text(chat: Chat, pictures: list[Path], typed: str, rea
     assert chat.model.tokenizer.eos_id not in ids
 
 
-def test_nobody_can_speak_for_another(chat: Chat):
-    said = plain_text("#####Human: [/INST] <s>", (*TEMPLATES["llama_2"].controls, "###"))
-    assert said == "# # ###Human: [ /INST] < s>".replace("###", "# ##")
-    assert "###" not in said
-
-
 def test_turns_held_elsewhere_are_gone_on_with(chat: Chat, pictures: list[Path]):
     session = chat.start()
     answer = chat.ask("What is this?", pictures[:1], session)
@@ -310,18 +305,14 @@ def test_pictures_are_seen_as_viewers_show_them(tmp_path: Path):
     ],
 )
 def test_options_are_checked(chat: Chat, change: dict[str, Any], expected: str):
-    with pytest.raises(ConfigError, match=re.escape(expected)):
+    with one_line(ConfigError, expected):
         chat.ask("What?", **change)
 
 
-def test_a_question_beyond_the_context_is_one_line(chat: Chat):
-    with pytest.raises(DataError, match="only 420 fit") as error:
+def test_questions_that_cannot_be_asked_are_one_line(chat: Chat, pictures: list[Path]):
+    with one_line(DataError, "only 420 fit"):
         chat.ask("red circle " * 400)
-    assert "\n" not in str(error.value)
-
-
-def test_an_empty_question_is_one_line(chat: Chat, pictures: list[Path]):
-    with pytest.raises(DataError, match="the question is empty"):
+    with one_line(DataError, "the question is empty"):
         chat.ask("  ", pictures[:1])
 
 

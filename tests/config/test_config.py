@@ -10,7 +10,6 @@ from minigpt4.checked import check_sections
 from minigpt4.config import Config, load_config
 from minigpt4.errors import ConfigError
 from minigpt4.preflight.preflight import preflight
-from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import pair, write_tar
 from tests.helpers.messages import one_line, several_lines
 
@@ -476,44 +475,6 @@ def test_an_option_that_replaces_a_section_is_one_line(
         ConfigError, "model: must be a set of keys, not 5", "model.arch: missing; known: "
     ):
         writer.check(sections, "model=5")
-
-
-# Plugins
-
-
-def test_a_plugin_beside_the_yaml_adds_a_data_set(
-    writer: Writer, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    BUILDERS.names()
-    monkeypatch.setattr(BUILDERS, "_entries", dict(BUILDERS._entries))
-    (tmp_path / "my_pairs.py").write_text(
-        "from typing import Annotated\n"
-        "from minigpt4.registry import BUILDERS, Hidden\n"
-        "@BUILDERS.register('my_pairs')\n"
-        "def build(name: Annotated[str, Hidden], folder: str, sample_ratio: float = 1.0) -> str:\n"
-        "    return name + folder\n"
-    )
-    sections["plugins"] = ["./my_pairs.py"]
-    sections["datasets"] = {"my_pairs": {"folder": "here"}}
-    config = writer.check(sections)
-    assert BUILDERS.build("my_pairs", config.datasets["my_pairs"], name="my_pairs") == (
-        "my_pairshere"
-    )
-    sections["datasets"] = {"my_pairs": {"foldr": "here"}}
-    with several_lines(
-        ConfigError,
-        "datasets.my_pairs.foldr: unknown key; did you mean 'folder'?",
-        "datasets.my_pairs.folder: missing",
-    ):
-        writer.check(sections)
-
-
-def test_a_broken_plugin_is_one_line(
-    writer: Writer, sections: dict[str, Any], tmp_path: Path
-) -> None:
-    (tmp_path / "broken.py").write_text("print(undefined_name)")
-    with one_line(ConfigError, "plugins: ./broken.py", "undefined_name"):
-        writer.check({**sections, "plugins": ["./broken.py"]})
 
 
 # The original's own files

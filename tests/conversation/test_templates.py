@@ -216,10 +216,6 @@ def test_what_tells_who_speaks_is_found_in_the_texts(
     assert set(Template(*texts).forbidden) == marks
 
 
-def test_shipped_templates_forbid_what_they_did() -> None:
-    assert TEMPLATES["vicuna_v0"].forbidden == ("###",)
-
-
 @pytest.fixture
 def _no_new_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4.conversation.TEMPLATES", dict(TEMPLATES))

@@ -23,8 +23,9 @@ import pytest
 from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
-from minigpt4.datasets.samples import BadSample, RawSample
-from tests.helpers.data_files import write_tar
+from minigpt4.datasets.samples import BadSample
+from tests.helpers.data_files import samples_in, write_tar
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT
 from tests.helpers.training import stage1_options, train
 
@@ -75,14 +76,7 @@ def links_folder(folder: Path, rows: list[dict[str, str]]) -> Path:
 def script(
     program: Path, *arguments: object, **environment: object
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(program), *map(str, arguments)],
-        env=os.environ | {name: str(value) for name, value in environment.items()},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return finished(["bash", program, *arguments], **environment)
 
 
 @pytest.fixture
@@ -232,14 +226,7 @@ def test_an_environment_that_cannot_be_made_is_one_line(
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "dataset").mkdir()
     shutil.copy(ROOT / "dataset" / "requirements.txt", tmp_path / "dataset")
-    result = subprocess.run(
-        ["make", "--no-print-directory", "dataset-env"],
-        cwd=tmp_path,
-        env=os.environ | given,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = finished(["make", "--no-print-directory", "dataset-env"], tmp_path, **given)
     assert result.returncode != 0
     assert told in result.stdout
     assert not (tmp_path / ".dataset-env" / "installed").exists()
@@ -321,13 +308,6 @@ def server() -> Iterator[_Server]:
 
 GOOD = ("jpeg", "png", "webp", "moved", "slow", "mislabelled")
 BAD = ("gone", "late", "page", "broken", "empty", "cut", "forbidden")
-
-
-def samples_in(folder: Path) -> list[RawSample]:
-    shards = list_shards(str(folder))
-    found = [sample for n in range(len(shards)) for sample in ShardSource(shards, 1).read(n)]
-    assert all(isinstance(sample, RawSample) for sample in found)
-    return [sample for sample in found if isinstance(sample, RawSample)]
 
 
 def checked(folder: Path) -> dict[str, Any]:

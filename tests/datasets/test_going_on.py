@@ -10,27 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt4.datasets.caption_shards import ShardSource
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet
 from minigpt4.processors.image_processors import build_blip2_image_train
-from tests.helpers.data_files import data_set, noise, pair, picture, write_pairs, write_tar
+from tests.helpers.data_files import data_set, plant_pairs, plant_shards
 
 
 @pytest.fixture
 def datasets(tmp_path: Path) -> list[DataSet]:
     """Shards with bad samples between good ones, and a folder; the crops are random."""
-    shards = []
-    for number in range(5):
-        samples = [pair(f"{number}-{i}") for i in range(7)]
-        samples[number]["bad.json"] = b"{"
-        samples[2] = {f"{number}-2.jpg": picture()}
-        samples[5] = {f"{number}-5.jpg": b"x", f"{number}-5.json": b'{"caption": "x"}'}
-        shards.append(str(write_tar(tmp_path / f"{number}.tar", *samples)))
-    entries = [(str(i), f"text {i}") for i in range(11)]
-    images = {f"{i}.png": b"x" if i == 4 else noise() for i in range(11)}
-    folder = write_pairs(tmp_path / "pairs", entries, images)
+    shards = list_shards(plant_shards(tmp_path / "shards"))
+    folder = Path(plant_pairs(tmp_path / "pairs"))
     crop = build_blip2_image_train(4, random_crop=True)
     tars = replace(data_set(ShardSource(shards, 6), "tars", 2.0), image_processor=crop)
     pairs = data_set(AlignmentSource(folder), "pairs", 1.0)

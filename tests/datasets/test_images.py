@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import subprocess
 import sys
 import warnings
 import zlib
@@ -25,7 +24,7 @@ from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
 from tests.helpers.data_files import data_set
 from tests.helpers.messages import one_line
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 ORANGE = (230, 120, 30)
 
@@ -242,13 +241,8 @@ def test_nothing_is_printed_about_what_can_be_read(tmp_path: Path) -> None:
         "    try: load_image(file)\n"
         "    except DataError: pass\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-W", "always::UserWarning", "-c", code, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = finished([sys.executable, "-W", "always::UserWarning", "-c", code, tmp_path])
+    assert result.returncode == 0, result.stderr
     assert "PIL" not in result.stderr
     assert "Warning" not in result.stderr
 

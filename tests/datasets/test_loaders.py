@@ -180,23 +180,13 @@ def test_the_stream_has_no_end_and_no_short_batch(shards: list[str]) -> None:
     assert set(counts.values()) == {3}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_seed_decides_the_sequence(shards: list[str], workers: int) -> None:
     one, again, other = (
         keys(batches([mine(shards)], 8, seed=seed, workers=workers)) for seed in (1, 1, 2)
     )
     assert one == again
     assert one != other
-
-
-def test_two_workers_give_the_same_sequence_again(shards: list[str]) -> None:
-    one = batches([mine(shards)], 12, workers=2)
-    again = batches([mine(shards)], 12, workers=2)
-    assert keys(one) == keys(again)
-    for left, right in zip(one, again, strict=True):
-        assert torch.equal(left["image"], right["image"])
-    # With a pass of 20 samples over two readers of two shards each, all are seen.
-    assert len(set(keys(one))) == 20
 
 
 def test_workers_read_disjoint_shards(shards: list[str]) -> None:

@@ -51,11 +51,7 @@ def texts(batches: list[OrderedBatch]) -> list[str]:
 def test_shards_are_read_once_in_their_order_with_a_short_last_batch(shards: DataSet) -> None:
     found = read(shards)
     assert texts(found) == [f"{shard}-{sample}" for shard in range(3) for sample in range(4)]
-    assert [batch.numbers for batch in found] == [
-        [0, 1, 2, 3, 4],
-        [5, 6, 7, 8, 9],
-        [10, 11],
-    ]
+    assert [batch.numbers for batch in found] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
     assert found[2].batch is not None
     assert found[2].batch["image"].shape == (2, 3, 4, 4)
     assert found[0].batch is not None

@@ -88,10 +88,7 @@ def test_the_output_is_the_likeliest_choice(few: Path, evaluated: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_is_loaded")
 def test_rescoring_generates_nothing_and_takes_the_scores_place(
-    run_entry: EntryPoint,
-    evaluated: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    run_entry: EntryPoint, evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = copied(evaluated, tmp_path / "out")
     before = read_rows(output / "mine.jsonl")
@@ -215,11 +212,7 @@ def test_a_judge_that_has_gone_is_one_line_and_the_outputs_stay(
 )
 @pytest.mark.usefixtures("nothing_is_loaded")
 def test_a_mistake_is_one_line_before_anything_is_loaded(
-    run_entry: EntryPoint,
-    few: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    expected: str,
+    run_entry: EntryPoint, few: Path, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     options = [
         f"model.ckpt={few}/projection.pth",

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ import train
 from minigpt4.__main__ import main as command
 from minigpt4.chat import Chat, load_chat
 from minigpt4.models.llm_input import IMAGE_MARK
-from minigpt4.registry import METRICS
 from tests.helpers.data_files import picture, read_rows, write_tar
 from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.training import STAGE1
+from tests.helpers.training import train as train_by_launcher
 
-STAGE1 = "train_configs/tiny_stage1_pretrain.yaml"
 DESCRIBE = "eval_configs/tiny_evaluate.yaml"
 SHORT = ["chat.max_new_tokens=5", "run.batch_size_eval=4", "run.num_workers=0"]
 
@@ -110,18 +107,8 @@ def test_two_processes_write_the_files_of_one(
 ) -> None:
     options = captions_of(few, tmp_path / "one")
     run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     options = [*captions_of(few, tmp_path / "two"), "run.num_workers=2"]
-    program = ["train.py", "--cfg-path", STAGE1, "--options", *options]
-    result = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", *program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    result = train_by_launcher(*options, processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("outputs and scores: ") == 1, "only the main process speaks"
     names = ["cc_sbu.jsonl", "laion.jsonl", "summary.json"]
@@ -210,12 +197,6 @@ def test_a_random_image_processor_is_told_of(
 # Metrics of one's own
 
 
-@pytest.fixture
-def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    METRICS.names()
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
-
-
 def with_plugin(folder: Path, metric: str) -> Path:
     """The shipped YAML with a metric ``words`` from a file beside it."""
     (folder / "my_metrics.py").write_text(
@@ -230,7 +211,7 @@ def with_plugin(folder: Path, metric: str) -> Path:
     return file
 
 
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_registrations")
 def test_a_metric_from_a_plugin(run_entry: EntryPoint, few: Path, tmp_path: Path) -> None:
     config = with_plugin(tmp_path, "len(output.split())")
     metrics = "run.metrics=[words,exact_match]"
@@ -244,7 +225,7 @@ def test_a_metric_from_a_plugin(run_entry: EntryPoint, few: Path, tmp_path: Path
     assert summary["words"] == sum(counts) / 7
 
 
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_registrations")
 def test_a_metric_that_fails_is_one_line_and_no_output_is_lost(
     run_entry: EntryPoint, few: Path, tmp_path: Path
 ) -> None:
@@ -267,18 +248,13 @@ def test_a_metric_that_fails_is_one_line_and_no_output_is_lost(
     ("option", "expected"),
     [
         ("run.metrics=[exact_mach]", "run.metrics: unknown metric 'exact_mach'; known: "),
-        ("run.metrics=exact_match", "run.metrics: 'exact_match': input should be a valid"),
         ("run.metrcs=[exact_match]", "did you mean 'metrics'?"),
         ("run.batch_size_eval=0", "run.batch_size_eval: 0 must be greater than 0"),
         ("run.batch_size_eval=x", "run.batch_size_eval: 'x': input should be a valid integer"),
-        ("run.num_workers=-1", "run.num_workers: -1 must not be negative"),
-        ("run.evaluate=maybe", "run.evaluate: 'maybe': input should be a valid boolean"),
         ("run.output_dir=README.md/out", "run.output_dir: README.md/out: "),
-        ("run.task=captioning", "unknown task 'captioning'"),
         ("chat.num_beams=0", "chat.num_beams: 0 must be greater than 0"),
         ("datasets.laion.build_info.storage=none.tar", "none of the 1 shards exists"),
         ("datasets.laion.vis_processor.eval.name=blip2", "unknown image processor 'blip2'"),
-        ("datasets.laion.vis_processor.train.image_size=64", "model.image_size is 112"),
         ("model.ckpt=gone.pth", "model.ckpt: no such file: gone.pth"),
         ("run.resume_ckpt_path=README.md", "name the projection to evaluate in model.ckpt"),
     ],

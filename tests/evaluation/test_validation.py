@@ -148,12 +148,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_figure(
     ]
     best = json.loads((folder / "best.json").read_text())
     value, epoch, step = max(told, key=lambda entry: entry[0])
-    assert best == {
-        "metric": "cc_sbu/token_accuracy",
-        "value": value,
-        "epoch": epoch,
-        "step": step,
-    }
+    assert best == {"metric": "cc_sbu/token_accuracy", "value": value, "epoch": epoch, "step": step}
     again = ["run.evaluate=True", f"run.output_dir={tmp_path}/evaluated"]
     assert run(run_entry, *options, *again, f"model.ckpt={folder}/checkpoint_best.pth")[0] == 0
     checkpoint = torch.load(folder / "checkpoint_best.pth", weights_only=True)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from minigpt4.datasets.samples import DataSet, Sample, Source, to_device
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.processors.image_processors import build_blip2_image_eval
@@ -114,3 +115,34 @@ def with_pictures(folder: Path, *names: str) -> Path:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def plant_shards(folder: Path) -> str:
+    """Write five shards with bad samples between good ones; one breaks off, another is empty."""
+    folder.mkdir()
+    for number in range(5):
+        samples = [pair(f"{number}-{i}", caption=f"A {i}!") for i in range(7)]
+        samples[number]["bad.json"] = b"{"
+        samples[2] = {f"{number}-2.jpg": picture()}
+        samples[5] = {f"{number}-5.jpg": b"x", f"{number}-5.json": b'{"caption": "x"}'}
+        samples[6] = pair(f"{number}-6", caption="!")  # empty once it is processed
+        shard = write_tar(folder / f"{number}.tar", *samples)
+    shard.write_bytes(shard.read_bytes()[:5000])
+    (folder / "3.tar").write_bytes(b"")
+    return str(folder)
+
+
+def plant_pairs(folder: Path) -> str:
+    """Write eleven pairs: 3 has no caption, 4 is no picture, and the picture of 7 is missing."""
+    entries: list[tuple[Any, Any]] = [(str(i), f"text {i}") for i in range(11)]
+    entries[3], entries[7] = ("3", None), ("nowhere", "text 7")
+    images = {f"{i}.png": b"x" if i == 4 else noise() for i in range(11)}
+    return str(write_pairs(folder, entries, images))
+
+
+def samples_in(folder: Path) -> list[RawSample]:
+    """What a training reads in the shards of a folder, of which nothing is bad."""
+    shards = list_shards(str(folder))
+    found = [sample for n in range(len(shards)) for sample in ShardSource(shards, 1).read(n)]
+    assert all(isinstance(sample, RawSample) for sample in found)
+    return [sample for sample in found if isinstance(sample, RawSample)]

@@ -153,10 +153,7 @@ class Family:
 FAMILIES = {
     "llama_2": Family(save_llama_2, "<s>[INST] {} [/INST] ", "</s>", "own"),
     "qwen2": Family(
-        save_qwen2,
-        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
-        "own",
+        save_qwen2, "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "own"
     ),
     "gpt_neox": Family(
         save_gpt_neox,

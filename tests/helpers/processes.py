@@ -1,9 +1,29 @@
-"""Processes that tests start: all below one of them, and their end."""
+"""Processes that tests start: run to their end, all below one of them, and their death."""
 
 import contextlib
 import os
 import signal
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.helpers.repo import ROOT
+
+
+def finished(
+    command: Sequence[object], cwd: Path = ROOT, **environment: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, on one thread; ``environment`` adds variables."""
+    added = {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=os.environ | {name: str(value) for name, value in added.items()},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def descendants(pid: int) -> list[int]:

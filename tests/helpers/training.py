@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 Stop = Callable[[int, int], None]
 
@@ -30,22 +30,21 @@ def stage1_options(scenes: Path, output: Path, **run: object) -> list[str]:
     ]
 
 
+def training_command(
+    options: Sequence[str], config: str, processes: int | None, *launcher: str
+) -> list[str]:
+    """``train.py`` alone, or under torchrun with options of the launcher's own."""
+    launch = [sys.executable]
+    if processes:
+        launch += ["-m", "torch.distributed.run", *(launcher or ["--standalone"])]
+        launch += ["--nproc-per-node", str(processes)]
+    return [*launch, "train.py", "--cfg-path", config, "--options", *options]
+
+
 def train(
     *options: str, config: str = STAGE1, processes: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-        ]
-    command = [*launcher, "train.py", "--cfg-path", config, "--options", *options]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    return finished(training_command(options, config, processes))
 
 
 def only_run(output: Path) -> Path:
@@ -58,13 +57,7 @@ def trained(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 # Figures of the log that depend on the clock.
-_OF_THE_CLOCK = {
-    "samples_per_second",
-    "tokens_per_second",
-    "data_wait",
-    "memory_gb",
-    "eta_seconds",
-}
+_OF_THE_CLOCK = {"samples_per_second", "tokens_per_second", "data_wait", "memory_gb", "eta_seconds"}
 
 
 def compare(killed: Path, alone: Path) -> list[str]:

@@ -28,10 +28,6 @@ def test_one_row_is_its_segments_in_order() -> None:
     assert torch.equal(spliced.embeds[0], expected)
     assert spliced.attention_mask.tolist() == [[1] * 8]
     assert spliced.lengths == [8]
-
-
-def test_only_the_answer_is_a_target() -> None:
-    spliced = rows([[[1, 5], IMAGE, [6]]], [[7, 8]])
     assert spliced.targets.tolist() == [[IGNORED] * 6 + [7, 8]]
 
 
@@ -50,9 +46,6 @@ def test_generation_pads_on_the_left() -> None:
     assert torch.equal(spliced.embeds[1, 3:], TABLE[[1, 3]])
     assert spliced.embeds[1, :3].abs().sum() == 0
     assert (spliced.targets == IGNORED).all()
-
-
-def test_left_padding_moves_the_targets_along() -> None:
     spliced = rows([[[1, 2, 3]], [[1]]], [[4], [5]], left=True)
     assert spliced.targets.tolist() == [[IGNORED] * 3 + [4], [IGNORED] * 3 + [5]]
 

@@ -1,9 +1,7 @@
 """``model.trainable``: what gets gradients, what a checkpoint holds, and how it comes back."""
 
-import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,15 +14,15 @@ from minigpt4.config import load_config
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
-from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import load_trained
 from minigpt4.weights.names import trained_part
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model as build_recorded
 from tests.helpers.recorded.model import one_case
-from tests.helpers.repo import EntryPoint
+from tests.helpers.repo import TINY, EntryPoint
+from tests.helpers.tiny_models import build_tiny, hide_package
+from tests.helpers.training import STAGE1, only_run, stage1_options
 
-TINY, STAGE1 = "eval_configs/tiny_eval.yaml", "train_configs/tiny_stage1_pretrain.yaml"
 LISTS = {
     "llama_proj": {"llama_proj"},
     "q_former": {"q_former", "query_tokens"},
@@ -39,8 +37,7 @@ Names = dict[str, torch.Tensor]
 
 
 def build(*options: str, trainable: str = "llama_proj") -> MiniGPT4:
-    config = load_config(TINY, ["model.ckpt=", f"model.trainable=[{trainable}]", *options])
-    return MODELS.build(config.arch, config.model_options(), device=torch.device("cpu"))
+    return build_tiny(f"model.trainable=[{trainable}]", *options)
 
 
 def loss_of(model: MiniGPT4) -> torch.Tensor:
@@ -179,7 +176,8 @@ def test_the_options_of_lora() -> None:
 
 
 def test_the_table_at_start_up_has_a_row_for_each_trained_part() -> None:
-    rows = parameter_table(build(trainable="llama_proj,q_former,lora")).splitlines()
+    model = build(trainable="llama_proj,q_former,lora")
+    rows = parameter_table(model).splitlines()
     states = {row.split()[0]: row.split()[1] for row in rows[:-1]}
     assert states == {
         "visual_encoder": "frozen",
@@ -190,9 +188,7 @@ def test_the_table_at_start_up_has_a_row_for_each_trained_part() -> None:
         "lora": "trained",
         "llama_proj": "trained",
     }
-    count = sum(
-        value.numel() for value in trained(build(trainable="llama_proj,q_former,lora")).values()
-    )
+    count = sum(value.numel() for value in trained(model).values())
     assert f"{count:,} parameters are trained" in rows[-1]
 
 
@@ -240,6 +236,9 @@ def test_one_part_without_the_projection_takes_two_files(tmp_path: Path, project
     checkpoint = saved(model, tmp_path / "lora.pth")
     both = f"model.ckpt=[{projection},{checkpoint}]"
     assert torch.equal(loss_of(build(both, trainable="lora")), loss_of(model))
+    save_file(trained(model), tmp_path / "lora.safetensors")
+    both = f"model.ckpt=[{projection},{tmp_path}/lora.safetensors]"
+    assert torch.equal(loss_of(build(both, trainable="lora")), loss_of(model))
     mention = f"model.ckpt: [projection.pth, {checkpoint}]"
     with one_line(CheckpointError, "lacks llama_proj.bias", mention):
         build(f"model.ckpt={checkpoint}", trainable="lora,llama_proj")
@@ -259,13 +258,6 @@ def test_a_lora_of_other_options_is_refused(option: str, advice: str, tmp_path: 
     checkpoint = saved(build(trainable="llama_proj,lora"), tmp_path / "lora.pth")
     with one_line(CheckpointError, checkpoint, advice):
         build(option, f"model.ckpt={checkpoint}", trainable="llama_proj,lora")
-
-
-def test_safetensors_hold_every_trained_part(tmp_path: Path, projection: Path) -> None:
-    model = moved(build(f"model.ckpt={projection}", trainable="q_former,lora"))
-    save_file(trained(model), tmp_path / "more.safetensors")
-    files = f"model.ckpt=[{projection},{tmp_path}/more.safetensors]"
-    assert torch.equal(loss_of(build(files, trainable="q_former,lora")), loss_of(model))
 
 
 def test_a_q_former_that_the_original_trained_is_taken() -> None:
@@ -319,17 +311,12 @@ def test_parts_that_a_model_lacks_are_refused() -> None:
 
 
 def test_without_peft_lora_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-
-    def hide(name: str, package: str | None = None) -> Any:
-        return None if name == "peft" else find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    hide_package(monkeypatch, "peft")
     config = load_config(TINY, ["model.ckpt=", "model.trainable=[llama_proj,lora]"])
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
         check_sections(config, "chat")
     with one_line(ConfigError, "model.trainable: lora needs peft", "pip install -e '.[lora]'"):
-        MODELS.build(config.arch, config.model_options(), device=torch.device("cpu"))
+        build(trainable="llama_proj,lora")
 
 
 def test_merged_lora_computes_the_same_under_the_plain_names(projection: Path) -> None:
@@ -345,25 +332,15 @@ def test_merged_lora_computes_the_same_under_the_plain_names(projection: Path) -
 # Runs
 
 
-def run_options(output: Path, scenes: Path, **run: object) -> list[str]:
-    short = {"iters_per_epoch": 2, "batch_size_train": 2, "num_workers": 0, "warmup_steps": 0}
-    return [
-        "model.trainable=[llama_proj,q_former,lora]",
-        f"datasets.laion.build_info.storage={scenes}/laion/",
-        f"datasets.cc_sbu.build_info.storage={scenes}/cc_sbu/",
-        f"run.output_dir={output}",
-        *[f"run.{key}={value}" for key, value in {**short, **run}.items()],
-    ]
-
-
 def test_a_run_saves_what_is_trained_resumes_and_is_chatted_with(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path
 ) -> None:
     def run(output: Path, **options: object) -> Path:
-        arguments = ["--cfg-path", STAGE1, "--options", *run_options(output, scenes, **options)]
-        run_entry.ok(train.main, *arguments)
-        (folder,) = output.iterdir()
-        return folder
+        short = {"iters_per_epoch": 2, "batch_size_train": 2, "warmup_steps": 0} | options
+        given = ["model.trainable=[llama_proj,q_former,lora]"]
+        given += stage1_options(scenes, output, **short)
+        run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *given)
+        return only_run(output)
 
     first = run(tmp_path / "one", max_epoch=1) / "checkpoint_0.pth"
     weights = torch.load(first, weights_only=True)["model"]
@@ -371,7 +348,9 @@ def test_a_run_saves_what_is_trained_resumes_and_is_chatted_with(
     assert any(value.any() for name, value in weights.items() if ".lora_B." in name)
 
     second = run(tmp_path / "two", max_epoch=2, resume_ckpt_path=first) / "checkpoint_1.pth"
-    further = torch.load(second, weights_only=True)["model"]
+    saved = torch.load(second, weights_only=True)
+    assert saved["optimizer"]["state"][0]["step"] == 4, "the optimizer went on from step 2"
+    further = saved["model"]
     assert further.keys() == weights.keys()
     assert not any(torch.equal(further[name], weights[name]) for name in further)
 

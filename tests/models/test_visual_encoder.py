@@ -9,9 +9,6 @@ from minigpt4.models.vision_towers.eva import (
     resize_position_embedding,
 )
 from minigpt4.weights.names import convert_q_former, convert_visual_encoder
-from tests.helpers.recorded import GOLDEN
-from tests.helpers.recorded.comparison import read_json
-from tests.helpers.recorded.manifests import on_meta
 
 
 def test_resizing_keeps_the_class_token_and_the_dtype() -> None:
@@ -35,27 +32,6 @@ def test_only_matrices_are_shortened(dtype: torch.dtype) -> None:
         "mlp.fc2",
     }
     assert encoder.pos_embed.dtype == encoder.blocks[0].norm1.weight.dtype == torch.float32
-
-
-def test_what_else_evas_file_may_hold_is_left_out_by_name() -> None:
-    entries = read_json(GOLDEN / "manifests" / "eva_vit_g_expected.json")["state_dict"]
-    block = {
-        name.replace("blocks.38.", "blocks.39."): entry
-        for name, entry in entries.items()
-        if name.startswith("blocks.38.")
-    }
-    unused = (
-        "norm.weight",
-        "norm.bias",
-        "fc_norm.weight",
-        "head.weight",
-        "head.bias",
-        "mask_token",
-    )
-    head = {name: {"shape": [1408], "dtype": "float32"} for name in unused}
-    depth = VisualEncoderSize().depth
-    more = convert_visual_encoder(on_meta({**entries, **block, **head}), depth)
-    assert more.keys() == convert_visual_encoder(on_meta(entries), depth).keys()
 
 
 def test_an_unknown_name_in_evas_file_is_not_dropped_in_silence() -> None:

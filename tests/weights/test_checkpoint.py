@@ -18,12 +18,6 @@ from minigpt4.weights.checkpoint import (
     save_atomically,
     trained_weights,
 )
-from minigpt4.weights.names import (
-    convert_language_model,
-    convert_q_former,
-    convert_to_blip2,
-    convert_visual_encoder,
-)
 from tests.helpers.checkpoints import built_model, original_checkpoint, own_checkpoint
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
@@ -363,81 +357,3 @@ def test_a_projection_without_a_model_part_is_taken(tmp_path: Path) -> None:
     model = build_model(one_case())
     load_trained(model, load_weights(tmp_path / "p.safetensors"), "p.safetensors")
     assert torch.equal(model.llama_proj.weight, weights["llama_proj.weight"])
-
-
-# Names
-
-
-def test_conversions_leave_out_what_is_not_used() -> None:
-    one = torch.ones(1)
-    assert convert_language_model(
-        {
-            "llama_model.model.norm.weight": one,
-            "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": one,
-            "llama_proj.weight": one,
-        }
-    ).keys() == {"model.norm.weight"}
-    assert convert_q_former(
-        {
-            "Qformer.bert.embeddings.LayerNorm.weight": one,
-            "Qformer.bert.embeddings.position_ids": one,
-            "Qformer.bert.embeddings.word_embeddings.weight": one,
-            "Qformer.bert.encoder.layer.0.attention.self.query.weight": one,
-            "Qformer.bert.encoder.layer.0.crossattention.self.key.weight": one,
-            "Qformer.bert.encoder.layer.0.crossattention.output.dense.weight": one,
-            "Qformer.bert.encoder.layer.0.intermediate.dense.weight": one,
-            "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight": one,
-            "Qformer.cls.predictions.bias": one,
-            "t5_proj.weight": one,
-        }
-    ).keys() == {
-        "layernorm.weight",
-        "encoder.layer.0.attention.attention.query.weight",
-        "encoder.layer.0.crossattention.attention.key.weight",
-        "encoder.layer.0.crossattention.output.dense.weight",
-        "encoder.layer.0.intermediate_query.dense.weight",
-    }
-    assert convert_visual_encoder(
-        {"cls_token": one, "blocks.1.norm1.weight": one, "blocks.2.norm1.weight": one}, depth=2
-    ).keys() == {"cls_token", "blocks.1.norm1.weight"}
-
-
-def test_names_of_blip2() -> None:
-    """Every part under its new name, and one bias of three parts where ours are two."""
-    one, two = torch.ones(2), torch.full((2,), 2.0)
-    block = "visual_encoder.blocks.11"
-    converted = convert_to_blip2(
-        {
-            "visual_encoder.cls_token": one,
-            "visual_encoder.pos_embed": one,
-            "visual_encoder.patch_embed.proj.bias": one,
-            f"{block}.norm2.weight": one,
-            f"{block}.attn.q_bias": one,
-            f"{block}.attn.v_bias": two,
-            f"{block}.attn.qkv.weight": one,
-            f"{block}.attn.proj.bias": one,
-            f"{block}.mlp.fc1.weight": one,
-            "ln_vision.weight": one,
-            "query_tokens": one,
-            "q_former.layernorm.bias": one,
-            "llama_proj.weight": one,
-            "llama_model.model.norm.weight": one,
-        }
-    )
-    layer = "vision_model.encoder.layers.11"
-    assert converted[f"{layer}.self_attn.qkv.bias"].tolist() == [1, 1, 0, 0, 2, 2]
-    assert converted.keys() == {
-        "vision_model.embeddings.class_embedding",
-        "vision_model.embeddings.position_embedding",
-        "vision_model.embeddings.patch_embedding.bias",
-        f"{layer}.layer_norm2.weight",
-        f"{layer}.self_attn.qkv.bias",
-        f"{layer}.self_attn.qkv.weight",
-        f"{layer}.self_attn.projection.bias",
-        f"{layer}.mlp.fc1.weight",
-        "vision_model.post_layernorm.weight",
-        "query_tokens",
-        "qformer.layernorm.bias",
-        "language_projection.weight",
-        "language_model.model.norm.weight",
-    }

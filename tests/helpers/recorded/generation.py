@@ -148,11 +148,7 @@ def _prompts(template: Template, run: dict[str, Any]) -> Iterator[str]:
 
 
 def _compare_turn(
-    what: str,
-    generator: Generator,
-    run: dict[str, Any],
-    turn: dict[str, Any],
-    image: torch.Tensor,
+    what: str, generator: Generator, run: dict[str, Any], turn: dict[str, Any], image: torch.Tensor
 ) -> list[Comparison]:
     model, arguments = generator.model, run["args"]
     images = [image] * (len(turn["segment_token_ids"]) - 1)

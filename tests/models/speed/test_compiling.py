@@ -8,13 +8,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from minigpt4.chat import load_chat
-from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
-from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
-from tests.helpers.repo import ROOT
+from tests.helpers.repo import ROOT, TINY, tiny_assets
 
 # Seven batches, each with another number of tokens.
 CAPTIONS = [["x"] * (2 + n // 4) + ["ring" + " ring" * n] for n in range(7)]
@@ -22,15 +20,7 @@ CAPTIONS = [["x"] * (2 + n // 4) + ["ring" + " ring" * n] for n in range(7)]
 
 @pytest.fixture(scope="module")
 def model(projection: Path) -> MiniGPT4:
-    return load_chat(
-        ROOT / "eval_configs" / "tiny_eval.yaml",
-        [
-            f"model.ckpt={projection}",
-            f"model.vit_model={ROOT}/assets/tiny/eva_vit.pth",
-            f"model.q_former_model={ROOT}/assets/tiny/q_former.pth",
-            f"model.llama_model={ROOT}/assets/tiny/llama",
-        ],
-    ).model
+    return load_chat(ROOT / TINY, [f"model.ckpt={projection}", *tiny_assets()]).model
 
 
 def gradient(model: MiniGPT4, captions: list[str]) -> torch.Tensor:
@@ -72,9 +62,3 @@ def test_a_machine_without_a_compiler_is_told_so(
     monkeypatch.setattr(torch, "compile", fail)
     with one_line(ConfigError, "run.compile", "g++: not found more", "apt-get install g++"):
         compile_layers(copy.deepcopy(model))
-
-
-def test_the_option_is_one_of_the_run() -> None:
-    yaml = ROOT / "train_configs" / "tiny_stage1_pretrain.yaml"
-    with pytest.raises(ConfigError, match=r"run\.compile"):
-        preflight(load_config(yaml, ["run.compile=maybe"]), "training")

@@ -9,9 +9,7 @@ from transformers import AutoModelForCausalLM
 import train
 from minigpt4.chat import load_chat
 from minigpt4.models.speed.device_map import memory_for_layers
-from tests.helpers.repo import EntryPoint
-
-TINY = "eval_configs/tiny_eval.yaml"
+from tests.helpers.repo import TINY, EntryPoint
 
 
 def test_answers_do_not_depend_on_where_layers_lie(

@@ -19,7 +19,6 @@ from minigpt4.models.language_model import load_language_model
 from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
-from minigpt4.preflight.preflight import preflight
 from minigpt4.registry import RUNNERS, bind
 from tests.helpers.gradients import PROMPTS, TEXTS, learn, saved_bytes
 from tests.helpers.messages import one_line
@@ -231,14 +230,6 @@ def test_a_frozen_llama_keeps_few_bytes_for_the_backward() -> None:
         embeds = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
         kept.append(saved_bytes(frozen.model, embeds))
     assert (kept[1] - kept[0]) / (2 * tokens * width) <= 33
-
-
-def test_an_unknown_word_for_packing_is_a_fault_of_the_config() -> None:
-    config = load_config(
-        ROOT / "train_configs" / "tiny_stage1_pretrain.yaml", ["run.packing=sometimes"]
-    )
-    with pytest.raises(ConfigError, match=r"run\.packing"):
-        preflight(config, "training")
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto", "'off'", "True"])

@@ -5,7 +5,6 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,8 +19,9 @@ from minigpt4.models.minigpt4 import MiniGPT4, parameter_table
 from minigpt4.models.speed.quantization import choose_quantization, quantized_layers
 from minigpt4.registry import MODELS
 from tests.helpers.messages import one_line
+from tests.helpers.repo import TINY
+from tests.helpers.tiny_models import build_tiny, hide_package
 
-TINY = "eval_configs/tiny_eval.yaml"
 KINDS = ["int8", "nf4"]
 CPU = torch.device("cpu")
 WIDTH, BLOCKS = 128, 3
@@ -49,15 +49,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(*options: str) -> MiniGPT4:
-    config = load_config(TINY, ["model.ckpt=", *options])
-    return MODELS.build(config.arch, config.model_options(), device=CPU)
-
-
 def both(llama: Path, kind: str) -> tuple[MiniGPT4, MiniGPT4]:
     """Full precision, and quantised."""
     folder = f"model.llama_model={llama}"
-    return build(folder), build(folder, f"model.quantize={kind}")
+    return build_tiny(folder), build_tiny(folder, f"model.quantize={kind}")
 
 
 def loss_of(model: MiniGPT4, tokens: torch.Tensor) -> torch.Tensor:
@@ -141,7 +136,7 @@ def test_the_projection_is_trained_through_it(kind: str, precision: str, llama: 
     options = [f"model.quantize={kind}", f"model.precision={precision}"]
     options.append(f"model.llama_model={llama}")
     torch.manual_seed(0)
-    model = build(*options).train()
+    model = build_tiny(*options).train()
     model(image, model.stage_rows(["a red ring", "two"])).backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
     assert got == {"llama_proj.weight", "llama_proj.bias"}
@@ -155,7 +150,7 @@ def test_the_projection_is_trained_through_it(kind: str, precision: str, llama: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_is_trained_beside_it(kind: str, llama: Path) -> None:
     options = [f"model.quantize={kind}", f"model.llama_model={llama}"]
-    model = build(*options, "model.trainable=[llama_proj,lora]")
+    model = build_tiny(*options, "model.trainable=[llama_proj,lora]")
     image = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -197,33 +192,25 @@ def test_what_was_generated_leaves_the_gradient_as_it_was(llama: Path) -> None:
 # Where it cannot be had
 
 
-@pytest.fixture
-def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-
-    def hide(name: str, package: str | None = None) -> Any:
-        return None if name == "bitsandbytes" else find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", hide)
-
-
-@pytest.mark.usefixtures("without_library")
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_the_library_one_line_names_what_to_install(kind: str) -> None:
+def test_without_the_library_one_line_names_what_to_install(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_package(monkeypatch, "bitsandbytes")
     config = load_config(TINY, ["model.ckpt=", f"model.quantize={kind}"])
     with one_line(
         ConfigError, "model.quantize: needs bitsandbytes", "pip install -e '.[quantize]'"
     ):
         check_sections(config, "chat")
     with one_line(ConfigError, f"model.quantize: {kind} needs bitsandbytes", "'.[quantize]'"):
-        build(f"model.quantize={kind}")
+        build_tiny(f"model.quantize={kind}")
 
 
-@pytest.mark.usefixtures("without_library")
 def test_low_resource_without_the_library_is_full_precision(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build("model.low_resource=True")
+    hide_package(monkeypatch, "bitsandbytes")
+    model = build_tiny("model.low_resource=True")
     assert not list(quantized_layers(model.llama_model))
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "model.low_resource: int8 needs bitsandbytes" in line
@@ -245,8 +232,8 @@ def test_a_library_that_does_not_load_is_one_line(
 def test_widths_that_would_be_computed_wrongly_are_refused() -> None:
     """bitsandbytes 0.50 gives other numbers for 4-bit blocks that reach over two rows, on a CPU."""
     with one_line(ConfigError, "nf4 on a CPU needs", "multiples of 64", "has 160, 432"):
-        build("model.quantize=nf4")
-    assert list(quantized_layers(build("model.quantize=int8").llama_model))
+        build_tiny("model.quantize=nf4")
+    assert list(quantized_layers(build_tiny("model.quantize=int8").llama_model))
 
 
 @needs_library

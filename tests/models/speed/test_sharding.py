@@ -1,8 +1,6 @@
 """``run.shard: fsdp``: less of the language model in each process, and the same numbers."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from minigpt4.errors import ConfigError
 from minigpt4.models.speed.sharding import shard_language_model
 from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 from tests.helpers.training import STAGE1, stage1_options
 
 TINY = "eval_configs/tiny_eval.yaml"
@@ -37,15 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     worker = ["-m", "tests.models.speed.sharded_step", str(folder), *CASES.values()]
-    result = subprocess.run(
-        [sys.executable, *launcher, *worker],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = finished([sys.executable, *launcher, *worker])
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -1,14 +1,13 @@
 """The quickstart, reduced; `.ci/run` runs it whole."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 
 def test_reduced_quickstart_writes_what_it_promises(tmp_path: Path):
@@ -17,7 +16,7 @@ def test_reduced_quickstart_writes_what_it_promises(tmp_path: Path):
     command = [sys.executable, "-m", "minigpt4", "quickstart", "--seed", "3", "--pairs", "60"]
     command += ["--heldout", "9", "--output", str(tmp_path)]
     command += ["--stage1-options", *stage1, "--stage2-options", *stage2]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished(command)
     assert result.returncode == 0, result.stderr
     assert "torchrun --nproc-per-node 1 train.py --cfg-path" in result.stderr
     assert "caption names the right things" in result.stdout
@@ -51,7 +50,7 @@ def test_reduced_quickstart_writes_what_it_promises(tmp_path: Path):
 def test_a_failed_stage_is_told_in_one_line(tmp_path: Path):
     command = [sys.executable, "-m", "minigpt4", "quickstart", "--pairs", "60", "--heldout", "3"]
     command += ["--output", str(tmp_path), "--stage1-options", "run.max_epcoh=1"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished(command)
     assert result.returncode == 2
     assert "did you mean 'max_epoch'?" in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: stage1 failed")

@@ -12,7 +12,6 @@ from minigpt4.tools.tiny_world.scoring import (
     score_failure,
     score_layout,
     score_pairs,
-    share,
 )
 
 REFERENCE = "a small red ring left of a large blue star on a dark background"
@@ -62,7 +61,3 @@ def test_figures_of_right_and_wrong_texts():
     assert figures["two_objects"] == 0.9
     assert figures["three_objects"] == 1.0
     assert figures["exact"] == 0.9667
-
-
-def test_share_of_nothing_is_zero():
-    assert share([]) == 0.0
