@@ -93,7 +93,7 @@ def test_imports_go_downward_only(file: Path):
     part = part_of(module_name(file))
     for imported in imports_of(file):
         other = part_of(imported)
-        if other == part or other == "":
+        if other == part or "" in (other, part):  # the public API names all parts
             continue
         assert FLOOR_OF[other] < FLOOR_OF[part], f"{part} must not import {other}"
 

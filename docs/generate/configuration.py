@@ -56,7 +56,10 @@ class Key(NamedTuple):
 
 def configuration_page() -> str:
     """All of ``docs/configuration.md``."""
-    return "\n".join((CONFIGURATION, *_model(), *_towers(), *_datasets(), *_run(), *_chat(), *_rest())) + "\n"
+    return (
+        "\n".join((CONFIGURATION, *_model(), *_towers(), *_datasets(), *_run(), *_chat(), *_rest()))
+        + "\n"
+    )
 
 
 def keys_of(entry: Callable[..., Any], prefix: str = "") -> Iterator[Key]:

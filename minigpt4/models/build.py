@@ -8,6 +8,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import (
     check_vocabulary,
     empty_language_model,
@@ -15,7 +16,7 @@ from minigpt4.models.language_model import (
 )
 from minigpt4.models.lora import add_lora
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.options import ModelOptions, Precision, TowerOptions
+from minigpt4.models.options import ModelOptions, TowerOptions
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.towers import Towers, build_q_former, cast_to_half
 from minigpt4.registry import MODELS, Hidden, Section

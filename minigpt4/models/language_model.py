@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,13 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
+from minigpt4.models.choices import DeviceMap, Quantize
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
 
 # Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
 LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
-Quantize = Literal["none", "int8", "nf4"]
-DeviceMap = Literal["none", "auto"]
-
 logger = logging.getLogger(__name__)
 
 

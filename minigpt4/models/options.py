@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from minigpt4.config.checks import FileOrUrl, ModelFolder, Positive, check_file
-from minigpt4.models.language_model import DeviceMap, Quantize
+from minigpt4.models.choices import DeviceMap, Precision, Quantize
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.lora import LACKING, LoraOptions, has_peft
 from minigpt4.models.minigpt4 import Trainable
@@ -17,7 +17,6 @@ from minigpt4.models.vision_towers.eva import EVA_VIT_G_SIZE, EvaVisionTower, Vi
 from minigpt4.registry import VISION_TOWERS, Bound, Fault
 from minigpt4.weights.download import BLIP2_Q_FORMER, EVA_VIT_G
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
 BLIP2_SIZE, LORA = QFormerSize(), LoraOptions()
 # The original's keys of EVA, by the names of a tower's own options.
 _EVA_KEYS = {"weights": "vit_model", "image_size": "image_size", "size": "visual_encoder"}

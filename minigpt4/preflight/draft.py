@@ -12,9 +12,10 @@ from minigpt4.assembly import chosen_precision
 from minigpt4.checked import CheckedConfig, Purpose
 from minigpt4.config.checks import check_layers
 from minigpt4.models.build import build_towers
+from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.lora import add_lora
-from minigpt4.models.options import ModelOptions, Precision
+from minigpt4.models.options import ModelOptions
 from minigpt4.models.towers import Towers
 from minigpt4.registry import UnknownOptionError
 from minigpt4.runners.options import RunOptions

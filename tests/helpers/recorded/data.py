@@ -14,7 +14,12 @@ from torchvision import transforms
 from minigpt4.errors import ConfigError
 from minigpt4.models.vision_towers.eva import resize_position_embedding
 from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
-from minigpt4.registry import IMAGE_PROCESSORS, LR_SCHEDULES, TEXT_PROCESSORS
+from minigpt4.registry import (
+    IMAGE_PROCESSORS,
+    LR_SCHEDULES,
+    TEXT_PROCESSORS,
+    visible_parameters,
+)
 from tests.helpers.recorded.comparison import (
     Comparison,
     Recorded,
@@ -68,11 +73,14 @@ def compare_schedules(content: list[dict[str, Any]]) -> list[Comparison]:
     for facts in content:
         options = dict(facts["config"])
         options["warmup_lr"] = options.pop("warmup_start_lr")
+        options["lr_decay_rate"] = options.pop("decay_rate", None)
         recorded = [rate for _, _, rate in facts["epoch_step_lr"]]
         what = f"{facts['scheduler']} {facts['name']}: {len(recorded)} rates"
         fails = any(rate == "TypeError" for rate in recorded)
         try:
-            schedule = LR_SCHEDULES.build(facts["scheduler"], options)
+            known = visible_parameters(LR_SCHEDULES.get(facts["scheduler"]))[1]
+            given = {key: value for key, value in options.items() if key in known}
+            schedule = LR_SCHEDULES.build(facts["scheduler"], given)
         except ConfigError as error:
             results.append(equal(f"{what}, refused", True, fails))
             if "lr_decay_rate" not in str(error):
