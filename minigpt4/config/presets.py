@@ -31,27 +31,27 @@ class Layer:
 def model_preset(model: Mapping[str, Any], faults: list[Fault]) -> list[Layer]:
     """``configs/models/<arch>_<model_type>.yaml``; an arch without presets needs none."""
     arch, model_type = model.get("arch"), model.get("model_type")
-    if isinstance(arch, str) and arch in REFUSED_ARCHS:
-        faults.append(Fault("model.arch", REFUSED_ARCHS[arch]))
-        return []
-    if not isinstance(arch, str) or arch not in MODELS.names():
-        text = f"unknown model {shown(arch)}" if arch else "missing"
-        faults.append(Fault("model.arch", f"{text}; known: {', '.join(MODELS.names())}"))
+    if not isinstance(arch, str) or arch in REFUSED_ARCHS or arch not in MODELS.names():
+        faults.append(Fault("model.arch", _arch_complaint(arch)))
         return []
     folder = resources.files("minigpt4.configs") / "models"
-    files = {
-        file.name.removeprefix(f"{arch}_").removesuffix(".yaml"): file
-        for file in folder.iterdir()
-        if file.name.startswith(f"{arch}_")
-    }
-    if not files and model_type is None:
-        return []
-    if not isinstance(model_type, str) or model_type not in files:
+    names = [file.name for file in folder.iterdir() if file.name.startswith(f"{arch}_")]
+    name = f"{arch}_{model_type}"
+    if isinstance(model_type, str) and f"{name}.yaml" in names:
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        return [Layer(f"preset {name}", parse(text))]
+    if names or model_type is not None:
+        types = sorted(name.removeprefix(f"{arch}_").removesuffix(".yaml") for name in names)
         text = f"unknown model type {shown(model_type)}" if model_type else "missing"
-        faults.append(Fault("model.model_type", f"{text}; known: {', '.join(sorted(files))}"))
-        return []
-    content = parse(files[model_type].read_text(encoding="utf-8"))
-    return [Layer(f"preset {arch}_{model_type}", content)]
+        faults.append(Fault("model.model_type", f"{text}; known: {', '.join(types)}"))
+    return []
+
+
+def _arch_complaint(arch: Any) -> str:
+    if isinstance(arch, str) and arch in REFUSED_ARCHS:
+        return REFUSED_ARCHS[arch]
+    text = f"unknown model {shown(arch)}" if arch else "missing"
+    return f"{text}; known: {', '.join(MODELS.names())}"
 
 
 def builder_of(name: Any, entry: Any) -> Any:
@@ -77,6 +77,17 @@ def data_presets(entries: Mapping[Any, Any]) -> list[Layer]:
         for name, builder in builders.items()
         if builder in known
     ]
+
+
+def put_processor_defaults(
+    datasets: dict[str, dict[str, Any]], defaults: Mapping[Any, Any]
+) -> list[Fault]:
+    """Put the ``processors:`` section under the data sets' processors, where it has no faults."""
+    faults = processor_faults(defaults)
+    for name, entry in datasets.items():
+        if not faults:
+            datasets[name] = with_processor_defaults(entry, defaults)
+    return faults
 
 
 def processor_faults(defaults: Mapping[Any, Any]) -> list[Fault]:
