@@ -83,41 +83,27 @@ def put_processor_defaults(
     datasets: dict[str, dict[str, Any]], defaults: Mapping[Any, Any]
 ) -> list[Fault]:
     """Put the ``processors:`` section under the data sets' processors, where it has no faults."""
-    faults = processor_faults(defaults)
-    for name, entry in datasets.items():
-        if not faults:
-            datasets[name] = with_processor_defaults(entry, defaults)
+    faults = [fault for name in defaults for fault in _processor_faults(name, defaults[name])]
+    for entry in () if faults else datasets.values():
+        for kind in {"vis_processor", "text_processor"} & entry.keys():
+            if isinstance(entry[kind], dict):
+                entry[kind] = {k: _over(spec, defaults) for k, spec in entry[kind].items()}
     return faults
 
 
-def processor_faults(defaults: Mapping[Any, Any]) -> list[Fault]:
-    """Faults of the ``processors:`` section, which sets options for every use of a processor."""
-    faults = []
-    known = [*IMAGE_PROCESSORS.names(), *TEXT_PROCESSORS.names()]
-    for name, options in defaults.items():
-        where = f"processors.{name}"
-        if name not in known:
-            faults.append(Fault(where, f"unknown processor; {nearest(name, known)}"))
-        elif not isinstance(options, dict):
-            faults.append(Fault(where, f"must be a set of keys, not {shown(options)}"))
-        else:
-            registry = IMAGE_PROCESSORS if name in IMAGE_PROCESSORS.names() else TEXT_PROCESSORS
-            faults += bind(registry.get(name), options, where)[1]
-    return faults
+def _processor_faults(name: Any, options: Any) -> list[Fault]:
+    """Faults of a processor's options in the ``processors:`` section."""
+    where, registries = f"processors.{name}", (IMAGE_PROCESSORS, TEXT_PROCESSORS)
+    registry = next((each for each in registries if name in each.names()), None)
+    if registry is None:
+        known = [name for each in registries for name in each.names()]
+        return [Fault(where, f"unknown processor; {nearest(name, known)}")]
+    if not isinstance(options, dict):
+        return [Fault(where, f"must be a set of keys, not {shown(options)}")]
+    return bind(registry.get(name), options, where)[1]
 
 
-def with_processor_defaults(
-    entry: Mapping[str, Any], defaults: Mapping[Any, Any]
-) -> dict[str, Any]:
-    """Put the ``processors:`` section's options under each processor of that name."""
-    entry = dict(entry)
-    for kind in ("vis_processor", "text_processor"):
-        specs = entry.get(kind)
-        if isinstance(specs, dict):
-            entry[kind] = {
-                split: {**(defaults.get(str(spec.get("name"))) or {}), **spec}
-                if isinstance(spec, dict)
-                else spec
-                for split, spec in specs.items()
-            }
-    return entry
+def _over(spec: Any, defaults: Mapping[Any, Any]) -> Any:
+    """A processor's own options, over those that the ``processors:`` section gives to its name."""
+    below = defaults.get(str(spec.get("name"))) if isinstance(spec, dict) else None
+    return {**below, **spec} if below else spec
