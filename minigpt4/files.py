@@ -26,14 +26,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | RuntimeError):  # torch wraps a full disk in the latter
-            raise
-        raise MiniGPT4Error(
-            f"{path}: cannot be written ({one_line(error)}); "
-            "free space or choose another folder (run.output_dir, --output, --target)"
-        ) from error
+        _discard(temporary)
+        if isinstance(error, OSError | RuntimeError):  # torch wraps a full disk in the latter
+            raise _unwritable(path, error) from error
+        raise
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: Exception) -> MiniGPT4Error:
+    return MiniGPT4Error(
+        f"{path}: cannot be written ({one_line(error)}); "
+        "free space or choose another folder (run.output_dir, --output, --target)"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -49,10 +57,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def take_lock(descriptor: int) -> bool:
-    """Whether nobody else holds an open file or folder; this process does until it ends.
-
-    On a disk that knows no locks nobody is held up.
-    """
+    """Lock an open file or folder, where its disk knows locks; False: another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -66,9 +71,6 @@ def lock_folder(folder: Path) -> int | None:
     Returns:
         The descriptor that holds the lock until it is closed or the process ends, however it ends;
         None when another process holds the lock.
-
-    Raises:
-        OSError: when the folder does not exist.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     if take_lock(descriptor):
@@ -86,10 +88,7 @@ class JsonLines:
     @property
     def size(self) -> int:
         """Bytes; 0 when there is none."""
-        try:
-            return self.path.stat().st_size
-        except FileNotFoundError:
-            return 0
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def clear(self) -> None:
         """Make the file empty, and its folder.
@@ -109,11 +108,9 @@ class JsonLines:
         Raises:
             MiniGPT4Error: when the file cannot be written.
         """
-        text = "".join(
-            json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows
-        )
+        texts = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) for row in rows)
         # Half a surrogate pair, which a caption's json may hold, becomes the escape that json has.
-        lines = text.encode("utf-8", errors="backslashreplace")
+        lines = "".join(f"{text}\n" for text in texts).encode(errors="backslashreplace")
         before = self.size
         try:
             with open(self.path, "ab", buffering=0) as file:
@@ -124,18 +121,16 @@ class JsonLines:
             raise self._not_written(error) from error
 
     def truncate(self, size: int) -> None:
-        """Cut what an interrupted run had written after its last save.
-
-        A file that is not longer stays as it is; the bytes before ``size`` are never touched.
+        """Cut what an interrupted run had written after its last save; a shorter file stays.
 
         Raises:
             MiniGPT4Error: when the file cannot be written.
         """
-        if self.size > size:
-            try:
+        try:
+            if self.size > size:
                 os.truncate(self.path, size)
-            except OSError as error:
-                raise self._not_written(error) from error
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def _not_written(self, error: OSError) -> MiniGPT4Error:
         return MiniGPT4Error(

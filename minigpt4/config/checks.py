@@ -25,19 +25,21 @@ def is_placeholder(value: str) -> bool:
 
 def check_file(value: str) -> str | None:
     """Complaint about a file that should exist."""
-    if not value:
+    if not value or (os.path.isfile(value) and not is_placeholder(value)):
         return None
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the path of your file there"
-    if os.path.isdir(value):
-        return f"{value} is a folder; name the file"
-    return None if os.path.isfile(value) else f"no such file: {value}"
+    is_folder = os.path.isdir(value)
+    return f"{value} is a folder; name the file" if is_folder else f"no such file: {value}"
 
 
 def check_file_or_url(value: str) -> str | None:
     """Complaint about a weights file that is neither on disk nor a URL."""
-    if not value.startswith(("http://", "https://")):
-        return check_file(value)
+    is_url = value.startswith(("http://", "https://"))
+    return _check_url(value) if is_url else check_file(value)
+
+
+def _check_url(value: str) -> str | None:
     try:
         address = urllib.parse.urlsplit(value)
         named = address.hostname and Path(address.path).name
@@ -48,13 +50,18 @@ def check_file_or_url(value: str) -> str | None:
 
 def check_model_folder(value: str) -> str | None:
     """Complaint about a language model that is neither a folder nor a hub id ``name/model``."""
+    has_config = bool(value) and os.path.isfile(os.path.join(value, "config.json"))
+    return None if has_config and not is_placeholder(value) else _check_hub_id(value)
+
+
+def _check_hub_id(value: str) -> str | None:
+    """Complaint about what is no model's folder, unless it is a hub id."""
     if not value:
         return "missing; put the folder or hub id of your Vicuna or LLaMA there"
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the folder of your Vicuna or LLaMA there"
     if os.path.isdir(value):
-        has_config = os.path.isfile(os.path.join(value, "config.json"))
-        return None if has_config else f"{value} holds no config.json"
+        return f"{value} holds no config.json"
     if os.path.exists(value):
         return f"{value} is a file; name the model's folder"
     if _HUB_ID.fullmatch(value):

@@ -1,6 +1,7 @@
 """Layers: preset < YAML < ``--options`` → one config."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,8 @@ from minigpt4.config.presets import (
     builder_of,
     data_presets,
     model_preset,
-    processor_faults,
+    put_processor_defaults,
     unknown_data_set,
-    with_processor_defaults,
 )
 from minigpt4.config.reading import read_option, read_yaml, resolve
 from minigpt4.errors import ConfigError, one_line, shown
@@ -38,6 +38,7 @@ RETIRED = {
     "model.freeze_vit": "the visual encoder is always frozen; model.trainable names what is not",
     "model.freeze_qformer": "model.trainable names what is not frozen",
 }
+_KNOWN = {*SECTIONS, *RETIRED}
 _MAX_KEY, _MAX_TEXT = 200, 1000
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,7 @@ class Config:
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as it is saved beside a run."""
-        return {
-            "model": self.model,
-            "datasets": self.datasets,
-            "run": self.run,
-            "chat": self.chat,
-        }
+        return {"model": self.model, "datasets": self.datasets, "run": self.run, "chat": self.chat}
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -97,10 +93,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             :func:`minigpt4.config.check_config`.
     """
     path = Path(path)
-    on_top: dict[Any, Any] = {}
     yaml = Layer(str(path), read_yaml(path))
-    for option in options:
-        on_top = merge(on_top, read_option(option))
+    on_top: dict[Any, Any] = functools.reduce(merge, map(read_option, options), {})
     try:
         return _merge(path, yaml, Layer("--options", on_top))
     except OmegaConfBaseException as error:
@@ -119,41 +113,40 @@ def merge(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _merge(path: Path, *given: Layer) -> Config:
     faults: list[Fault] = []
-    given = tuple(Layer(layer.name, _known_sections(layer.content, faults)) for layer in given)
+    if any(layer.content.keys() - _KNOWN for layer in given):
+        given = tuple(Layer(layer.name, _known_sections(layer.content, faults)) for layer in given)
     # Presets are chosen by what is written; what ${…} means is known only with them underneath.
     draft = _sections(resolve(_joined(given), []), [])
-    faults += _plugin_faults(draft["plugins"], path.parent)
+    if draft["plugins"]:
+        faults += _plugin_faults(draft["plugins"], path.parent)
     layers = (*model_preset(draft["model"], faults), *data_presets(draft["datasets"]), *given)
     whole = resolve(_joined(layers), faults)
     faults += _retire(path, whole)
     sections = _sections(whole, faults)
-    wrong = processor_faults(sections["processors"])
-    defaults = {} if wrong else sections["processors"]
-    datasets = {}
-    for name, entry in sections["datasets"].items():
-        if entry is not None and not isinstance(entry, dict):
-            text = f"must be a set of keys, not {shown(entry)}"
-            if name not in BUILDERS.names():
-                text = unknown_data_set(name)
-            faults.append(Fault(f"datasets.{name}", text))
-        else:
-            datasets[name] = with_processor_defaults(entry or {}, defaults)
+    entries = sections["datasets"].items()
+    datasets = {n: entry or {} for n, entry in entries if isinstance(entry, dict | None)}
+    faults += [_entry_fault(n, entry) for n, entry in entries if n not in datasets]
+    if sections["processors"]:
+        faults += put_processor_defaults(datasets, sections["processors"])
     model, run, chat = (sections[name] for name in ("model", "run", "chat"))
-    return Config(path, model, datasets, run, chat, (*dict.fromkeys(faults), *wrong), layers)
+    return Config(path, model, datasets, run, chat, tuple(dict.fromkeys(faults)), layers)
+
+
+def _entry_fault(name: Any, entry: Any) -> Fault:
+    """What is the matter with a data set's entry that holds no keys."""
+    text = f"must be a set of keys, not {shown(entry)}"
+    return Fault(f"datasets.{name}", text if name in BUILDERS.names() else unknown_data_set(name))
 
 
 def _joined(layers: Sequence[Layer]) -> dict[Any, Any]:
-    joined: dict[Any, Any] = {}
-    for layer in layers:
-        joined = merge(joined, layer.content)
-    return joined
+    return functools.reduce(merge, (layer.content for layer in layers), {})
 
 
 def _known_sections(content: Mapping[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
     """The sections that there are; one with a typing mistake counts as the one that was meant."""
     known: dict[Any, Any] = {}
     for name, value in content.items():
-        if name in SECTIONS or name in RETIRED:
+        if name in _KNOWN:
             known[name] = value
             continue
         faults.append(Fault(str(name), f"unknown section; {nearest(name, SECTIONS)}"))
@@ -167,22 +160,23 @@ def _sections(whole: Mapping[Any, Any], faults: list[Fault]) -> dict[str, Any]:
     """Every section as a set of keys, ``plugins`` as a list."""
     sections: dict[str, Any] = {}
     for name in SECTIONS:
-        kind, words = (list, "list of files or modules") if name == "plugins" else (dict, "")
-        value = whole.get(name)
+        kind, value = list if name == "plugins" else dict, whole.get(name)
         sections[name] = value if isinstance(value, kind) else kind()
-        if value is not None and not isinstance(value, kind):
-            text = f"must be a {words or 'set of keys'}, not {shown(value)}"
-            faults.append(Fault(name, text))
+        if not isinstance(value, kind | None):
+            faults.append(_section_fault(name, value))
     return sections
+
+
+def _section_fault(name: str, value: Any) -> Fault:
+    kind = "list of files or modules" if name == "plugins" else "set of keys"
+    return Fault(name, f"must be a {kind}, not {shown(value)}")
 
 
 def _plugin_faults(plugins: Sequence[Any], folder: Path) -> list[Fault]:
     """Import the plugins; what cannot be imported is a fault."""
-    faults: list[Fault] = []
-    if not plugins:
-        return faults
     from minigpt4.config.plugins import import_plugins
 
+    faults: list[Fault] = []
     for plugin in plugins:
         try:
             if not isinstance(plugin, str):
@@ -196,21 +190,25 @@ def _plugin_faults(plugins: Sequence[Any], folder: Path) -> list[Fault]:
 
 def _retire(path: Path, whole: dict[str, Any]) -> list[Fault]:
     """Take out keys that decide nothing any more, with one line each."""
-    faults = []
-    for key, reason in RETIRED.items():
+    faults: list[Fault] = []
+    for key in RETIRED:
         section, _, name = key.rpartition(".")
         keys = whole.get(section) if section else whole
-        if not isinstance(keys, dict) or name not in keys:
-            continue
-        value = keys.pop(name)
-        if name == "freeze_qformer" and value is False:
-            keys["trainable"] = _with_q_former(keys.get("trainable"))
-            logger.info("%s: %s: False is now model.trainable: %s", path, key, keys["trainable"])
-        elif name.startswith("freeze_") and value is not True:
-            faults.append(Fault(key, f"only True is supported: {reason}"))
-        else:
-            logger.info("%s: %s is ignored: %s", path, key, reason)
+        if isinstance(keys, dict) and name in keys:
+            faults += _take_out(path, key, keys, name)
     return faults
+
+
+def _take_out(path: Path, key: str, keys: dict[str, Any], name: str) -> list[Fault]:
+    value, reason = keys.pop(name), RETIRED[key]
+    if name == "freeze_qformer" and value is False:
+        keys["trainable"] = _with_q_former(keys.get("trainable"))
+        logger.info("%s: %s: False is now model.trainable: %s", path, key, keys["trainable"])
+    elif name.startswith("freeze_") and value is not True:
+        return [Fault(key, f"only True is supported: {reason}")]
+    else:
+        logger.info("%s: %s is ignored: %s", path, key, reason)
+    return []
 
 
 def _with_q_former(trainable: Any) -> Any:

@@ -31,27 +31,27 @@ class Layer:
 def model_preset(model: Mapping[str, Any], faults: list[Fault]) -> list[Layer]:
     """``configs/models/<arch>_<model_type>.yaml``; an arch without presets needs none."""
     arch, model_type = model.get("arch"), model.get("model_type")
-    if isinstance(arch, str) and arch in REFUSED_ARCHS:
-        faults.append(Fault("model.arch", REFUSED_ARCHS[arch]))
-        return []
-    if not isinstance(arch, str) or arch not in MODELS.names():
-        text = f"unknown model {shown(arch)}" if arch else "missing"
-        faults.append(Fault("model.arch", f"{text}; known: {', '.join(MODELS.names())}"))
+    if not isinstance(arch, str) or arch in REFUSED_ARCHS or arch not in MODELS.names():
+        faults.append(Fault("model.arch", _arch_complaint(arch)))
         return []
     folder = resources.files("minigpt4.configs") / "models"
-    files = {
-        file.name.removeprefix(f"{arch}_").removesuffix(".yaml"): file
-        for file in folder.iterdir()
-        if file.name.startswith(f"{arch}_")
-    }
-    if not files and model_type is None:
-        return []
-    if not isinstance(model_type, str) or model_type not in files:
+    names = [file.name for file in folder.iterdir() if file.name.startswith(f"{arch}_")]
+    name = f"{arch}_{model_type}"
+    if isinstance(model_type, str) and f"{name}.yaml" in names:
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        return [Layer(f"preset {name}", parse(text))]
+    if names or model_type is not None:
+        types = sorted(name.removeprefix(f"{arch}_").removesuffix(".yaml") for name in names)
         text = f"unknown model type {shown(model_type)}" if model_type else "missing"
-        faults.append(Fault("model.model_type", f"{text}; known: {', '.join(sorted(files))}"))
-        return []
-    content = parse(files[model_type].read_text(encoding="utf-8"))
-    return [Layer(f"preset {arch}_{model_type}", content)]
+        faults.append(Fault("model.model_type", f"{text}; known: {', '.join(types)}"))
+    return []
+
+
+def _arch_complaint(arch: Any) -> str:
+    if isinstance(arch, str) and arch in REFUSED_ARCHS:
+        return REFUSED_ARCHS[arch]
+    text = f"unknown model {shown(arch)}" if arch else "missing"
+    return f"{text}; known: {', '.join(MODELS.names())}"
 
 
 def builder_of(name: Any, entry: Any) -> Any:
@@ -79,34 +79,31 @@ def data_presets(entries: Mapping[Any, Any]) -> list[Layer]:
     ]
 
 
-def processor_faults(defaults: Mapping[Any, Any]) -> list[Fault]:
-    """Faults of the ``processors:`` section, which sets options for every use of a processor."""
-    faults = []
-    known = [*IMAGE_PROCESSORS.names(), *TEXT_PROCESSORS.names()]
-    for name, options in defaults.items():
-        where = f"processors.{name}"
-        if name not in known:
-            faults.append(Fault(where, f"unknown processor; {nearest(name, known)}"))
-        elif not isinstance(options, dict):
-            faults.append(Fault(where, f"must be a set of keys, not {shown(options)}"))
-        else:
-            registry = IMAGE_PROCESSORS if name in IMAGE_PROCESSORS.names() else TEXT_PROCESSORS
-            faults += bind(registry.get(name), options, where)[1]
+def put_processor_defaults(
+    datasets: dict[str, dict[str, Any]], defaults: Mapping[Any, Any]
+) -> list[Fault]:
+    """Put the ``processors:`` section under the data sets' processors, where it has no faults."""
+    faults = [fault for name in defaults for fault in _processor_faults(name, defaults[name])]
+    for entry in () if faults else datasets.values():
+        for kind in {"vis_processor", "text_processor"} & entry.keys():
+            if isinstance(entry[kind], dict):
+                entry[kind] = {k: _over(spec, defaults) for k, spec in entry[kind].items()}
     return faults
 
 
-def with_processor_defaults(
-    entry: Mapping[str, Any], defaults: Mapping[Any, Any]
-) -> dict[str, Any]:
-    """Put the ``processors:`` section's options under each processor of that name."""
-    entry = dict(entry)
-    for kind in ("vis_processor", "text_processor"):
-        specs = entry.get(kind)
-        if isinstance(specs, dict):
-            entry[kind] = {
-                split: {**(defaults.get(str(spec.get("name"))) or {}), **spec}
-                if isinstance(spec, dict)
-                else spec
-                for split, spec in specs.items()
-            }
-    return entry
+def _processor_faults(name: Any, options: Any) -> list[Fault]:
+    """Faults of a processor's options in the ``processors:`` section."""
+    where, registries = f"processors.{name}", (IMAGE_PROCESSORS, TEXT_PROCESSORS)
+    registry = next((each for each in registries if name in each.names()), None)
+    if registry is None:
+        known = [name for each in registries for name in each.names()]
+        return [Fault(where, f"unknown processor; {nearest(name, known)}")]
+    if not isinstance(options, dict):
+        return [Fault(where, f"must be a set of keys, not {shown(options)}")]
+    return bind(registry.get(name), options, where)[1]
+
+
+def _over(spec: Any, defaults: Mapping[Any, Any]) -> Any:
+    """A processor's own options, over those that the ``processors:`` section gives to its name."""
+    below = defaults.get(str(spec.get("name"))) if isinstance(spec, dict) else None
+    return {**below, **spec} if below else spec

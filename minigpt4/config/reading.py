@@ -1,5 +1,6 @@
 """Reading: a user's YAML or ``--options`` → plain values, whatever stands in them."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -80,31 +81,30 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, depth: int, sizes: dict[int, int | None]) -> int:
-    """How many values a node holds, with those behind anchors counted each time they are named.
-
-    Raises:
-        yaml.YAMLError: for a node that holds itself, or more than a config can.
-    """
-    if depth > MAX_DEPTH:
-        raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+    """Count a node's values, those behind an anchor each time it is named."""
     known = sizes.get(id(node), 0)
-    if known is None:
-        raise yaml.YAMLError("an anchor that holds itself")
-    if known:
-        return known
-    if node.tag.rpartition(":")[2] not in _TAGS:
-        raise yaml.YAMLError(f"a config knows no {node.tag}")
-    sizes[id(node)] = None
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        children = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        children = node.value
-    size = 1 + sum(_measure(child, depth + 1, sizes) for child in children)
-    if size > MAX_NODES:
+    if depth > MAX_DEPTH or known is None or node.tag.rpartition(":")[2] not in _TAGS:
+        raise yaml.YAMLError(_refusal(node, depth, known))
+    if not known:
+        sizes[id(node)] = None  # until it is counted: it may hold itself
+        known = 1 + sum(_measure(part, depth + 1, sizes) for part in _parts(node))
+        sizes[id(node)] = known
+    if known > MAX_NODES:
         raise yaml.YAMLError(f"more than {MAX_NODES:,} values")
-    sizes[id(node)] = size
-    return size
+    return known
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refusal(node: yaml.Node, depth: int, known: int | None) -> str:
+    """Why a config can hold no such node."""
+    if depth > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return "an anchor that holds itself" if known is None else f"a config knows no {node.tag}"
 
 
 def resolve(content: dict[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
@@ -113,7 +113,17 @@ def resolve(content: dict[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
     Raises:
         OmegaConfBaseException: for values that OmegaConf does not know.
     """
+    if _is_plain(content):
+        return copy.deepcopy(content)
     return _Resolving(faults).plain(OmegaConf.create(content), "", 0)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is resolved already: it holds no ``${…}`` and no ``???``."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth <= MAX_DEPTH and all(_is_plain(part, depth + 1) for part in parts)
+    return not isinstance(value, str) or ("${" not in value and value != "???")
 
 
 class _Resolving:

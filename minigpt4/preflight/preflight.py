@@ -4,6 +4,8 @@ Each check takes the draft and yields errors; none stops another, and all are re
 check is cheap: it reads the headers of weights, one sample of a data set, the state of the machine.
 """
 
+import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,16 +18,32 @@ from minigpt4.assembly import build_schedule
 from minigpt4.checked import CheckedConfig, Purpose, bind_sections, run_check
 from minigpt4.config import Config, raise_faults
 from minigpt4.conversation.options import GenerationOptions
+from minigpt4.datasets.features import CachedFeatures
+from minigpt4.datasets.images import load_image
 from minigpt4.datasets.options import Stored
-from minigpt4.errors import ConfigError
+from minigpt4.datasets.samples import BadSample, RawSample, Source, text_fault
+from minigpt4.errors import ConfigError, DataError
 from minigpt4.preflight.draft import Draft
-from minigpt4.preflight.first_samples import sample_faults
-from minigpt4.preflight.machine import device_faults, disk_faults, estimate, memory_warning
-from minigpt4.preflight.memory import memory_line, memory_table
-from minigpt4.preflight.weight_files import weight_faults
+from minigpt4.preflight.machine import (
+    device_faults,
+    disk_faults,
+    estimate,
+    memory_line,
+    memory_table,
+    memory_warning,
+)
+from minigpt4.preflight.weight_files import (
+    ckpt_faults,
+    language_model_faults,
+    resumed_faults,
+    tower_faults,
+)
 from minigpt4.registry import Bound, Fault
 
 Check = Callable[[Draft], Iterable[Fault]]
+
+# A few broken samples are skipped in a training too; so many at the start are a wrong data set.
+_TRIED = 100
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +120,11 @@ def _schedule_faults(draft: Draft) -> Iterator[Fault]:
             yield Fault(key.replace(f"{draft.run.lr_sched}.", "run."), text)
 
 
-def _batch_faults(draft: Draft) -> Iterator[Fault]:
-    if draft.run.batch_size_train:
-        return
+def _batch_faults(draft: Draft) -> Iterable[Fault]:
+    return () if draft.run.batch_size_train else _own_batch_faults(draft)
+
+
+def _own_batch_faults(draft: Draft) -> Iterator[Fault]:
     for name, bound in draft.checked.datasets.items():
         if not getattr(bound.options, "batch_size", 1):
             text = f"missing, and datasets.{name} has no batch_size of its own"
@@ -112,10 +132,12 @@ def _batch_faults(draft: Draft) -> Iterator[Fault]:
             return
 
 
-def _length_faults(draft: Draft) -> Iterator[Fault]:
+def _length_faults(draft: Draft) -> Iterable[Fault]:
+    return () if draft.run.iters_per_epoch else _endless_faults(draft)
+
+
+def _endless_faults(draft: Draft) -> Iterator[Fault]:
     """An epoch without a length: a folder has one, streams of shards and a mix have none."""
-    if draft.run.iters_per_epoch:
-        return
     options = [bound.options for bound in draft.checked.datasets.values()]
     endless = [own for own in options if isinstance(own, Stored) and own.is_endless]
     if len(options) > 1 or endless:
@@ -143,19 +165,23 @@ def _image_size_faults(draft: Draft) -> Iterator[Fault]:
             return  # it takes the first one's
 
 
-def _precision_faults(draft: Draft) -> Iterator[Fault]:
-    """Half precision next to ``run.amp: False``."""
+def _precision_faults(draft: Draft) -> Iterable[Fault]:
+    return () if draft.run.amp else _half_precision_faults(draft)
+
+
+def _half_precision_faults(draft: Draft) -> Iterator[Fault]:
     text = "{} contradicts run.amp: False, which computes in fp32; take one of them out"
-    if draft.run.amp:
-        return
     for section, options in (("model", draft.model), ("run", draft.run)):
         if options.precision in ("fp16", "bf16"):
             yield Fault(f"{section}.precision", text.format(options.precision))
 
 
-def _sharding_faults(draft: Draft) -> Iterator[Fault]:
-    if draft.run.shard == "none":
-        return
+def _sharding_faults(draft: Draft) -> Iterable[Fault]:
+    return () if draft.run.shard == "none" else _unsharded_faults(draft)
+
+
+def _unsharded_faults(draft: Draft) -> Iterator[Fault]:
+    """What ``run.shard: fsdp`` does not go with."""
     model = draft.model
     for key, value, off in (
         ("quantize", model.quantize, "none"),
@@ -172,9 +198,12 @@ def _sharding_faults(draft: Draft) -> Iterator[Fault]:
         yield Fault("run.shard", text)
 
 
-def _device_map_faults(draft: Draft) -> Iterator[Fault]:
-    if draft.model.device_map == "none":
-        return
+def _device_map_faults(draft: Draft) -> Iterable[Fault]:
+    return () if draft.model.device_map == "none" else _spread_faults(draft)
+
+
+def _spread_faults(draft: Draft) -> Iterator[Fault]:
+    """What ``model.device_map: auto`` does not go with."""
     if draft.purpose == "training":
         text = "auto is to chat with or evaluate; to train, run.shard: fsdp spreads the layers"
         yield Fault("model.device_map", text)
@@ -217,12 +246,63 @@ def _feature_faults(draft: Draft) -> Iterable[Fault]:
     return (feature_identity.tower_faults if caching else feature_identity.feature_faults)(draft)
 
 
+def _sample_faults(draft: Draft) -> Iterator[Fault]:
+    """Data sets without a readable sample at the start, be it of training or of validation."""
+    for name, bound in draft.checked.datasets.items():
+        if isinstance(bound.options, Stored):  # no plug-in's
+            yield from run_check(functools.partial(_first_faults, draft, name), bound.options)
+
+
+def _first_faults(draft: Draft, name: str, options: Stored) -> Iterator[Fault]:
+    cached = draft.purpose == "training" and getattr(options, "features", None) is not None
+    # Of cached features the images are not read.
+    for storage in (None if cached else options.stored.storage, options.stored.val_storage):
+        try:
+            if storage is not None:
+                _read_one(*options.open_first(storage))
+        except DataError as error:
+            yield Fault(f"datasets.{name}", str(error))
+
+
+def _read_one(origin: str, source: Source) -> None:
+    """Read up to the first good sample.
+
+    Raises:
+        DataError: when there is none; it says what is the matter with the first.
+    """
+    first = None
+    samples = itertools.chain.from_iterable(map(source.read, range(source.units)))
+    for sample in itertools.islice(samples, _TRIED):
+        reason = _complaint(sample)
+        if reason is None:
+            return
+        first = first or f"{sample.key}: {reason}"
+    raise DataError(f"no readable sample at the start of {origin}; the first: {first}")
+
+
+def _complaint(sample: RawSample | BadSample) -> str | None:
+    if isinstance(sample, BadSample):
+        return sample.reason
+    try:
+        if fault := text_fault(sample.text):
+            return ": ".join(fault)
+        for image in sample.images:
+            assert not isinstance(image, CachedFeatures)
+            load_image(image)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "all": (
         _dimension_faults,
         _image_size_faults,
         _device_map_faults,
-        weight_faults,
+        language_model_faults,
+        ckpt_faults,
+        resumed_faults,
+        tower_faults,
         device_faults,
     ),
     "training": (
@@ -234,10 +314,10 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _ratio_faults,
         _validation_faults,
         _feature_faults,
-        sample_faults,
+        _sample_faults,
         disk_faults,
     ),
-    "evaluation": (_precision_faults, _sharding_faults, _evaluation_faults, sample_faults),
-    "caching": (_precision_faults, sample_faults, _feature_faults),
+    "evaluation": (_precision_faults, _sharding_faults, _evaluation_faults, _sample_faults),
+    "caching": (_precision_faults, _sample_faults, _feature_faults),
     "chat": (),
 }

@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from minigpt4.errors import CheckpointError
 from minigpt4.models.build import convert_blip2
 from minigpt4.preflight.draft import Draft
-from minigpt4.registry import Fault, UnknownOptionError
+from minigpt4.registry import Fault
 from minigpt4.weights.checkpoint import kind_of_file, load_trained, load_weights, trained_weights
 from minigpt4.weights.download import cached
 from minigpt4.weights.names import Tensors, published_name, trained_part
@@ -25,22 +25,11 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def weight_faults(draft: Draft) -> Iterator[Fault]:
-    """Yield files that are damaged, hold something else, or are of another size than the model."""
-    for check in (_language_model_faults, _ckpt_faults, _resumed_faults, _tower_faults):
-        try:
-            yield from check(draft)
-        except UnknownOptionError:
-            continue
-
-
-def _language_model_faults(draft: Draft) -> Iterator[Fault]:
-    """A folder that lacks its weights or some of their parts, or holds half of one."""
+def language_model_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield what is wrong with a folder that lacks some weights, or holds half of a file."""
     folder = draft.model.llama_model
-    if not os.path.isdir(folder):
-        return
     try:
-        for file in _files_of(Path(folder)):
+        for file in _files_of(Path(folder)) if os.path.isdir(folder) else ():
             _check_header(file)
     except CheckpointError as error:
         yield Fault("model.llama_model", str(error))
@@ -49,55 +38,59 @@ def _language_model_faults(draft: Draft) -> Iterator[Fault]:
 def _files_of(folder: Path) -> list[Path]:
     """The files that hold a language model's weights."""
     for name in _INDEXES:
-        if not (folder / name).is_file():
-            continue
-        try:
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
-            files = sorted({str(file) for file in index["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{folder / name} is not readable; fetch it again") from error
-        missing = [file for file in files if not (folder / file).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {len(missing)} of {len(files)} files of weights (first: "
-                f"{missing[0]}); fetch them again"
-            )
-        return [folder / file for file in files]
-    found = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise CheckpointError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)})")
-    return found[:1]
+        if (folder / name).is_file():
+            return _listed_in(folder / name)
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)})")
+
+
+def _listed_in(index: Path) -> list[Path]:
+    folder = index.parent
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        files = sorted({str(file) for file in content["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not readable; fetch it again") from error
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(files)} files of weights (first: "
+            f"{missing[0]}); fetch them again"
+        )
+    return [folder / file for file in files]
 
 
 def _check_header(file: Path) -> None:
-    if file.suffix == ".safetensors":
-        try:
+    try:
+        if file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 return
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: damaged or cut short ({error}); fetch it again"
-            ) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: damaged or cut short ({error}); fetch it again") from error
     if file.stat().st_size == 0:
         raise CheckpointError(f"{file}: empty; fetch it again")
 
 
-def _ckpt_faults(draft: Draft) -> Iterator[Fault]:
+def ckpt_faults(draft: Draft) -> Iterable[Fault]:
+    """Return what is wrong with the files that hold a projection."""
     files = [file for file in draft.model.ckpt_files if os.path.isfile(file)]
-    try:
-        _check_projection(draft, files, needed=True)
-    except CheckpointError as error:
-        yield Fault("model.ckpt", str(error))
+    return _projection_faults(draft, "model.ckpt", files) if files else ()
 
 
-def _resumed_faults(draft: Draft) -> Iterator[Fault]:
-    resumed = draft.run.resume_ckpt_path if draft.purpose == "training" else None
-    if resumed is None or not os.path.isfile(resumed):
-        return
+def resumed_faults(draft: Draft) -> Iterable[Fault]:
+    """Return what is wrong with the file that a training goes on from."""
+    file = draft.run.resume_ckpt_path if draft.purpose == "training" else None
+    files = [file] if file is not None and os.path.isfile(file) else []
+    return _projection_faults(draft, "run.resume_ckpt_path", files) if files else ()
+
+
+def _projection_faults(draft: Draft, key: str, files: list[str]) -> Iterator[Fault]:
     try:
-        _check_projection(draft, [resumed], needed=False)
+        _check_projection(draft, files, needed=key == "model.ckpt")
     except CheckpointError as error:
-        yield Fault("run.resume_ckpt_path", str(error))
+        yield Fault(key, str(error))
 
 
 def _check_projection(draft: Draft, files: list[str], needed: bool) -> None:
@@ -123,7 +116,8 @@ def _check_projection(draft: Draft, files: list[str], needed: bool) -> None:
         load_trained(stub, {"model": own}, ", ".join(files), partial=True)
 
 
-def _tower_faults(draft: Draft) -> Iterator[Fault]:
+def tower_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield what is wrong with the files of the towers."""
     tower, q_former_file = draft.model.tower, draft.model.q_former_model
     shapes = {name: value.shape for name, value in draft.towers.state_dict().items()}
     prefix = "visual_encoder."
@@ -148,11 +142,13 @@ def _complaint(
         return None  # a URL that is fetched later, or reported already
     try:
         content = _mapped(file)
-        if content is None:
-            return None
-        converted = convert(content)
+        converted = None if content is None else convert(content)
     except CheckpointError as error:
         return str(error)
+    return None if converted is None else _difference(origin, converted, wanted)
+
+
+def _difference(origin: str, converted: Tensors, wanted: Mapping[str, torch.Size]) -> str | None:
     found = {name: getattr(converted.get(name), "shape", None) for name in wanted}
     differing = [name for name, shape in wanted.items() if found[name] != shape]
     if not differing:

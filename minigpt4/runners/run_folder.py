@@ -1,5 +1,6 @@
 """The folder of one run: its record, checkpoints, and the states from which it can be resumed."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.config.checks import check_file
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
-from minigpt4.files import lock_folder, write_atomically
+from minigpt4.files import lock_folder, write_json
 from minigpt4.runners.run_record import record
 from minigpt4.weights.checkpoint import load_weights, save_atomically
 
@@ -51,13 +52,11 @@ class RunFolder:
         """
         stamp = time.strftime("%Y%m%d-%H%M%S")
         try:
-            for number in range(1, 100):
-                path = Path(output_dir) / (stamp if number == 1 else f"{stamp}-{number}")
-                try:
+            for name in (stamp, *(f"{stamp}-{number}" for number in range(2, 100))):
+                path = Path(output_dir) / name
+                with contextlib.suppress(FileExistsError):
                     path.mkdir(parents=True)
                     break
-                except FileExistsError:
-                    continue
         except OSError as error:
             raise MiniGPT4Error(
                 f"run.output_dir: {output_dir} cannot be written ({error}); choose another folder"
@@ -106,10 +105,8 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """The states, newest first."""
-        found = [
-            (match, file) for file in self.path.iterdir() if (match := STATE.fullmatch(file.name))
-        ]
-        return [file for _, file in sorted(found, key=lambda pair: -int(pair[0].group(1)))]
+        found = [file for file in self.path.iterdir() if STATE.fullmatch(file.name)]
+        return sorted(found, key=_step, reverse=True)
 
     def clear_half_written(self) -> None:
         """Take away what a kill in the middle of a save has left."""
@@ -134,8 +131,7 @@ class RunFolder:
     def save_best(self, facts: dict[str, Any], content: dict[str, Any]) -> Path:
         """Write ``checkpoint_best.pth``, and beside it what makes it the best."""
         path = self.save_checkpoint("best", content)
-        text = json.dumps(facts, indent=2) + "\n"
-        write_atomically(self.path / "best.json", lambda file: file.write(text.encode()))
+        write_json(self.path / "best.json", facts)
         return path
 
     def save_state(self, step: int, content: dict[str, Any], keep_last: int) -> Path:
@@ -144,11 +140,14 @@ class RunFolder:
         save_atomically(content, path)
         if not is_whole(path):
             raise MiniGPT4Error(f"{path}: came out damaged; is the disk at fault?")
-        later = [file for file in self.states() if int(file.stem.removeprefix("state_")) > step]
-        older = [file for file in self.states() if file not in later]
-        for file in later + older[keep_last:]:
+        later = [file for file in self.states() if _step(file) > step]
+        for file in later + self.states()[len(later) + keep_last :]:
             file.unlink(missing_ok=True)
         return path
+
+
+def _step(state: Path) -> int:
+    return int(state.stem.removeprefix("state_"))
 
 
 def load_state(path: Path) -> dict[str, Any]:

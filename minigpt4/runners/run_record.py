@@ -1,5 +1,6 @@
 """What a run was made of: its resolved config, and versions, git state, GPUs and seed."""
 
+import contextlib
 import json
 import os
 import platform
@@ -37,14 +38,13 @@ def record(folder: Path, config: Mapping[str, Any], seed: int, processes: int = 
         MiniGPT4Error: when the folder cannot be written; nothing else here ends a run.
     """
     path = folder / "environment.json"
-    content = environment(seed, processes) | {"earlier_launches": _launches(path)}
+    earlier = _launches(path) if path.exists() else []
+    content = environment(seed, processes) | {"earlier_launches": earlier}
     whole = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(whole.encode()))
     # Last: a folder with a config is a run, and has the other file.
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-    write_atomically(
-        folder / "config.yaml", lambda file: file.write(text.encode(errors="backslashreplace"))
-    )
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode(errors="backslashreplace")
+    write_atomically(folder / "config.yaml", lambda file: file.write(text))
 
 
 def environment(seed: int, processes: int = 1) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def environment(seed: int, processes: int = 1) -> dict[str, Any]:
         "platform": lambda: f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": _versions,
         "cuda": lambda: torch.version.cuda if torch.cuda.is_available() else None,
-        "gpus": _gpus,
+        "gpus": lambda: list(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))),
     }
     return {name: _told(fact) for name, fact in facts.items()}
 
@@ -85,35 +85,27 @@ def git_state(folder: Path = _HERE) -> dict[str, Any] | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says; None when it fails, is absent or takes too long."""
     try:
-        result = subprocess.run(
+        told = subprocess.check_output(
             ["git", "-C", str(folder), *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             text=True,
             errors="replace",
             timeout=_GIT_SECONDS,
-            check=False,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # looking must not lock the index
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # CalledProcessError is one
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    return told.strip()
 
 
 def _versions() -> dict[str, str]:
     """Versions of the packages that are installed."""
     found = {}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _gpus() -> list[str]:
-    """Names of the GPUs that this process sees."""
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _told(fact: Callable[[], Any]) -> Any:

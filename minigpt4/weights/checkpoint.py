@@ -55,17 +55,20 @@ def load_weights(path: str | Path, mapped: bool = False) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: it holds more than plain weights, or is damaged; "
-            "fetch it again from where you trust it"
-        ) from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise CheckpointError(
-            f"{path}: damaged or cut short ({one_line(error)}); fetch it again"
-        ) from error
+        raise CheckpointError(f"{path}: {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """Why a file's weights cannot be read, and what to do."""
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "refused: it holds more than plain weights, or is damaged; "
+            "fetch it again from where you trust it"
+        )
+    if isinstance(error, PermissionError):
+        return f"cannot be read ({error.strerror})"
+    return f"damaged or cut short ({one_line(error)}); fetch it again"
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -95,6 +98,16 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
         CheckpointError: naming the file and the first entries that do not fit.
     """
     own = module.state_dict()
+    if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
+        raise CheckpointError(
+            f"{origin}: does not fit this model: {_differences(own, weights)}"
+            + kind_of_file(weights)
+        )
+    # assign: a module built without memory takes these tensors as they are.
+    module.load_state_dict(dict(weights), assign=True)
+
+
+def _differences(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
     missing = sorted(own.keys() - weights.keys())
     surplus = sorted(weights.keys() - own.keys())
     sizes = [
@@ -104,13 +117,7 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
     ]
     complaints = [f"{len(missing)} missing (first: {', '.join(missing[:3])})"] if missing else []
     complaints += [f"{len(surplus)} unknown (first: {', '.join(surplus[:3])})"] if surplus else []
-    complaints += sizes[:3]
-    if complaints:
-        raise CheckpointError(
-            f"{origin}: does not fit this model: {'; '.join(complaints)}{kind_of_file(weights)}"
-        )
-    # assign: a module built without memory takes these tensors as they are.
-    module.load_state_dict(dict(weights), assign=True)
+    return "; ".join(complaints + sizes[:3])
 
 
 def trained_weights(checkpoint: Any, origin: str) -> Tensors:

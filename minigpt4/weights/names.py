@@ -51,19 +51,13 @@ def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
     The text branch (word and position embeddings, its feed-forward) is left out.
     """
     converted = {}
-    prefix = "Qformer.bert."
     for name, value in weights.items():
-        if not name.startswith(prefix):
-            continue
-        name = name.removeprefix(prefix)
-        if _UNUSED_Q_FORMER.match(name):
+        own = name.removeprefix("Qformer.bert.")
+        if own == name or _UNUSED_Q_FORMER.match(own):
             continue
         for theirs, ours in _Q_FORMER_NAMES:
-            if theirs.startswith("."):
-                name = name.replace(theirs, ours)
-            elif name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        converted[name] = value
+            own = own.replace(theirs, ours)
+        converted[own] = value
     return converted
 
 

@@ -15,12 +15,13 @@ from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.options import TowerOptions
 from minigpt4.preflight import machine
 from minigpt4.preflight.draft import META, Draft, MetaModel
-from minigpt4.preflight.machine import estimate, memory_warning
-from minigpt4.preflight.memory import (
+from minigpt4.preflight.machine import (
     GIB,
     chat_need,
+    estimate,
     memory_line,
     memory_table,
+    memory_warning,
     part_bytes,
     too_small,
     trained_numbers,
