@@ -12,19 +12,12 @@ from minigpt4.registry import Fault, bind, nearest
 
 
 def _check_template(template: str | Template) -> str | None:
-    if isinstance(template, str):
-        known = [*TEMPLATES, OWN]
-        return (
-            None
-            if template in known
-            else f"unknown template {template!r}; known: {', '.join(known)}"
-        )
-    texts = (text for text in astuple(template) if isinstance(text, str))
-    return (
-        f"holds {IMAGE_MARK}, which only an image does"
-        if any(IMAGE_MARK in t for t in texts)
-        else None
-    )
+    if isinstance(template, Template):
+        marked = any(isinstance(t, str) and IMAGE_MARK in t for t in astuple(template))
+        return f"holds {IMAGE_MARK}, which only an image does" if marked else None
+    known = [*TEMPLATES, OWN]
+    text = f"unknown template {template!r}; known: {', '.join(known)}"
+    return None if template in known else text
 
 
 def check_probability(value: float) -> str | None:
@@ -84,18 +77,18 @@ class GenerationOptions:
 
 
 def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) -> Template:
-    """The template that ``chat.template`` names, holds as a set of keys, or leaves to the model.
-
-    Args:
-        spec: A name, ``own``, the keys of a :class:`Template`, or one that is made already.
-        llama_model: Folder or hub id of the language model, for ``own``.
+    """Return the template that ``chat.template`` names, holds as keys, or leaves to the model.
 
     Raises:
-        ConfigError: for a name or keys that are unknown, and a language model whose own chat
-            template is none that turns can be written with.
+        ConfigError: for a name or keys that are unknown, and a language model (a folder or hub id)
+            whose own chat template is none that turns can be written with.
     """
-    if isinstance(spec, Template):
-        return spec
+    if isinstance(spec, str) and spec in TEMPLATES:
+        return TEMPLATES[spec]
+    return spec if isinstance(spec, Template) else _unnamed_template(spec, llama_model)
+
+
+def _unnamed_template(spec: str | Mapping[str, Any], llama_model: str) -> Template:
     if isinstance(spec, Mapping):
         bound, faults = bind(Template, spec, "chat.template")
         if faults:
@@ -105,10 +98,8 @@ def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) ->
         from minigpt4.conversation.templates import own_template
 
         return own_template(llama_model)
-    if spec not in TEMPLATES:
-        text = f"chat.template: unknown template {spec!r}; {nearest(spec, [*TEMPLATES, OWN])}"
-        raise ConfigError(text)
-    return TEMPLATES[spec]
+    text = f"chat.template: unknown template {spec!r}; {nearest(spec, [*TEMPLATES, OWN])}"
+    raise ConfigError(text)
 
 
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:

@@ -42,11 +42,9 @@ def choose_dtype(
         ConfigError: naming the ``key`` that asked for a precision the device does not have.
     """
     if precision == "auto":
-        if device.type == "cpu":
-            return torch.float32
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else torch.float16
-    if device.type == "cpu" and precision == "fp16":
+        precision = "fp32" if device.type == "cpu" else "bf16" if has_bf16 else "fp16"
+    elif precision == "fp16" and device.type == "cpu":
         raise ConfigError(f"{key}: fp16 needs a GPU; use auto, fp32 or bf16 on a CPU")
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
@@ -60,43 +58,33 @@ def build_minigpt4(
     stay_on_cpu: Annotated[bool, Hidden] = False,
     from_features: Annotated[bool, Hidden] = False,
 ) -> MiniGPT4:
-    """Build the model with its weights loaded, on ``device``.
+    """Build the model with its weights loaded, to compute in ``dtype`` (or its precision's).
 
-    On the device ``meta`` it is built without memory: names, shapes and dtypes, no weights. Then
-    only the language model's ``config.json`` and tokenizer are read.
-
-    Args:
-        options: The model section.
-        device: Where it runs.
-        dtype: Arithmetic of the frozen parts; that of ``options.precision`` without.
-        stay_on_cpu: Leave the weights there; sharding moves them to ``device`` bit by bit.
-        from_features: Its images come as cached features: the towers are not loaded.
+    On ``meta`` only the language model's ``config.json`` and tokenizer are read. ``stay_on_cpu``
+    leaves the weights to sharding, which moves them bit by bit; ``from_features`` loads no towers.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
     """
-    empty = device.type == "meta"
     dtype = dtype or choose_dtype(options.precision, device)
-    _check_trainable(options, empty)
-    quantized = options.quantize
-    if quantized != "none" or options.low_resource:
+    _check_trainable(options, device)
+    quantize = options.quantize
+    if quantize != "none" or options.low_resource:
         from minigpt4.models.speed.quantization import choose_quantization
 
-        quantized = choose_quantization(quantized, options.low_resource, device)
-    towers = (
-        Towers(None, None, None, None, dtype)
-        if from_features
-        else build_towers(options, device, dtype)
-    )
-    tokenizer = load_tokenizer(options.llama_model, options.bos)
-    if empty:
-        language_model = empty_language_model(options.llama_model, dtype)
+        quantize = choose_quantization(quantize, options.low_resource, device)
+    if from_features:
+        towers = Towers(None, None, None, None, dtype)
     else:
-        logger.info("loading the language model: %s", options.llama_model)
-        language_model = load_language_model(
-            options.llama_model, dtype, quantized, device, options.device_map
-        )
-    check_vocabulary(language_model, tokenizer, options.llama_model)
+        towers = build_towers(options, device, dtype)
+    folder = options.llama_model
+    tokenizer = load_tokenizer(folder, options.bos)
+    if device.type == "meta":
+        language_model = empty_language_model(folder, dtype)
+    else:
+        logger.info("loading the language model: %s", folder)
+        language_model = load_language_model(folder, dtype, quantize, device, options.device_map)
+    check_vocabulary(language_model, tokenizer, folder)
     if "lora" in options.trainable:
         add_lora(language_model, options.lora)
     model = MiniGPT4(
@@ -109,29 +97,28 @@ def build_minigpt4(
         trainable=options.trainable,
         features_width=options.features_width,
     )
-    _load_ckpt(model, options.ckpt_files)
-    if options.device_map == "auto" and not empty:
+    if options.ckpt_files:
+        _load_ckpt(model, options.ckpt_files)
+    if options.device_map == "auto" and device.type != "meta":
         from minigpt4.models.speed.device_map import move_around
 
         move_around(model, language_model, device)
-        return model
-    return model if stay_on_cpu else model.to(device)
+    elif not stay_on_cpu:
+        model.to(device)
+    return model
 
 
-def _check_trainable(options: ModelOptions, empty: bool) -> None:
+def _check_trainable(options: ModelOptions, device: torch.device) -> None:
     if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
         raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
-    if "llama_proj" not in options.trainable and not options.ckpt and not empty:
+    if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
         raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
 
 
 def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype) -> Towers:
-    """Build the towers with their weights loaded, still on the CPU.
+    """Build the towers, to compute in ``dtype``, with their weights loaded, still on the CPU.
 
-    Args:
-        options: Of the model section.
-        device: Where they will run; on ``meta`` no weights are read.
-        dtype: Arithmetic.
+    No weights are read where they will run on the device ``meta``.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
@@ -152,15 +139,13 @@ def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype
         cast_to_half(encoder, dtype)
     # torch's default eps, unlike the encoder's 1e-6. Without a Q-Former the original reads nothing
     # from BLIP-2's file: ln_vision stays as made.
-    ln_vision = nn.LayerNorm(tower.width)
-    queries = None
+    ln_vision, queries = nn.LayerNorm(tower.width), None
     if former is not None:
-        queries = torch.empty(
-            1, options.num_query_token, options.q_former.hidden_size, device="meta"
-        )
+        shape = (1, options.num_query_token, options.q_former.hidden_size)
+        queries = torch.empty(shape, device="meta")
         if not empty:
             logger.info("loading the Q-Former: %s", options.q_former_model)
-            queries = _load_blip2(options.q_former_model, ln_vision, former, queries)
+            queries = _load_blip2(options.q_former_model, ln_vision, former, shape)
     return Towers(encoder, ln_vision, former, queries, dtype, tower.prefix_tokens)
 
 
@@ -172,28 +157,25 @@ def convert_blip2(content: Any, origin: str) -> Tensors:
     """
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "query_tokens" not in weights:
-        raise CheckpointError(
-            f"{origin}: not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
-        )
+        lacking = f"not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
+        raise CheckpointError(f"{origin}: {lacking}")
     former = convert_q_former({k: v for k, v in weights.items() if isinstance(v, torch.Tensor)})
     own = {k: v for k, v in weights.items() if k == "query_tokens" or k.startswith("ln_vision.")}
     return own | {f"q_former.{name}": value for name, value in former.items()}
 
 
 def _load_blip2(
-    origin: str, ln_vision: nn.Module, former: nn.Module, queries: torch.Tensor
+    origin: str, ln_vision: nn.Module, former: nn.Module, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Load BLIP-2's file into both parts; return its queries, of the shape of ``queries``."""
+    """Load BLIP-2's file into both parts; return its queries."""
     weights = _in_fp32(convert_blip2(load_weights(fetch(origin)), origin))
     for prefix, part in (("ln_vision.", ln_vision), ("q_former.", former)):
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         load_into(part, own, origin)
     found = weights["query_tokens"]
-    if found.shape != queries.shape:
-        raise CheckpointError(
-            f"{origin}: query_tokens is {list(found.shape)}, not {list(queries.shape)}"
-            " (model.num_query_token, model.q_former.hidden_size)"
-        )
+    if found.shape != shape:
+        text = f"{origin}: query_tokens is {list(found.shape)}, not {list(shape)}"
+        raise CheckpointError(f"{text} (model.num_query_token, model.q_former.hidden_size)")
     return found
 
 
@@ -206,7 +188,6 @@ def _load_ckpt(model: MiniGPT4, files: tuple[str, ...]) -> None:
     weights: Tensors = {}
     for file in files:
         weights |= trained_weights(load_weights(file), file)
-    if files:
-        names = ", ".join(files)
-        load_trained(model, {"model": weights}, names, partial=True)
-        logger.info("projection loaded from %s", names)
+    names = ", ".join(files)
+    load_trained(model, {"model": weights}, names, partial=True)
+    logger.info("projection loaded from %s", names)

@@ -27,23 +27,49 @@ def load_language_model(
     device: torch.device | None = None,
     device_map: DeviceMap = "none",
 ) -> PreTrainedModel:
-    """The language model of a folder or hub id.
+    """Return the language model of a folder (as saved by transformers) or hub id, on the CPU.
 
-    Args:
-        folder: As saved by transformers (``config.json`` and weights).
-        dtype: Of the weights in memory, or of the arithmetic with quantised ones.
-        quantize: Shorten the weights of its linear layers.
-        device: Where quantised weights are put; others are on the CPU.
-        device_map: ``auto`` spreads the layers over all GPUs and main memory, ``device`` first.
+    Quantised weights are put on ``device``, and compute in ``dtype``; the device map ``auto``
+    spreads the layers over all GPUs and main memory, ``device`` first.
 
     Raises:
         CheckpointError: when transformers cannot load it, or weights are missing.
         ConfigError: when it cannot be quantised here.
     """
     device = device or torch.device("cpu")
-    options: dict[str, object] = {"dtype": dtype}
+    options: dict[str, object] = {}
+    if quantize != "none" or device_map != "none":
+        options = _placement(dtype, quantize, device, device_map)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, dtype=dtype, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise _unloadable(folder, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise _without_embeddings(folder, model)
     if quantize != "none":
-        from minigpt4.models.speed.quantization import check_quantized, quantization_config
+        from minigpt4.models.speed.quantization import check_quantized
+
+        check_quantized(model, quantize, device)
+    if missing := sorted(report["missing_keys"]):
+        raise _incomplete(folder, missing)
+    return model
+
+
+def _placement(
+    dtype: torch.dtype, quantize: Quantize, device: torch.device, device_map: DeviceMap
+) -> dict[str, object]:
+    """Return what transformers needs to quantise or spread the weights."""
+    options: dict[str, object] = {}
+    if quantize != "none":
+        from minigpt4.models.speed.quantization import quantization_config
 
         options["quantization_config"] = quantization_config(quantize, dtype)
         options["device_map"] = {"": device}
@@ -52,33 +78,25 @@ def load_language_model(
 
         options["device_map"] = "auto"
         options["max_memory"] = memory_for_layers(device)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = one_line(error)
-        raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
-        raise CheckpointError(
-            f"model.llama_model: {folder} is a {type(model).__name__}, which takes no "
-            "inputs_embeds: images cannot stand among its words"
-        )
-    if quantize != "none":
-        check_quantized(model, quantize, device)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"model.llama_model: {folder} lacks {len(missing)} weights (first: {missing[0]}); "
-            "an unmerged delta, or a broken download"
-        )
-    return model
+    return options
+
+
+def _unloadable(folder: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"model.llama_model: {folder} cannot be loaded: {one_line(error)}")
+
+
+def _without_embeddings(folder: str, model: PreTrainedModel) -> CheckpointError:
+    return CheckpointError(
+        f"model.llama_model: {folder} is a {type(model).__name__}, which takes no "
+        "inputs_embeds: images cannot stand among its words"
+    )
+
+
+def _incomplete(folder: str, missing: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"model.llama_model: {folder} lacks {len(missing)} weights (first: {missing[0]}); "
+        "an unmerged delta, or a broken download"
+    )
 
 
 def most_positions(config: PretrainedConfig) -> int | None:
@@ -111,15 +129,11 @@ def learned_positions(language_model: PreTrainedModel) -> int | None:
 
 
 def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The language model of a folder's ``config.json`` on the meta device, without its weights.
-
-    Arguments and errors as in :func:`load_language_model`.
-    """
+    """Return it on the meta device, by ``config.json``; see :func:`load_language_model`."""
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise CheckpointError(f"model.llama_model: {folder} cannot be loaded: {reason}") from error
+        raise _unloadable(folder, error) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -129,12 +143,7 @@ def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
 
     Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was taught
     ``###``; Vicuna v1.1 and later, LLaMA and Llama-2 have 32000 and were not. Of models with
-    another vocabulary, and of hub ids, nothing is known.
-
-    Args:
-        folder: Of the language model.
-        separator: What ends a turn: the template's separator, or its stop where it has none. None:
-            the user says himself what the model was taught.
+    another vocabulary, of hub ids, and without a separator nothing is known.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -145,18 +154,8 @@ def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     except (OSError, ValueError, AttributeError, RecursionError):
         return f"{folder / 'config.json'} is not readable as settings; fetch it again"
     is_llama = is_llama and rows in (LLAMA_WORDS, LLAMA_WORDS + 1)
-    taught = separator if is_llama else None
-    if taught is not None and rows == LLAMA_WORDS and "###" in taught:
-        return (
-            f"{folder} has {rows} rows: it is Vicuna v1.1 or later, LLaMA or Llama-2, and none of "
-            "them knows the separator ###; that is Vicuna v0's, which has 32001 rows and is made "
-            "with apply-delta (dataset/PrepareVicuna.md)"
-        )
-    if taught is not None and rows == LLAMA_WORDS + 1 and "###" not in taught:
-        return (
-            f"{folder} has {rows} rows: it is Vicuna v0, whose separator is ###, not "
-            f"{separator!r}; choose chat.template vicuna_v0, or another language model"
-        )
+    if is_llama and separator is not None and ("###" in separator) != (rows == LLAMA_WORDS + 1):
+        return _separator_fault(folder, rows, separator)
     model_file = sentencepiece_file(folder)
     if model_file is None:
         return None
@@ -167,20 +166,29 @@ def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     return _tokenizer_fault(tokenizer, folder, rows, is_llama)
 
 
+def _separator_fault(folder: Path, rows: Any, separator: str) -> str:
+    if rows == LLAMA_WORDS:
+        return (
+            f"{folder} has {rows} rows: it is Vicuna v1.1 or later, LLaMA or Llama-2, and none of "
+            "them knows the separator ###; that is Vicuna v0's, which has 32001 rows and is made "
+            "with apply-delta (dataset/PrepareVicuna.md)"
+        )
+    return (
+        f"{folder} has {rows} rows: it is Vicuna v0, whose separator is ###, not "
+        f"{separator!r}; choose chat.template vicuna_v0, or another language model"
+    )
+
+
 def _tokenizer_fault(
     tokenizer: Tokenizer, folder: str | Path, rows: Any, is_llama: bool
 ) -> str | None:
-    if isinstance(rows, int) and tokenizer.vocab_size > rows:
-        return (
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} words, the model {rows} "
-            "embeddings; take both from the same release"
-        )
-    ids = (tokenizer.bos_id, tokenizer.eos_id)
-    if is_llama and ids != LLAMA_BOS_EOS:
-        return (
-            f"{folder}: tokenizer.model has bos {ids[0]} and eos {ids[1]}, LLaMA's are 1 and 2; "
-            "copy it from the same release"
-        )
+    words, bos, eos = tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
+    if isinstance(rows, int) and words > rows:
+        text = f"the tokenizer has {words} words, the model {rows} embeddings"
+        return f"{folder}: {text}; take both from the same release"
+    if is_llama and (bos, eos) != LLAMA_BOS_EOS:
+        text = f"tokenizer.model has bos {bos} and eos {eos}, LLaMA's are 1 and 2"
+        return f"{folder}: {text}; copy it from the same release"
     return None
 
 
@@ -190,21 +198,12 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, folder: str |
     Raises:
         CheckpointError: when the tokenizer knows ids that the model has no embedding for.
     """
-    fault = _tokenizer_fault(
-        tokenizer, folder, model.get_input_embeddings().weight.shape[0], is_llama=False
-    )
-    if fault:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if fault := _tokenizer_fault(tokenizer, folder, rows, is_llama=False):
         raise CheckpointError(f"model.llama_model: {fault}")
-    if not isinstance(tokenizer, SentencePieceTokenizer) or tokenizer.bos_id is None:
-        return
     named = (model.config.bos_token_id, model.config.eos_token_id)
     used = (tokenizer.bos_id, tokenizer.eos_id)
     # Early LLaMA conversions name 0 and 1, early Vicuna 13B one id for all.
-    if named != used:
-        logger.info(
-            "model.llama_model: %s: config.json names bos %s and eos %s; tokenizer.model's %d and "
-            "%d are used",
-            folder,
-            *named,
-            *used,
-        )
+    if isinstance(tokenizer, SentencePieceTokenizer) and None not in used and named != used:
+        text = "config.json names bos %s and eos %s; tokenizer.model's %d and %d are used"
+        logger.info("model.llama_model: %s: " + text, folder, *named, *used)

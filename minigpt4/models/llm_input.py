@@ -5,11 +5,13 @@ inferred from a pad id.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.errors import DataError
 from minigpt4.models.tokenizer import Tokenizer
@@ -69,33 +71,21 @@ class Spliced:
 def join(
     rows: Sequence[Sequence[Segment]], embed: Embed, device: torch.device, share_lead: bool = False
 ) -> Joined:
-    """Each row's segments, behind each other; only what is :class:`Learnt` is a target.
+    """Put rows one behind the other; only what is :class:`Learnt` is a target.
 
-    Args:
-        rows: Of each its segments: token ids, ids to learn, or image embeddings ``[n, D]``.
-        embed: The language model's input embedding, ids ``[n]`` → ``[n, D]``.
-        device: Where the language model's input lives.
-        share_lead: Keep what all rows begin with once.
+    ``embed``, ids ``[n]`` → ``[n, D]``, is called once, on the language model's device.
+    ``share_lead`` keeps what all rows begin with once.
     """
-    lengths = [sum(map(len, row)) for row in rows]
-    targets = [_targets(row) for row in rows]
     lead = _common_lead(rows) if share_lead else 0
-    parts = [part for row in rows for part in row]
-    if lead:
-        parts = [rows[0][0][:lead]]
-        parts += [part for row in rows for part in (row[0][lead:], *row[1:])]
-    parts = [part for part in parts if len(part)]
-    ids = [i for part in parts if not isinstance(part, torch.Tensor) for i in part]
-    words = embed(on_device(ids, device))
-    pieces: list[torch.Tensor] = []
-    used = 0
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            pieces.append(part.to(words))
-        else:
-            pieces.append(words[used : used + len(part)])
-            used += len(part)
-    return Joined(torch.cat(pieces), lengths, targets, lead)
+    parts = [rows[0][0][:lead]] if lead else []
+    for row in rows:
+        parts += [row[0][lead:], *row[1:]] if lead else row
+    texts = [part for part in parts if not isinstance(part, torch.Tensor)]
+    words = embed(on_device([i for text in texts for i in text], device))
+    pieces = iter(words.split([len(text) for text in texts]))
+    embeds = [part.to(words) if isinstance(part, torch.Tensor) else next(pieces) for part in parts]
+    lengths = [sum(map(len, row)) for row in rows]
+    return Joined(torch.cat(embeds), lengths, [_targets(row) for row in rows], lead)
 
 
 def _targets(row: Sequence[Segment]) -> list[int]:
@@ -107,15 +97,11 @@ def _targets(row: Sequence[Segment]) -> list[int]:
 
 
 def _common_lead(rows: Sequence[Sequence[Segment]]) -> int:
-    """Tokens with which all rows begin, before their first image."""
-    firsts: list[list[int]] = []
+    """Count the tokens with which all rows begin, before their first image."""
     for row in rows:
-        if len(row) < 2 or isinstance(row[0], torch.Tensor):
+        if len(row) < 2 or isinstance(row[0], torch.Tensor) or isinstance(row[1], list):
             return 0
-        if not isinstance(row[1], torch.Tensor):
-            return 0
-        firsts.append(row[0])
-    columns = zip(*firsts, strict=False)  # as long as the shortest
+    columns = zip(*(row[0] for row in rows), strict=False)  # as long as the shortest
     return sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
 
 
@@ -126,24 +112,17 @@ def on_device(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> to
 
 
 def pad(joined: Joined, pad_side: Literal["left", "right"] = "right") -> Spliced:
-    """Rows without a shared lead, each filled up to the longest."""
+    """Fill up each of the rows, which have no shared lead, to the longest."""
     assert not joined.lead
-    count, longest = len(joined.lengths), max(joined.lengths)
-    real = torch.zeros(count, longest, dtype=torch.bool)
-    targets = torch.full((count, longest), IGNORED, dtype=torch.long)
-    for index, (length, row) in enumerate(zip(joined.lengths, joined.targets, strict=True)):
-        first = longest - length if pad_side == "left" else 0
-        real[index, first : first + length] = True
-        targets[index, first : first + length] = torch.tensor(row, dtype=torch.long)
+    fill = partial(pad_sequence, batch_first=True, padding_side=pad_side)
+    real = fill([torch.ones(length, dtype=torch.long) for length in joined.lengths])
+    rows = [torch.tensor(row, dtype=torch.long) for row in joined.targets]
+    targets = fill(rows, padding_value=IGNORED)
     places = on_device(real.flatten().nonzero()[:, 0], joined.embeds.device)
-    width = joined.embeds.shape[1]
-    padded = joined.embeds.new_zeros(count * longest, width).index_copy(0, places, joined.embeds)
-    return Spliced(
-        padded.view(count, longest, width),
-        on_device(real.long(), padded.device),
-        on_device(targets, padded.device),
-        joined.lengths,
-    )
+    padded = joined.embeds.new_zeros(real.numel(), joined.embeds.shape[1])
+    padded = padded.index_copy(0, places, joined.embeds).unflatten(0, real.shape)
+    mask, targets = on_device(real, padded.device), on_device(targets, padded.device)
+    return Spliced(padded, mask, targets, joined.lengths)
 
 
 def splice(
@@ -175,17 +154,12 @@ Row = Sequence[Exchange]
 def stage_rows(
     text: Sequence[str], prompts: Sequence[str] | None, end_sym: str
 ) -> list[list[Exchange]]:
-    """Rows as both stages have them: one prompt, and behind it the text with its end symbol.
+    """Return rows as both stages have them: a prompt, and behind it the text with its end symbol.
 
-    Args:
-        text: What is learnt.
-        prompts: One for each; None in stage 1, where bos and the image alone come first.
-        end_sym: Put behind every text.
+    Without prompts, in stage 1, bos and the image alone come first.
     """
     asked = [IMAGE_MARK] * len(text) if prompts is None else prompts
-    return [
-        [Exchange(prompt, answer + end_sym)] for prompt, answer in zip(asked, text, strict=True)
-    ]
+    return [[Exchange(*pair)] for pair in zip(asked, (t + end_sym for t in text), strict=True)]
 
 
 def prompt_segments(
@@ -199,24 +173,29 @@ def prompt_segments(
     Raises:
         DataError: when marks and images are not equally many.
     """
-    first, *others = _text_segments(tokenizer, prompt, images)
+    _check_marks(prompt.count(IMAGE_MARK), images, prompt)
+    return _after_bos(tokenizer, _text_segments(tokenizer, prompt, iter(images)))
+
+
+def _check_marks(marks: int, images: Sequence[torch.Tensor], text: str) -> None:
+    if marks != len(images):
+        raise DataError(f"the prompt has {marks} {IMAGE_MARK} for {len(images)} images: {text!r}")
+
+
+def _after_bos(tokenizer: Tokenizer, segments: list[Segment]) -> list[Segment]:
+    bos, first = tokenizer.bos_id, segments[0]
     assert isinstance(first, list)
-    if tokenizer.bos_id is not None and first[:1] != [tokenizer.bos_id]:
-        first = [tokenizer.bos_id, *first]
-    return [first, *others]
+    return segments if bos is None or first[:1] == [bos] else [[bos, *first], *segments[1:]]
 
 
 def _text_segments(
-    tokenizer: Tokenizer, text: str, images: Sequence[torch.Tensor]
+    tokenizer: Tokenizer, text: str, images: Iterator[torch.Tensor]
 ) -> list[Segment]:
-    parts = text.split(IMAGE_MARK)
-    if len(parts) - 1 != len(images):
-        raise DataError(
-            f"the prompt has {len(parts) - 1} {IMAGE_MARK} for {len(images)} images: {text!r}"
-        )
-    segments: list[Segment] = [tokenizer.encode(parts[0])]
-    for image, part in zip(images, parts[1:], strict=True):
-        segments += [image, tokenizer.encode(part)]
+    """Tokenise a text, and take an image for each of its marks."""
+    first, *others = text.split(IMAGE_MARK)
+    segments: list[Segment] = [tokenizer.encode(first)]
+    for part in others:
+        segments += [next(images), tokenizer.encode(part)]
     return segments
 
 
@@ -227,31 +206,24 @@ def row_segments(
     max_txt_len: int,
     longest: int | None = None,
 ) -> list[Segment]:
-    """A row as segments, its answers :class:`Learnt`.
+    """Return a row as segments, its answers :class:`Learnt` and of ``max_txt_len`` tokens at most.
 
-    Args:
-        tokenizer: The language model's.
-        row: At least one exchange.
-        images: Of all its prompts, in order, ``[Q, H]`` each.
-        max_txt_len: Longest answer in tokens; truncation drops the end symbol, as in the original.
-        longest: Positions at which the row is cut; none without.
+    Truncation drops the end symbol, as in the original. The images are those of all its prompts, in
+    order, ``[Q, H]`` each; a row of more than ``longest`` positions is cut there.
 
     Raises:
         DataError: when marks and images are not equally many.
     """
-    marks = [exchange.prompt.count(IMAGE_MARK) for exchange in row]
-    if sum(marks) != len(images):
-        raise DataError(
-            f"the prompt has {sum(marks)} {IMAGE_MARK} for {len(images)} images: {row[0].prompt!r}"
-        )
-    segments: list[Segment] = []
-    shown = iter(images)
-    for number, (exchange, count) in enumerate(zip(row, marks, strict=True)):
-        own = [next(shown) for _ in range(count)]
-        of_prompt = prompt_segments if number == 0 else _text_segments
-        segments += of_prompt(tokenizer, exchange.prompt, own)
+    marks = sum(exchange.prompt.count(IMAGE_MARK) for exchange in row)
+    _check_marks(marks, images, row[0].prompt)
+    segments, shown = list[Segment](), iter(images)
+    for exchange in row:
+        segments += _text_segments(tokenizer, exchange.prompt, shown)
         segments.append(Learnt(tokenizer.encode(exchange.answer)[:max_txt_len]))
-    return segments if longest is None else _cut(segments, longest)
+    segments = _after_bos(tokenizer, segments)
+    if longest is not None and sum(map(len, segments)) > longest:
+        return _cut(segments, longest)
+    return segments
 
 
 def _cut(segments: Sequence[Segment], longest: int) -> list[Segment]:
@@ -267,18 +239,16 @@ def _cut(segments: Sequence[Segment], longest: int) -> list[Segment]:
 
 
 def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]:
-    """What the model reads of a row, a line for each segment: positions, text, what is learnt."""
+    """Describe what the model reads, a line a segment: positions, text, what is learnt."""
     lines, position = [], 0
     for segment in filter(len, segments):
         last = position + len(segment) - 1
         where = f"{position}" if len(segment) == 1 else f"{position}-{last}"
-        if isinstance(segment, torch.Tensor):
-            text = "the image"
-        elif isinstance(segment, Learnt):
-            pieces = " ".join(tokenizer.piece(token) for token in segment)
-            text = f"learnt: {tokenizer.decode(segment, skip_special=False)!r} ({pieces})"
-        else:
-            text = f"{tokenizer.decode(segment, skip_special=False)!r}"
+        text = "the image"
+        if not isinstance(segment, torch.Tensor):
+            text = repr(tokenizer.decode(segment, skip_special=False))
+        if isinstance(segment, Learnt):
+            text = f"learnt: {text} ({' '.join(map(tokenizer.piece, segment))})"
         lines.append(f"  {where:>9}  {text}")
-        position += len(segment)
+        position = last + 1
     return lines

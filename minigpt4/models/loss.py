@@ -9,13 +9,7 @@ from minigpt4.models.llm_input import IGNORED
 def target_loss(
     logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
 ) -> torch.Tensor:
-    """Return the cross-entropy of logits ``[n, V]`` with the target tokens ``[n]``, in fp32.
-
-    Args:
-        logits: In any dtype.
-        targets: Token ids; those that are -100 count as 0.
-        reduction: ``mean``, ``sum`` or ``none``, as in torch.
-    """
+    """Return the cross-entropy, in fp32, of logits ``[n, V]`` with ids ``[n]``; -100 count as 0."""
     return functional.cross_entropy(
         logits.float(), targets, reduction=reduction, ignore_index=IGNORED
     )
@@ -24,9 +18,7 @@ def target_loss(
 def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits ``[n, V]`` that predict the n targets not ignored, and these ``[n]``.
 
-    Args:
-        logits: ``[B, S, V]``.
-        targets: The token id to predict *at* a position, -100 elsewhere: ``[B, S]``.
+    Of ``[B, S, V]`` and the ids to predict *at* each position, ``[B, S]``, -100 where none is.
     """
     following = targets[:, 1:]
     predicted = following != IGNORED

@@ -42,12 +42,6 @@ assert get_args(Trainable) == TRAINABLE
 logger = logging.getLogger(__name__)
 
 
-def freeze(part: nn.Module) -> None:
-    """No gradients, and no dropout: a frozen part is always in eval mode."""
-    part.requires_grad_(False)
-    part.eval()
-
-
 class TargetScores(NamedTuple):
     """Of the target tokens of a batch: how many, their summed loss, and how many came first."""
 
@@ -59,6 +53,9 @@ class TargetScores(NamedTuple):
 class MiniGPT4(Towers):
     """The whole system over parts that are built already.
 
+    Frozen parts are always in eval mode. Differs from the original: a trained Q-Former drops out
+    nothing either, as when it is used.
+
     Args:
         towers: Vision tower and Q-Former, in fp32 but for the encoder; they become its own. Their
             parts are None where all images come as cached features.
@@ -69,6 +66,11 @@ class MiniGPT4(Towers):
         end_sym: Put behind every answer that is learnt.
         trainable: Parts that are trained; the Q-Former brings its queries.
         features_width: Of cached features; towers tell it themselves.
+
+    Attributes:
+        batch_positions: Non-padding positions of the latest batch of forward.
+        packed: Whether forward computes no padding; see :meth:`choose_packing`.
+        shares_prefix: Whether it computes once what all rows begin with, when packed.
 
     Raises:
         ConfigError: for a trainable part that this model does not have.
@@ -99,33 +101,23 @@ class MiniGPT4(Towers):
         self.prompts = list(prompts)
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
-        self.batch_positions = 0  # non-padding positions of the latest batch of forward
-        self.packed = False  # forward computes no padding; see choose_packing
-        self.shares_prefix = True  # packed, it computes once what all rows begin with
+        self.batch_positions, self.packed, self.shares_prefix = 0, False, True
         width = features_width if towers.visual_encoder is None else self.features_width
         assert width is not None
-        freeze(self)
         self.llama_proj = nn.Linear(width, llama_model.get_input_embeddings().weight.shape[1])
         self._set_trainable(trainable)
         self.eval()
 
     def _set_trainable(self, parts: Sequence[Trainable]) -> None:
         wanted = {*parts, "query_tokens"} if "q_former" in parts else set(parts)
-        found = set()
         for name, parameter in self.named_parameters():
-            part = trained_part(name)
-            if part in wanted:
-                found.add(part)
-            parameter.requires_grad_(part in wanted)
-        for part in parts:
-            if part not in found:
-                raise ConfigError(f"model.trainable: {part}, but this model has none")
+            parameter.requires_grad_(trained_part(name) in wanted)
+        found = {trained_part(name) for name, _ in self.named_parameters()}
+        if lacking := [part for part in parts if part not in found]:
+            raise ConfigError(f"model.trainable: {lacking[0]}, but this model has none")
 
     def train(self, mode: bool = True) -> "MiniGPT4":
-        """Frozen parts stay in eval mode whatever the mode; of what is trained, LoRA's dropout.
-
-        Differs from the original: a trained Q-Former drops out nothing either, as when it is used.
-        """
+        """Leave frozen parts in eval mode; of what is trained, only LoRA's dropout follows."""
         super().train(False)
         self.training = mode
         for name, module in self.llama_model.named_modules():
@@ -136,33 +128,31 @@ class MiniGPT4(Towers):
         return self
 
     def choose_packing(self, packing: Packing) -> str | None:
-        """Whether :meth:`forward` packs: ``auto`` where that changes no number.
+        """Choose whether :meth:`forward` packs: ``auto`` where that changes no number.
 
-        Returns:
-            Why ``auto`` leaves it.
+        Returns why ``auto`` does not.
 
         Raises:
             ConfigError: where it is asked for and would change numbers.
         """
+        self.packed = self.shares_prefix = False
+        if packing == "off":
+            return None
         training = self.training
         self.train(False)  # dropout would draw, and differ
-        fault = None if packing == "off" else packing_fault(self.llama_model, self.device)
+        fault = packing_fault(self.llama_model, self.device)
         # A dropout of its own for each sample's prefix is what an unpacked step draws.
-        self.shares_prefix = not (
-            packing == "off"
-            or fault
-            or any(d.p for n, d in self.llama_model.named_modules() if ".lora_dropout." in n)
-            or packing_fault(self.llama_model, self.device, lead=2)
-        )
+        drops = any(d.p for n, d in self.llama_model.named_modules() if ".lora_dropout." in n)
+        if not fault and not drops:
+            self.shares_prefix = not packing_fault(self.llama_model, self.device, lead=2)
         self.train(training)
         if packing == "on" and fault:
             raise ConfigError(f"run.packing: on, but for this language model: {fault}; set auto")
-        self.packed = packing != "off" and fault is None
+        self.packed = not fault
         return fault
 
     @property
     def most_positions(self) -> int | None:
-        """The longest row that the language model can read; None where its settings name none."""
         return most_positions(self.llama_model.config)
 
     @property
@@ -172,20 +162,17 @@ class MiniGPT4(Towers):
     def encode_img(self, image: torch.Tensor) -> torch.Tensor:
         """Image tokens ``[N, Q, H]`` in the compute dtype.
 
-        Args:
-            image: Pixels ``[N, 3, s, s]``, or cached features ``[N, Q, D]`` in any dtype.
+        Of pixels ``[N, 3, s, s]``, or cached features ``[N, Q, D]`` in any dtype.
         """
         with self.autocast(image.device):
             cached = image.ndim == 3
             features = image.to(self.llama_proj.weight) if cached else self.encode_frozen(image)
-            projected = self.llama_proj(features)
-            assert isinstance(projected, torch.Tensor)
+            projected: torch.Tensor = self.llama_proj(features)
             return projected
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Word embeddings ``[n, H]`` of ids ``[n]``."""
-        embedded = self.llama_model.get_input_embeddings()(ids)
-        assert isinstance(embedded, torch.Tensor)
+        embedded: torch.Tensor = self.llama_model.get_input_embeddings()(ids)
         return embedded
 
     def prompt_segments(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Segment]:
@@ -199,23 +186,16 @@ class MiniGPT4(Towers):
         return stage_rows(text, prompts, self.end_sym)
 
     def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:
-        """Training rows, padded: prompts with their images, and the answers as targets.
+        """Pad the training rows of B samples: prompts with images, and answers as targets.
 
-        Args:
-            image: ``[N, 3, s, s]`` or ``[N, Q, D]``, the images of all rows in order; empty without
-                any.
-            rows: Of B samples.
+        The images of all rows stand in order, ``[N, 3, s, s]`` or ``[N, Q, D]``; N may be 0.
         """
         return pad(self._join_batch(image, rows))
 
     def _join_batch(
         self, image: torch.Tensor, rows: Sequence[Row], share_lead: bool = False
     ) -> Joined:
-        if not len(image):
-            # The projection of nothing: it has a gradient (of zeros) in every step, which processes
-            # that average theirs wait for.
-            image = self.llama_proj.weight.new_zeros(0, 1, self.llama_proj.in_features)
-        encoded = self.encode_img(image)
+        encoded = self.encode_img(image if len(image) else self._no_features())
         segments, shown = [], iter(encoded.unbind())
         for row in rows:
             marks = sum(exchange.prompt.count(IMAGE_MARK) for exchange in row)
@@ -228,24 +208,25 @@ class MiniGPT4(Towers):
         joined = join(segments, self.embed_tokens, self.device, share_lead)
         return joined if len(encoded) else replace(joined, embeds=_beside(joined.embeds, encoded))
 
+    def _no_features(self) -> torch.Tensor:
+        # The projection of nothing: it has a gradient (of zeros) in every step, which processes
+        # that average theirs wait for.
+        return self.llama_proj.weight.new_zeros(0, 1, self.llama_proj.in_features)
+
     def logits(self, spliced: Spliced) -> torch.Tensor:
         """The language model's output ``[B, S, V]``; only real positions mean anything."""
-        output = self.llama_model(
+        logits: torch.Tensor = self.llama_model(
             inputs_embeds=spliced.embeds, attention_mask=spliced.attention_mask, use_cache=False
-        )
-        assert isinstance(output.logits, torch.Tensor)
-        return output.logits
+        ).logits
+        return logits
 
     def forward(self, image: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Mean cross-entropy over the target tokens of the batch, a scalar in fp32.
-
-        Arguments are those of :meth:`splice_batch`.
+        """Mean cross-entropy over the target tokens, a scalar in fp32; see :meth:`splice_batch`.
 
         Raises:
             DataError: when no answer has a token to learn.
         """
-        logits, targets = self._target_logits(image, rows)
-        return target_loss(logits, targets)
+        return target_loss(*self._target_logits(image, rows))
 
     @torch.no_grad()
     def target_scores(self, image: torch.Tensor, rows: Sequence[Row]) -> TargetScores:
@@ -280,7 +261,7 @@ def _beside(embeds: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_table(model: MiniGPT4) -> str:
-    """Which part is frozen and which is trained: parameters, gigabytes (1e9 bytes) and dtypes.
+    """Tell which part is frozen and which is trained: parameters, gigabytes (1e9 bytes), dtypes.
 
     Gigabytes are those of this process, where the language model is shared out.
     """
@@ -290,15 +271,14 @@ def parameter_table(model: MiniGPT4) -> str:
         parts.setdefault(part, []).append(parameter)
     lines, total = [], 0
     for name, parameters in parts.items():
-        if parameters:
-            state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
-            dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
-            count = sum(map(_count, parameters))
-            size = sum(_bytes_here(p) for p in parameters) / 1e9
-            total += count
-            lines.append(
-                f"  {name:<15} {state:<8} {count:>15,} {size:>9.4f} GB  {', '.join(dtypes)}"
-            )
+        if not parameters:
+            continue
+        state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
+        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
+        count = sum(map(_count, parameters))
+        size = sum(map(_bytes_here, parameters)) / 1e9
+        total += count
+        lines.append(f"  {name:<15} {state:<8} {count:>15,} {size:>9.4f} GB  {dtypes}")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines.append(f"  {trained:,} parameters are trained, {100 * trained / total:.3g} % of all")
     return "\n".join(lines)

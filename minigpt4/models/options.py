@@ -123,16 +123,16 @@ class TowerOptions:
 
     def errors(self) -> Iterator[Fault]:
         """Return what does not go together."""
-        tower, former = self.tower, self.q_former
+        tower = self.tower
         for fault in tower.errors():
             yield Fault(self.tower_key(fault.key), fault.text)
+        width, heads = self.q_former.hidden_size, self.q_former.num_attention_heads
+        if self.has_qformer and width % heads:
+            text = f"{width} is no multiple of the number of heads, {heads}"
+            yield Fault("model.q_former.hidden_size", text)
         if not self.has_qformer and tower.tokens % PATCHES_PER_TOKEN:
             text = "without a Q-Former the patches must be a multiple of 4"
             yield Fault(self.tower_key("image_size"), text)
-        if self.has_qformer and former.hidden_size % former.num_attention_heads:
-            heads = former.num_attention_heads
-            text = f"{former.hidden_size} is no multiple of the number of heads, {heads}"
-            yield Fault("model.q_former.hidden_size", text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,26 +57,15 @@ class SentencePieceTokenizer:
             import sentencepiece
 
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        except ImportError as error:
-            raise CheckpointError(f"{model_file}: cannot be read: {missing_packages()}") from error
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{model_file}: not a sentencepiece model ({error}); copy tokenizer.model again "
-                "from the LLaMA or Vicuna folder"
-            ) from error
-        named = {"bos": self._processor.bos_id(), "eos": self._processor.eos_id()}
-        for name, token_id in named.items():
-            if token_id < 0:
-                raise CheckpointError(
-                    f"{model_file}: has no {name} token, which the language model needs; copy "
-                    "tokenizer.model again from the LLaMA or Vicuna folder"
-                )
-        self.bos_id, self.eos_id = named["bos"], named["eos"]
+        except (ImportError, OSError, RuntimeError) as error:
+            raise _unreadable(model_file, error) from error
+        bos, eos = self._processor.bos_id(), self._processor.eos_id()
+        if bos < 0 or eos < 0:
+            raise _without_end(model_file, "bos" if bos < 0 else "eos")
+        self.bos_id, self.eos_id = bos, eos
         self.vocab_size = self._processor.vocab_size()
-        self._special = {
-            self._processor.id_to_piece(token_id): token_id
-            for token_id in (self._processor.unk_id(), *named.values())
-        }
+        own = (self._processor.unk_id(), bos, eos)
+        self._special = {self._processor.id_to_piece(token_id): token_id for token_id in own}
         beyond = {word: i for word, i in (added or {}).items() if i >= self.vocab_size}
         self._added = {token_id: word for word, token_id in beyond.items()}
         self._special |= beyond
@@ -96,19 +85,14 @@ class SentencePieceTokenizer:
         special = set(self._special.values())
         # Rows that no word stands for have no text.
         known = [i for i in ids if self.piece(i) and not (skip_special and i in special)]
-        text = ""
-        run: list[int] = []
-        previous_special = True
+        text, run = "", list[int]()
         for token_id in known:
             if token_id not in special:
                 run.append(token_id)
-                previous_special = False
                 continue
             # The original puts the space before the run that a special token closes.
-            text += ("" if previous_special else " ") + self._processor.decode(run)
-            text += self.piece(token_id)
+            text += (" " + self._processor.decode(run) if run else "") + self.piece(token_id)
             run = []
-            previous_special = True
         return text + (self._processor.decode(run) if run else "")
 
     def piece(self, token_id: int) -> str:
@@ -126,7 +110,7 @@ class FastTokenizer:
 
     bos_id: int | None
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, bos: Bos = "auto") -> None:
         self._tokenizer = load_auto_tokenizer(folder)
         if self._tokenizer.eos_token_id is None:
             raise CheckpointError(
@@ -134,9 +118,10 @@ class FastTokenizer:
                 "tokenizer_config.json"
             )
         self.eos_id = int(self._tokenizer.eos_token_id)
-        self.own_bos_id = self._tokenizer.bos_token_id
-        self.bos_id = self.own_bos_id
-        if self._tokenizer.encode("a")[:1] != [self.own_bos_id]:
+        self.bos_id = self._tokenizer.bos_token_id
+        if bos == "on" and self.bos_id is None:
+            raise ConfigError(f"model.bos: on, but {folder} has no bos token; set auto or off")
+        if bos != "on" and self._tokenizer.encode("a")[:1] != [self.bos_id]:
             self.bos_id = None
         self.vocab_size = len(self._tokenizer)
         self.special = special_words(self._tokenizer)
@@ -149,6 +134,22 @@ class FastTokenizer:
 
     def piece(self, token_id: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+
+
+def _unreadable(model_file: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, ImportError):
+        return CheckpointError(f"{model_file}: cannot be read: {missing_packages()}")
+    return CheckpointError(
+        f"{model_file}: not a sentencepiece model ({error}); copy tokenizer.model again "
+        "from the LLaMA or Vicuna folder"
+    )
+
+
+def _without_end(model_file: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{model_file}: has no {name} token, which the language model needs; copy "
+        "tokenizer.model again from the LLaMA or Vicuna folder"
+    )
 
 
 def missing_packages() -> str:
@@ -189,29 +190,22 @@ def special_words(tokenizer: Any) -> tuple[str, ...]:
 
 
 def load_tokenizer(folder: str, bos: Bos = "auto") -> Tokenizer:
-    """The tokenizer of a language-model folder or hub id.
+    """Return the tokenizer of a language-model folder or hub id.
 
-    Args:
-        folder: See there.
-        bos: Whether a row begins with bos. ``auto``: of LLaMA as in the original; of others where
-            their tokenizer puts one in front of a text.
+    ``bos`` says whether a row begins with it; ``auto``: of LLaMA as in the original, of others
+    where their tokenizer puts one in front of a text.
 
     Raises:
         CheckpointError: when none can be read.
         ConfigError: when there is no bos to begin with.
     """
     model_file = sentencepiece_file(Path(folder))
-    tokenizer: SentencePieceTokenizer | FastTokenizer
     if model_file is None:
-        tokenizer = FastTokenizer(folder)
+        tokenizer: SentencePieceTokenizer | FastTokenizer = FastTokenizer(folder, bos)
     else:
         tokenizer = SentencePieceTokenizer(model_file, _added_words(Path(folder)))
     if bos == "off":
         tokenizer.bos_id = None
-    elif bos == "on" and isinstance(tokenizer, FastTokenizer):
-        if tokenizer.own_bos_id is None:
-            raise ConfigError(f"model.bos: on, but {folder} has no bos token; set auto or off")
-        tokenizer.bos_id = tokenizer.own_bos_id
     return tokenizer
 
 
@@ -235,11 +229,11 @@ def _added_words(folder: Path) -> dict[str, int]:
 
 
 def _read(file: Path, *keys: str) -> dict[str, Any]:
-    """A set of keys in a json file; empty where there is none."""
+    """Return a set of keys in a json file; empty where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = None
+        return {}
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content if isinstance(content, dict) else {}

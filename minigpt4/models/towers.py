@@ -4,11 +4,10 @@ Source of the Q-Former: BLIP-2's, query branch only, as transformers' ``Blip2QFo
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.config.checks import Dimension, Layers
@@ -36,19 +35,13 @@ class QFormerSize:
 
 
 def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QFormerModel:
-    """An untrained Q-Former reading features of width ``encoder_dim``."""
-    size = size or QFormerSize()
-    return Blip2QFormerModel(
-        Blip2QFormerConfig(
-            hidden_size=size.hidden_size,
-            num_hidden_layers=size.num_hidden_layers,
-            num_attention_heads=size.num_attention_heads,
-            intermediate_size=size.intermediate_size,
-            cross_attention_frequency=size.cross_attention_frequency,
-            encoder_hidden_size=encoder_dim,
-            use_qformer_text_input=False,
-        )
+    """Return an untrained Q-Former reading features of width ``encoder_dim``."""
+    config = Blip2QFormerConfig(
+        **asdict(size or QFormerSize()),
+        encoder_hidden_size=encoder_dim,
+        use_qformer_text_input=False,
     )
+    return Blip2QFormerModel(config)
 
 
 def cast_to_half(encoder: nn.Module, dtype: torch.dtype) -> None:
@@ -100,34 +93,29 @@ class Towers(nn.Module):
         return int(self.q_former.config.hidden_size)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """The compute dtype's arithmetic, wherever torch has it in half precision."""
         half = self.compute_dtype != torch.float32
         return torch.autocast(device.type, dtype=self.compute_dtype, enabled=half)
 
     def encode_frozen(self, image: torch.Tensor) -> torch.Tensor:
-        """Features ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former, of ``[B, 3, s, s]``.
+        """Return features ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former.
 
-        A gradient reaches what is trained of it, if anything is; the visual encoder never is.
+        Of images ``[B, 3, s, s]``. A gradient reaches what is trained; the encoder never is.
         """
         assert self.visual_encoder is not None
         assert self.ln_vision is not None
-        weight = self.ln_vision.weight
         with torch.no_grad():
             patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
-        patches = functional.layer_norm(
-            patches.float(),
-            self.ln_vision.normalized_shape,
-            weight.float(),
-            self.ln_vision.bias.float(),
-            self.ln_vision.eps,
-        )
+        patches = self.ln_vision(patches.float())
         if self.q_former is None:
-            # In one piece, as cached ones come: a linear layer computes a view another way.
-            patches = patches[:, self.prefix_tokens :].contiguous()
-            batch, count, width = patches.shape
-            return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)
+            return self._join_patches(patches)
         assert self.query_tokens is not None
         queries = self.query_tokens.expand(len(image), -1, -1)
         output = self.q_former(query_embeds=queries, encoder_hidden_states=patches)
         assert isinstance(output.last_hidden_state, torch.Tensor)
         return output.last_hidden_state
+
+    def _join_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        # In one piece, as cached ones come: a linear layer computes a view another way.
+        patches = patches[:, self.prefix_tokens :].contiguous()
+        batch, count, width = patches.shape
+        return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)

@@ -45,45 +45,43 @@ class Normalise:
 
 @functools.lru_cache
 def _constants(normalise: Normalise, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """What is divided by and subtracted, kept on the device: to copy it there would be a wait."""
-    # Tensors all three: a GPU multiplies by the rounded reciprocal of a number instead.
-    most = torch.full((1, 1, 1), 255.0, device=device)
-    mean, std = (torch.tensor(c, device=device) for c in (normalise.mean, normalise.std))
-    return most, mean.view(3, 1, 1), std.view(3, 1, 1)
+    # Tensors all three: a GPU multiplies by the rounded reciprocal of a number instead. They are
+    # kept on the device, as to copy them there would be a wait.
+    parts = ((255.0,) * 3, normalise.mean, normalise.std)
+    return tuple(torch.tensor(part, device=device).view(3, 1, 1) for part in parts)
 
 
+@dataclass(eq=False)
 class ImageProcessor:
     """A geometric transform to bytes, then scaling to [0, 1] and normalisation.
 
     A training takes the two halves apart: workers make the bytes, the device normalises them.
 
     Attributes:
+        geometry: The transform, of a PIL image or a tensor.
+        image_size: Pixels of each side.
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, in [0, 1].
         random: Whether the transform draws; an evaluation tells so.
-        image_backend: What resizes.
+        image_backend: What resizes; ``torchvision`` decodes JPEGs and resizes twice as fast, with
+            pixels up to 2 of 255 grey levels off the original's.
     """
 
-    def __init__(
-        self,
-        geometry: Callable[[Any], Any],
-        image_size: int,
-        mean: _Channels,
-        std: _Channels,
-        random: bool = False,
-        image_backend: ImageBackend = "pil",
-    ):
-        self.image_size, self.mean, self.std = image_size, mean, std
-        self.random, self.image_backend = random, image_backend
-        self._geometry = geometry  # of a PIL image or a tensor
-        self._normalise = Normalise(mean, std)
+    geometry: Callable[[Any], Any]
+    image_size: int
+    mean: _Channels
+    std: _Channels
+    random: bool = False
+    image_backend: ImageBackend = "pil"
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._normalise(self.pixels(image))
+        return Normalise(self.mean, self.std)(self.pixels(image))
 
     @property
     def normalise(self) -> Normalise | None:
         """The second half; None in a subclass with a call of its own, which is not to be split."""
         whole = type(self).__call__ is ImageProcessor.__call__
-        return self._normalise if whole else None
+        return Normalise(self.mean, self.std) if whole else None
 
     def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """The first half: bytes ``[3, size, size]``, of a PIL image or of bytes ``[3, H, W]``."""
@@ -92,13 +90,11 @@ class ImageProcessor:
         height, width = v2.functional.get_size(image)
         # PIL resizes a tall strip in another order, which bicubic overshoot makes visible.
         if self.image_backend == "pil" or height > 100 * width:
-            tensor = isinstance(image, torch.Tensor)
-            image = v2.functional.to_pil_image(image) if tensor else image
-            pixels = _bytes_of(self._geometry(image))
-        else:
-            pixels = image if isinstance(image, torch.Tensor) else _bytes_of(image)
-            pixels = self._geometry(pixels)
-        return pixels.contiguous()
+            if isinstance(image, torch.Tensor):
+                image = v2.functional.to_pil_image(image)
+            return _bytes_of(self.geometry(image)).contiguous()
+        pixels = image if isinstance(image, torch.Tensor) else _bytes_of(image)
+        return self.geometry(pixels).contiguous()
 
 
 def _bytes_of(image: Image.Image) -> torch.Tensor:
@@ -116,17 +112,9 @@ def build_blip2_image_train(
     random_crop: bool = False,
     image_backend: ImageBackend = "pil",
 ) -> ImageProcessor:
-    """The training processor: a plain resize, or v1's random crop.
+    """Return the training processor: a plain resize, as the original's last state has it.
 
-    Args:
-        image_size: Pixels of each side.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
-        min_scale: Smallest share of the area that a random crop keeps.
-        max_scale: Largest share of the area that a random crop keeps.
-        random_crop: v1 crops at random; the original's last state resizes, and so do we.
-        image_backend: ``torchvision`` decodes JPEGs and resizes twice as fast, with pixels up to 2
-            of 255 grey levels off the original's.
+    ``random_crop`` crops as v1 did: at random, from ``min_scale`` to ``max_scale`` of the area.
     """
     if not random_crop:
         return build_blip2_image_eval(image_size, mean, std, image_backend)
@@ -143,13 +131,6 @@ def build_blip2_image_eval(
     std: _Std = PIXEL_STD,
     image_backend: ImageBackend = "pil",
 ) -> ImageProcessor:
-    """The evaluation processor: a bicubic resize to a square.
-
-    Args:
-        image_size: Pixels of each side.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
-        image_backend: As in training.
-    """
+    """Return the evaluation processor: a bicubic resize to a square of ``image_size`` pixels."""
     resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
     return ImageProcessor(resize, image_size, mean, std, image_backend=image_backend)

@@ -5,6 +5,7 @@ Source: BLIP's caption processor; exact against ``tests/golden/processors/blip_c
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from minigpt4.config.checks import Positive
 from minigpt4.registry import TEXT_PROCESSORS
@@ -17,17 +18,15 @@ _SPACES = re.compile(r"\s{2,}")
 def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[str], str]:
     """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words.
 
-    Args:
-        prompt: Put in front of every caption.
-        max_words: Words that are kept.
+    Every caption gets ``prompt`` in front.
     """
+    return partial(_process_caption, prompt, max_words)
 
-    def process(caption: str) -> str:
-        text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))
-        words = text.rstrip("\n").strip(" ").split(" ")
-        return prompt + " ".join(words[:max_words])
 
-    return process
+def _process_caption(prompt: str, max_words: int, caption: str) -> str:
+    text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))
+    words = text.rstrip("\n").strip(" ").split(" ")
+    return prompt + " ".join(words[:max_words])
 
 
 @TEXT_PROCESSORS.register("plain_text")

@@ -107,7 +107,7 @@ class _Negative(ImageProcessor):
 
     def __init__(self) -> None:
         whole = build_blip2_image_eval(4)
-        super().__init__(whole._geometry, 4, whole.mean, whole.std)
+        super().__init__(whole.geometry, 4, whole.mean, whole.std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return -super().__call__(image)

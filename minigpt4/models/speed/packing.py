@@ -20,10 +20,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from minigpt4.models.llm_input import IGNORED, Joined, on_device, pad
+from minigpt4.models.llm_input import IGNORED, Joined, Spliced, on_device, pad
 
 PER_SAMPLE = "attention_per_sample"  # under this name transformers knows it
-_PROBES = ([4, 7, 5], 1e-4)  # lengths of a trial, and its bound in fp32
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,7 @@ class Packed:
 
 
 def pack(joined: Joined) -> Packed:
-    """Rows as they stand, with what attention and loss must know of them.
-
-    All of it is worked out on the host, where lengths are known, and sent at once.
-    """
+    """Work out, on the host, what attention and loss must know of rows; send it at once."""
     lead, longest = joined.lead, max(joined.lengths)
     lengths, shared = torch.tensor(joined.lengths), torch.arange(lead)
     own = lengths - lead
@@ -89,17 +85,15 @@ def pack(joined: Joined) -> Packed:
     # image, and the first position of all is no target.
     targets = torch.tensor([target for row in joined.targets for target in row[lead:]])
     is_target = targets != IGNORED
-    learnt = lead + torch.nonzero(is_target)[:, 0] - 1
-    zero = torch.zeros(1 if lead else 0, dtype=torch.long)  # where the lead's own stretch starts
-    first = torch.tensor([lead])
+    first = torch.tensor([0, lead] if lead else [0])  # the lead is a stretch of its own
     parts = [
-        torch.cat([zero, first, ends]),
-        torch.cat([zero, first, lead + lengths.cumsum(0)]),
+        torch.cat([first, ends]),
+        torch.cat([first, lead + lengths.cumsum(0)]),
         torch.cat([shared, padded[real]]) if lead else shared,
         padded.flatten(),
         torch.cat([shared, of_row * longest + position]),
         torch.cat([shared, position]),
-        learnt,
+        lead + torch.nonzero(is_target)[:, 0] - 1,
         targets[is_target],
     ]
     sent = on_device(torch.cat(parts), joined.embeds.device).split([len(part) for part in parts])
@@ -123,19 +117,10 @@ def attention_per_sample(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sample of a packed row, as transformers calls it.
+    """Return ``[1, T, heads, d]``: causal attention within each sample of a packed row.
 
-    Args:
-        module: The attention layer.
-        query: ``[1, heads, T, d]``; key and value may have fewer heads.
-        key: See there.
-        value: See there.
-        attention_mask: None: the samples say it all.
-        samples: Where they lie.
-        scaling: Of the products; one over the root of d without.
-
-    Returns:
-        ``[1, T, heads, d]``.
+    As transformers calls it, without a mask: query is ``[1, heads, T, d]``; key and value may have
+    fewer heads.
     """
     # Squeezed, not indexed: the backward pass of an index fills a tensor of zeros first.
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
@@ -152,20 +137,16 @@ def _attend_padded(
     samples: Samples,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Padded for the attention alone: where there is no kernel for samples of several lengths."""
-
-    def pad(states: torch.Tensor) -> torch.Tensor:
-        # Looked up: of all ways to gather rows, torch takes this one back the quickest.
-        padded = functional.embedding(samples.padded, states.flatten(1))
-        return padded.unflatten(2, states.shape[1:]).transpose(1, 2)
-
+    """Attend in a padded batch: where there is no kernel for samples of several lengths."""
+    grouped = query.shape[1] != key.shape[1]
+    # Looked up: of all ways to gather rows, torch takes this one back the quickest.
+    padded = [
+        functional.embedding(samples.padded, states.flatten(1)).unflatten(2, states.shape[1:])
+        for states in (query, key, value)
+    ]
+    q, k, v = (states.transpose(1, 2) for states in padded)
     attended = functional.scaled_dot_product_attention(
-        pad(query),
-        pad(key),
-        pad(value),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped
     )
     rows = functional.embedding(samples.places, attended.transpose(1, 2).flatten(0, 1).flatten(1))
     return rows.unflatten(1, query.shape[1:])
@@ -238,56 +219,40 @@ AttentionInterface.register(PER_SAMPLE, attention_per_sample)
 @contextmanager
 def attending(model: PreTrainedModel, implementation: str = PER_SAMPLE) -> Iterator[None]:
     """For one forward only: generation and evaluation go on with the model's own attention."""
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = implementation
+    before = model.config._attn_implementation
+    model.config._attn_implementation = implementation
     try:
         yield
     finally:
-        config._attn_implementation = before
+        model.config._attn_implementation = before
 
 
 def packed_logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The language model's output ``[n, V]`` where something is learnt, and nowhere else."""
     with attending(model):
-        output = model(
+        logits: torch.Tensor = model(
             inputs_embeds=packed.embeds,
             position_ids=packed.position_ids,
             use_cache=False,
             logits_to_keep=packed.learnt,
             samples=packed.samples,
-        )
-    assert isinstance(output.logits, torch.Tensor)
-    return output.logits.squeeze(0)
+        ).logits
+    return logits.squeeze(0)
 
 
 @torch.no_grad()
 def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -> str | None:
     """Why a language model's packed numbers are not its padded ones; None where they are.
 
-    It is tried: three short rows of noise, padded and packed. A model whose attention is not
-    transformers' common one, or looks only so far back, is found so.
-
-    Args:
-        model: Tried as it is.
-        device: Of its inputs.
-        lead: Positions that the rows share, fewer than three.
+    It is tried: three short rows of noise, which share fewer than three positions (``lead``),
+    padded and packed. A model whose attention is not transformers' common one, or looks only so far
+    back, is found so.
     """
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return "it takes no logits_to_keep"
     if not model.is_backend_compatible():
         return "its attention is one of its own"
-    lengths, bound = _PROBES
-    embedding = model.get_input_embeddings().weight
-    drawn = torch.Generator().manual_seed(0)
-    noise = torch.randn(sum(lengths), embedding.shape[1], generator=drawn) * 0.02
-    noise = noise.to(device, embedding.dtype)
-    rows = noise.split(lengths)
-    rows = [torch.cat([rows[0][:lead], row[lead:]]) for row in rows]
-    targets = [[IGNORED] * (lead + 1) + [0] * (length - lead - 1) for length in lengths]
-    padded = pad(Joined(torch.cat(rows), lengths, targets))
-    own = [rows[0][:lead], *(row[lead:] for row in rows)]
-    packed = pack(Joined(torch.cat(own), lengths, targets, lead))
+    padded, packed = _trial(model.get_input_embeddings().weight, device, lead)
     try:
         ours = packed_logits(model, packed).float()
         theirs = model(
@@ -297,11 +262,22 @@ def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -
         return f"it does not run packed ({type(error).__name__})"
     theirs = theirs[:, :-1][padded.targets[:, 1:] != IGNORED].float()
     difference = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
-    if embedding.dtype != torch.float32:
-        bound = 0.05  # the order of sums alone moves half-precision numbers
-    if difference > bound:
+    # The order of sums alone moves half-precision numbers.
+    if difference > (1e-4 if padded.embeds.dtype == torch.float32 else 0.05):
         return f"its outputs change by {difference:.2g}"
     # A window wider than the trial's rows: longer ones would show it.
     states = DynamicCache(config=model.config.get_text_config(decoder=True))
     plain = all(type(layer) is DynamicLayer for layer in states.layers)
     return None if plain else "some of its layers look only so far back"
+
+
+def _trial(embedding: torch.Tensor, device: torch.device, lead: int) -> tuple[Spliced, Packed]:
+    lengths = [4, 7, 5]
+    drawn = torch.Generator().manual_seed(0)
+    noise = torch.randn(sum(lengths), embedding.shape[1], generator=drawn) * 0.02
+    first, *others = noise.to(device, embedding.dtype).split(lengths)
+    own = [first, *(row[lead:] for row in others)]
+    whole = [first, *(torch.cat([first[:lead], row[lead:]]) for row in others)]
+    targets = [[IGNORED] * (lead + 1) + [0] * (length - lead - 1) for length in lengths]
+    padded = pad(Joined(torch.cat(whole), lengths, targets))
+    return padded, pack(Joined(torch.cat(own), lengths, targets, lead))

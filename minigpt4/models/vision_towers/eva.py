@@ -6,8 +6,8 @@ original's recorded activations (``tests/golden``).
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -23,6 +23,14 @@ from minigpt4.weights.names import Tensors
 
 # What EVA's file holds in addition to the parts that are used here.
 _UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
+_EVA_SETTINGS: dict[str, Any] = {
+    "qkv_bias": True,
+    "qkv_fused": True,
+    "num_classes": 0,
+    "global_pool": "",
+    "use_post_transformer_norm": False,
+    "use_fc_norm": False,
+}
 
 
 @dataclass(frozen=True)
@@ -98,31 +106,12 @@ class EvaVisionTower:
         return converted
 
 
-def build_visual_encoder(
-    image_size: int = 224,
-    size: VisualEncoderSize | None = None,
-    drop_path_rate: float = 0.0,
-) -> Eva:
-    """An untrained ``Eva`` whose ``forward_features`` gives ``[B, 1 + patches, embed_dim]``.
+def build_visual_encoder(image_size: int = 224, size: VisualEncoderSize | None = None) -> Eva:
+    """Return an untrained ``Eva``; ``forward_features`` gives ``[B, 1 + patches, embed_dim]``.
 
     There is no norm at the end: ``ln_vision`` follows outside, in fp32.
     """
-    size = size or VisualEncoderSize()
-    return Eva(
-        img_size=image_size,
-        patch_size=size.patch_size,
-        embed_dim=size.embed_dim,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        mlp_ratio=size.mlp_ratio,
-        qkv_bias=True,
-        qkv_fused=True,
-        num_classes=0,
-        global_pool="",
-        use_post_transformer_norm=False,
-        use_fc_norm=False,
-        drop_path_rate=drop_path_rate,
-    )
+    return Eva(img_size=image_size, **asdict(size or VisualEncoderSize()), **_EVA_SETTINGS)
 
 
 def resize_position_embedding(pos_embed: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -136,15 +125,10 @@ def resize_position_embedding(pos_embed: torch.Tensor, grid: tuple[int, int]) ->
 
 
 def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
-    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
+    """Return EVA's file, or ``visual_encoder.*`` of the original's weights, for timm's ``Eva``.
 
     Names are equal; blocks from ``depth`` on and unused heads are left out.
     """
-    converted = {}
-    for name, value in weights.items():
-        unused = _UNUSED_EVA.match(name)
-        block = unused.group(1) if unused else None
-        if unused and (block is None or int(block) >= depth):
-            continue
-        converted[name] = value
-    return converted
+    matches = {name: _UNUSED_EVA.match(name) for name in weights}
+    unused = {n for n, m in matches.items() if m and (m[1] is None or int(m[1]) >= depth)}
+    return {name: value for name, value in weights.items() if name not in unused}
