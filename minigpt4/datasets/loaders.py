@@ -64,12 +64,14 @@ class MixedLoader:
             name: [StreamPosition() for _ in range(self._workers)] for name in self._names
         }
         self._iterators: dict[str, Iterator[WorkerBatch]] = {}
+        few = [dataset for dataset in datasets if dataset.source.units < self._readers]
+        if few and rank == 0:
+            self._tell_of_shared_parts(few)
+
+    def _tell_of_shared_parts(self, datasets: Sequence[DataSet]) -> None:
+        text = "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
         for dataset in datasets:
-            if rank == 0 and dataset.source.units < self._readers:
-                text = (
-                    "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
-                )
-                logger.info(text, dataset.name, dataset.source.units, self._readers)
+            logger.info(text, dataset.name, dataset.source.units, self._readers)
 
     def __iter__(self) -> Iterator[Batch]:
         self._iterators = {own.name: iter(self._open(own)) for own in self._datasets}
@@ -117,14 +119,8 @@ class MixedLoader:
     def state(self) -> dict[str, Any]:
         """Return the position of the sequence, after the last batch that was given."""
         cursors = {name: [list(astuple(p)) for p in own] for name, own in self._positions.items()}
-        return {
-            "data": {
-                "readers": self._readers,
-                "workers": self._workers,
-                "delivered": dict(self._delivered),
-                "cursors": cursors,
-            }
-        }
+        readers = {"readers": self._readers, "workers": self._workers}
+        return {"data": {**readers, "delivered": dict(self._delivered), "cursors": cursors}}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continue after the batch at which :meth:`state` was asked; before the first batch."""
@@ -137,6 +133,10 @@ class MixedLoader:
                 for name, own in state["cursors"].items()
             }
             return
+        self._start_anew(state)
+
+    def _start_anew(self, state: Mapping[str, Any]) -> None:
+        """Read in a new order, after a run of other readers or data sets."""
         self._suffix = f"+{sum(state['delivered'].values())}"
         if self._rank == 0:
             logger.warning(

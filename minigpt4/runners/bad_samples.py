@@ -41,7 +41,7 @@ class BadSampleLog:
     def collect(self, found: list[tuple[str, BadSample]]) -> None:
         """Append the new ones of all processes; all of them must ask, the main process writes."""
         everything = self._processes.gather(found)
-        if self._processes.main:
+        if self._processes.main and (everything or self.path.is_file()):
             self.add(everything)
 
     def add(self, found: Iterable[tuple[str, BadSample]]) -> None:

@@ -15,7 +15,9 @@ class Meter:
     """What the loop feeds at each step and reads at each line of the log.
 
     On a GPU a step's call returns before its work is done: read after something that waits for
-    the GPU, the mean loss for one, or the speed is too high.
+    the GPU, the mean loss for one, or the speed is too high. A reading has samples_per_second and,
+    where tokens were counted, tokens_per_second, both over all processes; data_wait, a share from 0
+    to 1; memory_gb, the peak; eta_seconds, where a step was counted.
 
     Args:
         total_steps: Of the whole run.
@@ -57,20 +59,14 @@ class Meter:
             self._waited += self._clock() - begin
 
     def count(self, samples: int, tokens: int = 0) -> None:
-        """One step of this process is done."""
+        """Count a step of this process as done."""
         self._steps += 1
         self._steps_left -= 1
         self._samples += samples
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading (or ``start``), from which the next one counts anew.
-
-        Returns:
-            samples_per_second and, where tokens were counted, tokens_per_second, both over all
-            processes; data_wait, a share from 0 to 1; memory_gb, the peak; eta_seconds, where a
-            step was counted.
-        """
+        """Return figures since the last reading (or ``start``); the next one counts anew."""
         seconds = max(self._clock() - self._since, 1e-9)
         self._measured_seconds += seconds
         self._measured_steps += self._steps

@@ -30,12 +30,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
-    """One forward before the first step, and what the first sample looks like to the model.
-
-    Args:
-        model: As it will be trained.
-        batch: The first one, on the model's device.
-        rows: What is read and learnt of its samples.
+    """Tell what the model reads of the first sample, and compute the first batch's loss.
 
     Raises:
         MiniGPT4Error: when the model is dead or its inputs are.
@@ -51,18 +46,22 @@ def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> Non
         module = first_nonfinite(
             model, lambda: model.logits(model.splice_batch(batch["image"], rows))
         )
-        found = f"; the first output that is not finite is that of {module}" if module else ""
-        raise MiniGPT4Error(
-            f"the LLM or its inputs are dead: before the first step the loss is {loss:.4g} and the "
-            f"logits' standard deviation over the vocabulary {spread:.2g}{found}. The usual "
-            "causes: language model weights that are all zero, half downloaded or a delta not yet "
-            "applied (model.llama_model), a projection of a failed training (model.ckpt), or fp16 "
-            "overflow (run.precision: bf16)"
-        )
+        raise _dead_model(loss, spread, module)
     chance = math.log(logits.shape[-1])
     if abs(loss - chance) < _NEAR_CHANCE * chance:
         text = "the loss before the first step is %.3f, about ln V = %.3f: that of a model which "
         logger.info(text + "knows nothing; expected of random weights only", loss, chance)
+
+
+def _dead_model(loss: float, spread: float, module: str | None) -> MiniGPT4Error:
+    found = f"; the first output that is not finite is that of {module}" if module else ""
+    return MiniGPT4Error(
+        f"the LLM or its inputs are dead: before the first step the loss is {loss:.4g} and the "
+        f"logits' standard deviation over the vocabulary {spread:.2g}{found}. The usual "
+        "causes: language model weights that are all zero, half downloaded or a delta not yet "
+        "applied (model.llama_model), a projection of a failed training (model.ckpt), or fp16 "
+        "overflow (run.precision: bf16)"
+    )
 
 
 def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:

@@ -33,6 +33,9 @@ class AccumulatedGradients:
 class OptimizerStep:
     """AdamW on what a model trains, with the mean gradient of all processes.
 
+    Non-finite steps are skipped on the device. The host reads the result one step later, so a GPU
+    never idles.
+
     Args:
         run: Options of the run.
         model: The model.
@@ -59,12 +62,8 @@ class OptimizerStep:
         self._run, self._processes, self._guard, self._stop = run, processes, guard, stop
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.gradients = AccumulatedGradients(self.trained)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, run.weight_decay),
-            lr=run.init_lr,
-            betas=(0.9, 0.999),
-            fused=True,
-        )
+        groups = parameter_groups(model, run.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, 0.999), fused=True)
         # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
         # without the host's waiting for it.
         self.scales_loss = model.compute_dtype == torch.float16
@@ -89,17 +88,14 @@ class OptimizerStep:
         self.window.append(micro_batch)
 
     def step(self, epoch: int, step: int) -> None:
-        """Step the optimizer on the mean gradient of all processes.
-
-        Non-finite steps are skipped on the device. The host reads the result one step later, so a
-        GPU never idles.
-        """
+        """Step on the mean gradient of all processes; a non-finite step is left out."""
         if self._pending:
             self.check_pending_step()
         else:  # a lost process is named here: the averaging would wait for it much longer
             self._stop.any_rank(False)
         window, self.window = self.window, []
-        self._processes.average_gradients(self.trained)
+        if self._processes.count > 1:
+            self._processes.average_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self._run.max_grad_norm is not None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -45,7 +44,8 @@ class RunLog:
     """Keeps and shows the figures of a run; a context manager.
 
     On a terminal (stderr) one bar runs through the whole run; elsewhere there is no bar, and each
-    reading is a line.
+    reading is a line. Figures go by name; an epoch counts from 0, and a step is the number of steps
+    done within it. A ``log.txt`` that cannot be written is a ``MiniGPT4Error``.
 
     Args:
         folder: Of the run; it must exist.
@@ -81,34 +81,17 @@ class RunLog:
         self._open = ExitStack()
 
     def __enter__(self) -> "RunLog":
-        if not self._main:
-            return self
-        with ExitStack() as opened:
-            if sys.stderr.isatty():
-                opened.enter_context(logging_redirect_tqdm())
-                self._bar = opened.enter_context(self._make_bar())
-            folder, config, first = self._folder, self._config, self._first_step
-            if self._tracker_names:
-                from minigpt4.runners.trackers import Trackers
-
-                self._trackers = Trackers(
-                    self._tracker_names, folder, self._run_name, config, first
-                )
-            self._open = opened.pop_all()
+        if self._main and (sys.stderr.isatty() or self._tracker_names):
+            self._open_bar_and_trackers()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._open:  # the bar goes last: what the trackers have to say is written above it
             if self._trackers is not None:
-                self._trackers.close(failed=error is not None)
+                self._trackers.close(failed=kind is not None)
 
     def advance(self) -> None:
-        """One training step is done."""
+        """Count a training step as done."""
         self._done += 1
         if self._bar is not None:
             title = self._title((self._done - 1) // self._steps_per_epoch)
@@ -116,16 +99,7 @@ class RunLog:
             self._bar.update()
 
     def step(self, figures: Mapping[str, float], *, epoch: int, step: int) -> None:
-        """Figures of the latest steps.
-
-        Args:
-            figures: By name: loss, lr, grad_norm and what ``Meter.read`` gives; others as well.
-            epoch: From 0.
-            step: Steps done within the epoch, so from 1.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
+        """Keep and show loss, lr, grad_norm and other figures of the latest steps."""
         if not self._main:
             return
         self.lines.append({"epoch": epoch, "step": step, **figures})
@@ -138,11 +112,7 @@ class RunLog:
             logger.info("%s: %s", where, in_words(figures))
 
     def epoch(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Figures of a whole epoch (from 0), such as train_loss and train_lr.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
+        """Keep and show figures of a whole epoch, such as train_loss and train_lr."""
         if not self._main:
             return
         self.lines.append({"epoch": epoch, **figures})
@@ -152,16 +122,7 @@ class RunLog:
     def validation(
         self, figures: Mapping[str, Mapping[str, float]], *, epoch: int, step: int
     ) -> None:
-        """Figures of a validation, of each data set.
-
-        Args:
-            figures: Data set → name → value.
-            epoch: From 0.
-            step: Steps done within the epoch; 0 before the first.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
+        """Keep and show the figures of a validation: data set → name → value."""
         if not self._main:
             return
         self.lines.append({"epoch": epoch, "step": step, "valid": figures})
@@ -187,6 +148,20 @@ class RunLog:
     def _send(self, figures: Mapping[str, float], step: int) -> None:
         if self._trackers is not None:
             self._trackers.log(figures, step)
+
+    def _open_bar_and_trackers(self) -> None:
+        with ExitStack() as opened:
+            if sys.stderr.isatty():
+                opened.enter_context(logging_redirect_tqdm())
+                self._bar = opened.enter_context(self._make_bar())
+            folder, config, first = self._folder, self._config, self._first_step
+            if self._tracker_names:
+                from minigpt4.runners.trackers import Trackers
+
+                self._trackers = Trackers(
+                    self._tracker_names, folder, self._run_name, config, first
+                )
+            self._open = opened.pop_all()
 
     def _make_bar(self) -> "tqdm[Any]":
         sized = _terminal_has_a_size()

@@ -107,8 +107,12 @@ class Trainer:
         self.shared += [validation] if validation else []
         random = RandomState(processes.device)
         self.own: list[Stateful] = [random, loader, self.losses, optimizer.gradients]
-        self._restore(start)
-        processes.broadcast_parameters(optimizer.trained)
+        if start.state is None:
+            log.truncate(0)
+        else:
+            self._restore(start, start.state)
+        if processes.count > 1:
+            processes.broadcast_parameters(optimizer.trained)
         self.batches = iter(loader)
 
     def train(self) -> RunFolder:
@@ -127,7 +131,8 @@ class Trainer:
             with self.stop, self.log:
                 if self.step < self.total_steps:
                     self._prepare_model()
-                    self._validate()
+                    if self.validation is not None:
+                        self._validate(self.validation)
                 self.meter.start()
                 while self.step < self.total_steps:
                     self.train_step(*divmod(self.step, self.iters_per_epoch))
@@ -147,6 +152,11 @@ class Trainer:
             check_first_batch(self.model, first, self.task.rows(self.model, first, self.step))
         if fault := self.model.choose_packing(self.options.packing):
             logger.info("run.packing: auto leaves this model padded: %s", fault)
+        if self.options.gradient_checkpointing or self.options.compile:
+            self._change_layers()
+
+    def _change_layers(self) -> None:
+        """Make the layers save memory or time, as the options have it."""
         if self.options.gradient_checkpointing:
             from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
 
@@ -168,7 +178,8 @@ class Trainer:
         self.log.advance()
         if last or (step + 1) % self.options.log_freq == 0:
             self._report(epoch, step + 1, lr)
-        self._validate()
+        if self.validation is not None:
+            self._validate(self.validation)
         if last:
             self._end_epoch(epoch, lr)
         # Not between the micro-batches of one optimizer step.
@@ -215,21 +226,21 @@ class Trainer:
         self.log.step(figures, epoch=epoch, step=step)
         self.meter.start()
 
-    def _validate(self) -> None:
+    def _validate(self, validation: Validator) -> None:
         """Measure the model on the validation set, where that is due and not done yet."""
         every = self.options.eval_every_steps or self.iters_per_epoch
         due = self.step % every == 0 or self.step == self.total_steps
-        if self.validation is None or not due or self.validation.done_step == self.step:
+        if not due or validation.done_step == self.step:
             return
         self.optimizer.check_pending_step()
         epoch, step = divmod(max(self.step - 1, 0), self.iters_per_epoch)
         step += self.step > 0
         if self.processes.main:
             logger.info("validating after step %d", self.step)
-        found = self.validation.run(self.model, epoch, step, lambda: self.stop.received > 0)
+        found = validation.run(self.model, epoch, step, lambda: self.stop.received > 0)
         if found is None:
             return  # a resumed run begins with it
-        self.validation.done_step = self.step
+        validation.done_step = self.step
         self.log.validation(found.figures, epoch=epoch, step=step)
         if found.best and self.processes.main:
             path = self.folder.save_best(found.best, self._checkpoint(epoch))
@@ -286,12 +297,8 @@ class Trainer:
         self.saved_step = self.step
         self.meter.start()
 
-    def _restore(self, start: ResumePoint) -> None:
+    def _restore(self, start: ResumePoint, state: Mapping[str, Any]) -> None:
         """Take up the state of a run, as much of it as there is."""
-        state = start.state
-        if state is None:
-            self.log.truncate(0)
-            return
         load_trained(self.model, state, start.origin)
         try:
             self.optimizer.restore(state)
