@@ -151,26 +151,25 @@ class PendingStep:
         return losses, norm
 
 
+@dataclass(eq=False)
 class NonFiniteGuard:
     """Reports where a loss or gradient stopped being finite; ends the run or skips the step.
 
-    Args:
+    Attributes:
         run: Options of the run.
         path: A JSON line for each such micro-batch is added to this file.
         processes: All processes of the run.
         model: The model.
         task: What a training step is.
-
-    Attributes:
         skipped: Steps of the optimizer left out so far.
     """
 
-    def __init__(
-        self, run: RunOptions, path: Path, processes: Distributed, model: MiniGPT4, task: Task
-    ) -> None:
-        self.skipped = 0
-        self._run, self._path, self._processes = run, path, processes
-        self._model, self._task = model, task
+    run: RunOptions
+    path: Path
+    processes: Distributed
+    model: MiniGPT4
+    task: Task
+    skipped: int = 0
 
     def handle(self, pending: PendingStep) -> None:
         """Report a step in which a process has met a number that is not finite; all come here.
@@ -179,33 +178,33 @@ class NonFiniteGuard:
             MiniGPT4Error: saying where and in which samples, if the run is to end.
         """
         window = pending.window
-        at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self._processes.rank}
+        at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self.processes.rank}
         own = [at | self._examine(done) for done in window]
         at_fault = [found for found in own if found["module"] is not None]
         if not at_fault and not all(done.loss.isfinite() for done in window):
             at_fault = own
-        found = self._processes.gather(at_fault)
+        found = self.processes.gather(at_fault)
         # With every forward pass in order it was the backward pass, of whichever micro-batch.
-        found = found or self._processes.gather(own)
+        found = found or self.processes.gather(own)
         self.skipped += 1
         text = _in_words(found)
-        if self._processes.main:
-            JsonLines(self._path).append(*found)
-        if self._run.on_nonfinite == "stop":
+        if self.processes.main:
+            JsonLines(self.path).append(*found)
+        if self.run.on_nonfinite == "stop":
             raise MiniGPT4Error(
-                f"{text}; all samples are in {self._path}. Try a lower run.init_lr, run.precision: "
+                f"{text}; all samples are in {self.path}. Try a lower run.init_lr, run.precision: "
                 "bf16, or run.on_nonfinite: skip"
             )
-        if self.skipped > self._run.max_nonfinite:
+        if self.skipped > self.run.max_nonfinite:
             raise MiniGPT4Error(
                 f"{text}; this is step number {self.skipped} that would be left out, more than "
-                f"run.max_nonfinite {self._run.max_nonfinite}; all are in {self._path}"
+                f"run.max_nonfinite {self.run.max_nonfinite}; all are in {self.path}"
             )
-        if self._processes.main:
+        if self.processes.main:
             logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
 
     def _examine(self, done: MicroBatch) -> dict[str, Any]:
-        model, task, keys = self._model, self._task, done.batch["keys"]
+        model, task, keys = self.model, self.task, done.batch["keys"]
         broken = _keys_of_broken_images(done.batch)
         # Also with a broken picture: where the model is shared out, all must run as often.
         module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
@@ -54,10 +55,11 @@ class Validator(Stateful, Protocol):
 
 
 @RUNNERS.register("runner_base")
+@dataclass(eq=False)
 class Trainer:
     """Trains a model on batches of a mix of data sets.
 
-    Args:
+    Attributes:
         options: The run section.
         model: The model, with its frozen parts loaded.
         task: What a training step is.
@@ -75,45 +77,40 @@ class Trainer:
         config: Resolved config, saved with each checkpoint.
     """
 
-    def __init__(
-        self,
-        options: Annotated[RunOptions, Section],
-        model: Annotated[MiniGPT4, Hidden],
-        task: Annotated[Task, Hidden],
-        loader: Annotated[MixedLoader, Hidden],
-        optimizer: Annotated[OptimizerStep, Hidden],
-        schedule: Annotated[LRSchedule, Hidden],
-        iters_per_epoch: Annotated[int, Hidden],
-        processes: Annotated[Distributed, Hidden],
-        stop: Annotated[StopSignals, Hidden],
-        start: Annotated[ResumePoint, Hidden],
-        log: Annotated[RunLog, Hidden],
-        meter: Annotated[Meter, Hidden],
-        bad_samples: Annotated[BadSampleLog, Hidden],
-        validation: Annotated[Validator | None, Hidden],
-        config: Annotated[dict[str, Any], Hidden],
-    ) -> None:
-        self.options, self.model, self.task, self.loader = options, model, task, loader
-        self.optimizer, self.schedule, self.iters_per_epoch = optimizer, schedule, iters_per_epoch
-        self.processes, self.stop, self.folder = processes, stop, start.folder
-        self.log, self.meter, self.bad_samples = log, meter, bad_samples
-        self.validation, self.config = validation, config
-        self.total_steps = options.max_epoch * iters_per_epoch
+    options: Annotated[RunOptions, Section]
+    model: Annotated[MiniGPT4, Hidden]
+    task: Annotated[Task, Hidden]
+    loader: Annotated[MixedLoader, Hidden]
+    optimizer: Annotated[OptimizerStep, Hidden]
+    schedule: Annotated[LRSchedule, Hidden]
+    iters_per_epoch: Annotated[int, Hidden]
+    processes: Annotated[Distributed, Hidden]
+    stop: Annotated[StopSignals, Hidden]
+    start: Annotated[ResumePoint, Hidden]
+    log: Annotated[RunLog, Hidden]
+    meter: Annotated[Meter, Hidden]
+    bad_samples: Annotated[BadSampleLog, Hidden]
+    validation: Annotated[Validator | None, Hidden]
+    config: Annotated[dict[str, Any], Hidden]
+
+    def __post_init__(self) -> None:
+        self.folder = self.start.folder
+        self.total_steps = self.options.max_epoch * self.iters_per_epoch
         self.step = self.saved_step = 0  # micro-batches of the whole run; those that are saved
-        self.losses = RunningLoss(processes)
+        self.losses = RunningLoss(self.processes)
         self.epoch_loss, self.epoch_steps = 0.0, 0  # over the log's lines of this epoch
         # What the next step depends on: the same in all processes, and each one's own.
-        self.shared: list[Stateful] = [self, optimizer, log]
-        self.shared += [validation] if validation else []
-        random = RandomState(processes.device)
-        self.own: list[Stateful] = [random, loader, self.losses, optimizer.gradients]
-        if start.state is None:
-            log.truncate(0)
+        self.shared: list[Stateful] = [self, self.optimizer, self.log]
+        self.shared += [self.validation] if self.validation else []
+        random = RandomState(self.processes.device)
+        self.own: list[Stateful] = [random, self.loader, self.losses, self.optimizer.gradients]
+        if self.start.state is None:
+            self.log.truncate(0)
         else:
-            self._restore(start, start.state)
-        if processes.count > 1:
-            processes.broadcast_parameters(optimizer.trained)
-        self.batches = iter(loader)
+            self._restore(self.start, self.start.state)
+        if self.processes.count > 1:
+            self.processes.broadcast_parameters(self.optimizer.trained)
+        self.batches = iter(self.loader)
 
     def train(self) -> RunFolder:
         """Train all epochs; each ends with a checkpoint.
