@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -144,28 +145,27 @@ class Distributed:
         return f"{who} died or hangs: what went wrong may stand above"
 
 
+@dataclass(eq=False)
 class StopSignals:
     """Decides when a run stops: SIGTERM and Ctrl-C end it after a step on which all agree.
 
     A second signal stops this process at once.
 
-    Args:
-        processes: All processes of the run.
-
     Attributes:
+        processes: All processes of the run.
         received: Number of the first signal of this process; 0 before.
         agreed: The signal for which all processes stop; 0 before.
     """
 
-    def __init__(self, processes: Distributed) -> None:
-        self.received = self.agreed = 0
-        self._processes = processes
-        self._since = 0.0
+    processes: Distributed
+    received: int = 0
+    agreed: int = 0
+    _since: float = 0.0
 
     def any_rank(self, broken: bool) -> bool:
         """Return whether something is broken in any rank; all must ask, and agree on a stop."""
         asked = [self.agreed or self.received, int(broken)]
-        self.agreed, any_broken = self._processes.all_reduce_max(asked)
+        self.agreed, any_broken = self.processes.all_reduce_max(asked)
         return bool(any_broken)
 
     def __enter__(self) -> "StopSignals":
