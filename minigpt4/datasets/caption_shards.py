@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import braceexpand
 from webdataset.tariterators import group_by_keys
@@ -90,10 +90,11 @@ def check_shards(storage: str | list[str]) -> str | None:
     return None
 
 
+@dataclass(eq=False)
 class ShardSource:
     """Shards, each a unit; their samples are shuffled in windows while still encoded.
 
-    Args:
+    Attributes:
         shards: Tar files.
         window: Consecutive samples that are shuffled together.
         text_of: Makes the text of a json's fields and its number of images, or raises a
@@ -101,20 +102,15 @@ class ShardSource:
         side: Of a split; samples are on it by their keys.
     """
 
-    units_per_group = 1
+    shards: list[str]
+    window: int
+    text_of: TextOf | None = None
+    side: Side = ALL
 
-    def __init__(
-        self,
-        shards: list[str],
-        window: int,
-        text_of: TextOf | None = None,
-        side: Side = ALL,
-    ) -> None:
-        self.shards = shards
-        self.side = side
-        self.units = len(shards)
-        self.window = window
-        self._text_of = text_of
+    units_per_group: ClassVar = 1
+
+    def __post_init__(self) -> None:
+        self.units = len(self.shards)
 
     def files(self, unit: int) -> list[Path]:
         return [Path(self.shards[unit])]
@@ -134,7 +130,7 @@ class ShardSource:
 
         empty = True
         for fields in group_by_keys(files, keys=_split_name, handler=note):
-            sample = _parse(shard, fields, self._text_of)
+            sample = _parse(shard, fields, self.text_of)
             empty = False
             # The sample in which a shard breaks off lost its other half with the rest.
             if not (files.fault and isinstance(sample, BadSample) and sample.cause in _LACKING):
@@ -249,38 +245,46 @@ def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSam
     With ``text_of`` there may be none or several images (``0.jpg``, ``1.jpg``), in that order.
     """
     key = f"{shard}/{printable(fields['__key__'])}"
-
-    def bad(cause: str, detail: str = "") -> BadSample:
-        return BadSample(key, cause, detail, shard)
-
     suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
     if text_of and not suffixes:
         suffixes = _numbered(fields)
-    if not suffixes and not text_of:
-        return bad("no image", f"none of {', '.join(IMAGE_SUFFIXES)}")
-    if any(fields[suffix] is None for suffix in suffixes):
-        return bad("huge image", f"more than {LARGEST_FILE:,} bytes")
-    if "json" not in fields:
-        return bad("no json")
-    if fields["json"] is None:
-        return bad("unreadable json", f"more than {LARGEST_FILE:,} bytes")
+    images = tuple(fields[suffix] for suffix in suffixes)
+    if None in (*images, fields.get("json")) or not (images or text_of):
+        return BadSample(key, *_lacking_file(fields, images, text_of is None), shard)
     try:
         told = json.loads(fields["json"])
     except (ValueError, RecursionError, MemoryError) as error:
-        return bad("unreadable json", one_line(error))
-    images = tuple(fields[suffix] for suffix in suffixes)
+        return BadSample(key, "unreadable json", one_line(error), shard)
     if text_of:
-        from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
-
-        try:
-            text = text_of(told if isinstance(told, dict) else {}, len(images))
-        except RowError as error:
-            return bad(error.cause, error.detail)
-        return RawSample(key, images, text, shard, evaluation_facts(told))
+        return _parse_row(key, shard, told, images, text_of)
     caption = told.get("caption") if isinstance(told, dict) else None
     if not isinstance(caption, str):
-        return bad("no caption", f"{shown(caption)} is not a text")
+        return BadSample(key, "no caption", f"{shown(caption)} is not a text", shard)
     return RawSample(key, images[0], caption, shard)
+
+
+def _lacking_file(
+    fields: Mapping[str, Any], images: tuple[bytes | None, ...], needs_image: bool
+) -> tuple[str, str]:
+    """Return cause and detail of a sample that lacks a file, or has one that is too long."""
+    too_long = f"more than {LARGEST_FILE:,} bytes"
+    if not images and needs_image:
+        return "no image", f"none of {', '.join(IMAGE_SUFFIXES)}"
+    if None in images:
+        return "huge image", too_long
+    return ("unreadable json", too_long) if "json" in fields else ("no json", "")
+
+
+def _parse_row(
+    key: str, shard: str, told: Any, images: tuple[bytes, ...], text_of: TextOf
+) -> RawSample | BadSample:
+    from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
+
+    try:
+        text = text_of(told if isinstance(told, dict) else {}, len(images))
+    except RowError as error:
+        return BadSample(key, error.cause, error.detail, shard)
+    return RawSample(key, images, text, shard, evaluation_facts(told))
 
 
 def _numbered(fields: Mapping[str, Any]) -> list[str]:

@@ -100,14 +100,17 @@ def _opened(image: bytes | str | Path) -> Iterator[ImageFile.ImageFile]:
                 yield opened
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a readable picture (unknown format)") from error
-    except Image.DecompressionBombError as error:
-        raise HugeImageError(f"{name} is not a readable picture ({one_line(error)})") from error
     except Exception as error:  # on broken bytes PIL's readers raise nearly every kind there is
-        raise DataError(f"{name} is not a readable picture ({one_line(error)})") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{name}: no such file")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{name} is not a readable picture (unknown format)")
+    kind = HugeImageError if isinstance(error, Image.DecompressionBombError) else DataError
+    return kind(f"{name} is not a readable picture ({one_line(error)})")
 
 
 def _check_size(image: Image.Image, name: str) -> None:

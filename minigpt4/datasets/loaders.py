@@ -4,7 +4,7 @@ import logging
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -17,62 +17,59 @@ from minigpt4.errors import DataError
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class MixedLoader:
     """Batches of several data sets; each step draws one data set by ``sample_ratio``.
 
-    Args:
+    Attributes:
         datasets: At least one.
         batch_size: Samples per process, for data sets that name no batch size of their own.
         num_workers: Worker processes for each data set; 0 reads in this process.
-        seed: Of the run; the same seed, rank and numbers give the same sequence.
+        seed: Of the run; the same seed, rank and numbers give the same sequence. May be changed
+            before the first batch.
         rank: This process.
         world_size: Number of processes.
         pin_memory: Page-locked batches, for a GPU.
         max_bad_fraction: More bad samples than this end the run.
-
-    Attributes:
-        seed: Seed of the sequence; may be changed before the first batch.
     """
 
-    def __init__(
-        self,
-        datasets: Sequence[DataSet],
-        batch_size: int | None,
-        num_workers: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-        max_bad_fraction: float = 0.5,
-    ) -> None:
-        assert batch_size or all(dataset.batch_size for dataset in datasets)
-        self._datasets, self._batch_size, self._num_workers = datasets, batch_size, num_workers
-        self._rank, self._world_size = rank, world_size
-        self._pin_memory, self._max_bad_fraction = pin_memory, max_bad_fraction
+    datasets: Sequence[DataSet]
+    batch_size: int | None
+    num_workers: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False
+    max_bad_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        datasets = self.datasets
+        assert self.batch_size or all(dataset.batch_size for dataset in datasets)
         self._ratios = [dataset.sample_ratio for dataset in datasets]
         if sum(self._ratios) <= 0:
             raise DataError("datasets: every sample_ratio is 0; give at least one data set weight")
-        self.seed = seed
         self._suffix = ""  # of the seeds, where a sequence cannot be continued
         missing = [(dataset.name, bad) for dataset in datasets for bad in dataset.missing]
-        self._bad: list[tuple[str, BadSample]] = missing if rank == 0 else []
+        self._bad: list[tuple[str, BadSample]] = missing if self.rank == 0 else []
         self._names = [dataset.name for dataset in datasets]
-        self._workers = max(1, num_workers)
-        self._readers = world_size * self._workers
+        self._workers = max(1, self.num_workers)
+        self._readers = self.world_size * self._workers
         self._delivered = dict.fromkeys(self._names, 0)
         self._positions = {
             name: [StreamPosition() for _ in range(self._workers)] for name in self._names
         }
         self._iterators: dict[str, Iterator[WorkerBatch]] = {}
+        few = [dataset for dataset in datasets if dataset.source.units < self._readers]
+        if few and self.rank == 0:
+            self._tell_of_shared_parts(few)
+
+    def _tell_of_shared_parts(self, datasets: Sequence[DataSet]) -> None:
+        text = "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
         for dataset in datasets:
-            if rank == 0 and dataset.source.units < self._readers:
-                text = (
-                    "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
-                )
-                logger.info(text, dataset.name, dataset.source.units, self._readers)
+            logger.info(text, dataset.name, dataset.source.units, self._readers)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._iterators = {own.name: iter(self._open(own)) for own in self._datasets}
+        self._iterators = {own.name: iter(self._open(own)) for own in self.datasets}
         while True:
             name = self._sample_data_set()
             found: WorkerBatch = next(self._iterators[name])
@@ -89,17 +86,17 @@ class MixedLoader:
         return DataLoader(
             SampleStream(
                 dataset,
-                dataset.batch_size or self._batch_size or 0,
+                dataset.batch_size or self.batch_size or 0,
                 f"{self.seed}{self._suffix}",
-                self._rank,
-                self._world_size,
-                self._max_bad_fraction,
+                self.rank,
+                self.world_size,
+                self.max_bad_fraction,
                 self._positions[dataset.name],
                 self._delivered[dataset.name],
             ),
             batch_size=None,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             worker_init_fn=leave_signals_to_the_trainer,
             # Of its own: a loader that is made again must not use the run's random numbers.
             generator=torch.Generator(),
@@ -117,14 +114,8 @@ class MixedLoader:
     def state(self) -> dict[str, Any]:
         """Return the position of the sequence, after the last batch that was given."""
         cursors = {name: [list(astuple(p)) for p in own] for name, own in self._positions.items()}
-        return {
-            "data": {
-                "readers": self._readers,
-                "workers": self._workers,
-                "delivered": dict(self._delivered),
-                "cursors": cursors,
-            }
-        }
+        readers = {"readers": self._readers, "workers": self._workers}
+        return {"data": {**readers, "delivered": dict(self._delivered), "cursors": cursors}}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continue after the batch at which :meth:`state` was asked; before the first batch."""
@@ -137,8 +128,12 @@ class MixedLoader:
                 for name, own in state["cursors"].items()
             }
             return
+        self._start_anew(state)
+
+    def _start_anew(self, state: Mapping[str, Any]) -> None:
+        """Read in a new order, after a run of other readers or data sets."""
         self._suffix = f"+{sum(state['delivered'].values())}"
-        if self._rank == 0:
+        if self.rank == 0:
             logger.warning(
                 "the run was interrupted with %d readers of %s, now there are %d of %s: the data "
                 "go on in a new order",
@@ -151,7 +146,7 @@ class MixedLoader:
     def _sample_data_set(self) -> str:
         """Return the data set of the next step; a function of seed, rank and step."""
         step = sum(self._delivered.values())
-        seed = f"{self.seed}/mix/{self._rank}{self._suffix}/{step}"
+        seed = f"{self.seed}/mix/{self.rank}{self._suffix}/{step}"
         return random.Random(seed).choices(self._names, self._ratios)[0]
 
 

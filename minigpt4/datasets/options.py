@@ -121,12 +121,11 @@ def split_sources(
     Raises:
         ConfigError: where two settings name a validation set.
     """
+    if not stored.val_fraction:
+        training = read(stored.storage, ALL)
+        return training, None if stored.val_storage is None else read(stored.val_storage, ALL)
     if fault := validation_set_fault(stored):
         raise ConfigError(f"datasets.{name}: {fault}")
-    if stored.val_storage is not None:
-        return read(stored.storage, ALL), read(stored.val_storage, ALL)
-    if not stored.val_fraction:
-        return read(stored.storage, ALL), None
     sides = (Side("train", stored.val_fraction), Side("val", stored.val_fraction))
     training, held_out = (read(stored.storage, side) for side in sides)
     return training, held_out

@@ -199,20 +199,27 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
         text, facts = raw.text, raw.facts
         if isinstance(text, str):
             text = dataset.text_processor(text)
-            if "references" in facts:  # which then are held against what captions became
-                others = [dataset.text_processor(other) for other in facts["references"]]
-                facts = {**facts, "references": others}
+            if "references" in facts:
+                facts = _processed_references(facts, dataset)
         if fault := text_fault(text):
             return BadSample(raw.key, *fault, raw.shard)
         try:
             images = [_read_image(image, dataset) for image in raw.images]
         except DataError as error:
-            cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
-            if any(isinstance(image, CachedFeatures) for image in raw.images):
-                cause = "unreadable features"
-            return BadSample(raw.key, cause, str(error), raw.shard)
+            return BadSample(raw.key, _cause(raw, error), str(error), raw.shard)
     image = torch.stack(images) if images else torch.empty(0)
     return Sample(key=raw.key, image=image, text=text, facts=facts)
+
+
+def _processed_references(facts: Facts, dataset: DataSet) -> Facts:
+    """Process the references as captions are, with which they are compared."""
+    return {**facts, "references": [dataset.text_processor(r) for r in facts["references"]]}
+
+
+def _cause(raw: RawSample, error: DataError) -> str:
+    if any(isinstance(image, CachedFeatures) for image in raw.images):
+        return "unreadable features"
+    return "huge image" if isinstance(error, HugeImageError) else "unreadable image"
 
 
 def reference(text: Text) -> str:

@@ -95,10 +95,11 @@ class WorkerBatch:
         return replace(self, batch=pin_memory(self.batch))
 
 
+@dataclass(eq=False)
 class SampleStream(IterableDataset[WorkerBatch]):
     """An endless stream of one data set's batches for one rank.
 
-    Args:
+    Attributes:
         dataset: What to read.
         batch_size: Samples of a batch.
         seed: Of the run.
@@ -109,25 +110,14 @@ class SampleStream(IterableDataset[WorkerBatch]):
         delivered: Batches that were delivered before: the workers' turn goes on from there.
     """
 
-    def __init__(
-        self,
-        dataset: DataSet,
-        batch_size: int,
-        seed: int | str,
-        rank: int,
-        world_size: int,
-        max_bad_fraction: float = 0.5,
-        positions: Sequence[StreamPosition] = (),
-        delivered: int = 0,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.max_bad_fraction = max_bad_fraction
-        self.positions = positions
-        self.delivered = delivered
+    dataset: DataSet
+    batch_size: int
+    seed: int | str
+    rank: int
+    world_size: int
+    max_bad_fraction: float = 0.5
+    positions: Sequence[StreamPosition] = ()
+    delivered: int = 0
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         worker = get_worker_info()
@@ -135,9 +125,8 @@ class SampleStream(IterableDataset[WorkerBatch]):
         # A DataLoader asks its workers in turn, always from the first one on.
         turn = (self.delivered + worker.id) % workers if worker else 0
         reader = _Reader(self, self.rank * workers + turn, self.world_size * workers)
-        return reader.deliveries(
-            replace(self.positions[turn]) if self.positions else StreamPosition()
-        )
+        start = replace(self.positions[turn]) if self.positions else StreamPosition()
+        return reader.deliveries(start)
 
 
 @dataclass

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt4.datasets.samples import BadSample
@@ -17,6 +18,7 @@ MOST_LINES = 1_000_000  # later ones are not listed: some 100 MB of memory, a fe
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class BadSampleLog:
     """Lists every bad sample once, however often it is met, and counts them by cause.
 
@@ -24,24 +26,21 @@ class BadSampleLog:
     counts as met before, so that a resumed run goes on with it; a last line that a kill cut short
     is dropped. Until then the file is not touched.
 
-    Args:
+    Attributes:
         path: The file; made with its first line.
         processes: All processes of the run.
-
-    Attributes:
         causes: How many different bad samples there are of each cause.
     """
 
-    def __init__(self, path: Path, processes: Distributed) -> None:
-        self.path = path
-        self._processes = processes
-        self.causes: Counter[str] = Counter()
-        self._known: set[bytes] | None = None
+    path: Path
+    processes: Distributed
+    causes: Counter[str] = field(default_factory=Counter)
+    _known: set[bytes] | None = None
 
     def collect(self, found: list[tuple[str, BadSample]]) -> None:
         """Append the new ones of all processes; all of them must ask, the main process writes."""
-        everything = self._processes.gather(found)
-        if self._processes.main:
+        everything = self.processes.gather(found)
+        if self.processes.main and (everything or self.path.is_file()):
             self.add(everything)
 
     def add(self, found: Iterable[tuple[str, BadSample]]) -> None:

@@ -5,8 +5,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ _ANSWER_SECONDS = 5.0  # for the others to say that they are there, after one wa
 class Distributed:
     """The processes of a run.
 
+    What waits for all processes must be called by all of them. It raises a ``MiniGPT4Error`` that
+    names a process which does not answer; where there is one process, it does nothing.
+
     Args:
         accelerator: Its processes.
         timeout: Seconds without an answer after which another process counts as lost.
@@ -53,11 +57,7 @@ class Distributed:
             self._control = group
 
     def all_reduce_max(self, values: Sequence[int]) -> list[int]:
-        """Return element by element the largest of all processes' numbers; all must ask.
-
-        Raises:
-            MiniGPT4Error: when a process does not answer, naming it.
-        """
+        """Return element by element the largest of all processes' numbers."""
         if self._control is None:
             return list(values)
         told = torch.tensor(values)
@@ -66,46 +66,38 @@ class Distributed:
         return [int(value) for value in told]
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all processes, in the order of their ranks; all of them must ask.
-
-        Raises:
-            MiniGPT4Error: when a process does not answer, naming it.
-        """
+        """Return the items of all processes, in the order of their ranks."""
+        if self._control is None:
+            return items
         with self.report_lost_ranks():
             return list(gather_object(items))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of all processes' tensors; all of them must ask.
-
-        Raises:
-            MiniGPT4Error: when a process does not answer, naming it.
-        """
+        """Return the sum of all processes' tensors."""
+        if self._control is None:
+            return values
         with self.report_lost_ranks():
             return reduce(values, reduction="sum")
 
     def broadcast(self, value: Any) -> Any:
-        """Return the main process's value; all of them must ask."""
+        """Return the main process's value."""
         values = [value]
         broadcast_object_list(values)
         return values[0]
 
     def wait(self) -> None:
-        """Wait for all processes.
-
-        Raises:
-            MiniGPT4Error: when a process does not answer, naming it.
-        """
+        """Wait for all processes."""
+        if self._control is None:
+            return
         with self.report_lost_ranks():
             wait_for_everyone()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Every gradient becomes its mean over the processes.
+        """Replace every gradient by its mean over several processes.
 
         One message for all of them, once an optimizer step: the trained layer stands in front of
         the language model, so its gradient comes last and there is nothing to overlap with.
         """
-        if self._control is None:
-            return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         whole = torch.cat([gradient.flatten() for gradient in gradients])
         with self.report_lost_ranks():
@@ -116,9 +108,7 @@ class Distributed:
             parameter.grad = part.view_as(parameter)
 
     def broadcast_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Every process takes over the main process's values."""
-        if self._control is None:
-            return
+        """Give each of several processes the main process's values."""
         with self.report_lost_ranks():
             for parameter in parameters:
                 parameter.data.copy_(broadcast(parameter.data))
@@ -155,43 +145,34 @@ class Distributed:
         return f"{who} died or hangs: what went wrong may stand above"
 
 
+@dataclass(eq=False)
 class StopSignals:
     """Decides when a run stops: SIGTERM and Ctrl-C end it after a step on which all agree.
 
     A second signal stops this process at once.
 
-    Args:
-        processes: All processes of the run.
-
     Attributes:
+        processes: All processes of the run.
         received: Number of the first signal of this process; 0 before.
         agreed: The signal for which all processes stop; 0 before.
     """
 
-    def __init__(self, processes: Distributed) -> None:
-        self.received = self.agreed = 0
-        self._processes = processes
-        self._since = 0.0
+    processes: Distributed
+    received: int = 0
+    agreed: int = 0
+    _since: float = 0.0
 
     def any_rank(self, broken: bool) -> bool:
-        """Return whether something is broken in any rank; agree on a stop along the way.
-
-        All processes must ask together.
-        """
+        """Return whether something is broken in any rank; all must ask, and agree on a stop."""
         asked = [self.agreed or self.received, int(broken)]
-        self.agreed, any_broken = self._processes.all_reduce_max(asked)
+        self.agreed, any_broken = self.processes.all_reduce_max(asked)
         return bool(any_broken)
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

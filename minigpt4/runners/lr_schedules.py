@@ -10,6 +10,7 @@ where that is by then, not at ``init_lr``.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 from minigpt4.errors import ConfigError
@@ -22,22 +23,18 @@ class LRSchedule(Protocol):
     def __call__(self, epoch: int, step: int) -> float: ...
 
 
-class _Warmup:
-    def __init__(self, init_lr: float, warmup_lr: float, warmup_steps: int) -> None:
-        self.start = warmup_lr if warmup_lr >= 0 else init_lr
-        self.end = init_lr
-        self.steps = warmup_steps
-
-    def at(self, step: int) -> float:
-        slope = (self.end - self.start) * step / max(self.steps, 1)
-        return min(self.end, self.start + slope)
+def _warm_up(step: int, init_lr: float, warmup_lr: float, warmup_steps: int) -> float:
+    start = warmup_lr if warmup_lr >= 0 else init_lr
+    slope = (init_lr - start) * step / max(warmup_steps, 1)
+    return min(init_lr, start + slope)
 
 
 @LR_SCHEDULES.register("linear_warmup_cosine_lr")
+@dataclass(frozen=True)
 class LinearWarmupCosineLR:
     """Warm-up over ``warmup_steps`` global steps, then one cosine over the whole run.
 
-    Args:
+    Attributes:
         init_lr: Peak.
         min_lr: End of the cosine.
         max_epoch: Epochs of the run.
@@ -46,33 +43,28 @@ class LinearWarmupCosineLR:
         warmup_lr: Start of the warm-up; negative means ``init_lr``.
     """
 
-    def __init__(
-        self,
-        init_lr: float,
-        min_lr: float,
-        max_epoch: int,
-        iters_per_epoch: int,
-        warmup_steps: int = 0,
-        warmup_lr: float = -1.0,
-    ) -> None:
-        self._warmup = _Warmup(init_lr, warmup_lr, warmup_steps)
-        self._init_lr, self._min_lr = init_lr, min_lr
-        self._total = max_epoch * iters_per_epoch
-        self._iters_per_epoch = iters_per_epoch
+    init_lr: float
+    min_lr: float
+    max_epoch: int
+    iters_per_epoch: int
+    warmup_steps: int = 0
+    warmup_lr: float = -1.0
 
     def __call__(self, epoch: int, step: int) -> float:
-        total_step = epoch * self._iters_per_epoch + step
-        if total_step < self._warmup.steps:
-            return self._warmup.at(step)
-        half = 0.5 * (1.0 + math.cos(math.pi * total_step / self._total))
-        return (self._init_lr - self._min_lr) * half + self._min_lr
+        total_step = epoch * self.iters_per_epoch + step
+        if total_step < self.warmup_steps:
+            return _warm_up(step, self.init_lr, self.warmup_lr, self.warmup_steps)
+        angle = math.pi * total_step / (self.max_epoch * self.iters_per_epoch)
+        half = 0.5 * (1.0 + math.cos(angle))
+        return (self.init_lr - self.min_lr) * half + self.min_lr
 
 
 @LR_SCHEDULES.register("linear_warmup_step_lr")
+@dataclass(frozen=True)
 class LinearWarmupStepLR:
     """Warm-up formula throughout epoch 0, then a decay by ``lr_decay_rate`` an epoch.
 
-    Args:
+    Attributes:
         init_lr: Peak.
         min_lr: Floor of the decay.
         max_epoch: Epochs of the run.
@@ -81,24 +73,21 @@ class LinearWarmupStepLR:
         lr_decay_rate: Factor of each epoch; needed when there is more than one.
     """
 
-    def __init__(
-        self,
-        init_lr: float,
-        min_lr: float,
-        max_epoch: int,
-        warmup_steps: int = 0,
-        warmup_lr: float = -1.0,
-        lr_decay_rate: float | None = None,
-    ) -> None:
-        if lr_decay_rate is None and max_epoch > 1:
+    init_lr: float
+    min_lr: float
+    max_epoch: int
+    warmup_steps: int = 0
+    warmup_lr: float = -1.0
+    lr_decay_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr_decay_rate is None and self.max_epoch > 1:
             raise ConfigError(
                 "run.lr_decay_rate: linear_warmup_step_lr needs it for more than one epoch"
             )
-        self._warmup = _Warmup(init_lr, warmup_lr, warmup_steps)
-        self._init_lr, self._min_lr = init_lr, min_lr
-        self._decay_rate = 1.0 if lr_decay_rate is None else lr_decay_rate
 
     def __call__(self, epoch: int, step: int) -> float:
         if epoch == 0:
-            return self._warmup.at(step)
-        return max(self._min_lr, self._init_lr * self._decay_rate**epoch)
+            return _warm_up(step, self.init_lr, self.warmup_lr, self.warmup_steps)
+        decay = 1.0 if self.lr_decay_rate is None else self.lr_decay_rate
+        return max(self.min_lr, self.init_lr * decay**epoch)

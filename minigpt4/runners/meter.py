@@ -5,19 +5,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 GB = 1e9
 
 
+@dataclass(eq=False, kw_only=True)
 class Meter:
     """What the loop feeds at each step and reads at each line of the log.
 
     On a GPU a step's call returns before its work is done: read after something that waits for
-    the GPU, the mean loss for one, or the speed is too high.
+    the GPU, the mean loss for one, or the speed is too high. A reading has samples_per_second and,
+    where tokens were counted, tokens_per_second, both over all processes; data_wait, a share from 0
+    to 1; memory_gb, the peak; eta_seconds, where a step was counted.
 
-    Args:
+    Attributes:
         total_steps: Of the whole run.
         first_step: Steps that an interrupted run had done already.
         processes: All of them; each is taken to do what this one does.
@@ -25,60 +29,49 @@ class Meter:
         clock: Seconds that only ever grow.
     """
 
-    def __init__(
-        self,
-        *,
-        total_steps: int,
-        first_step: int = 0,
-        processes: int = 1,
-        device: torch.device | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._steps_left = total_steps - first_step
-        self._processes = processes
-        self._device = device
-        self._clock = clock
+    total_steps: int
+    first_step: int = 0
+    processes: int = 1
+    device: torch.device | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._steps_left = self.total_steps - self.first_step
         self._measured_seconds, self._measured_steps = 0.0, 0  # by all readings
         self.start()
 
     def start(self) -> None:
         """Forget what came since the last reading: a checkpoint or a pause is no slow step."""
-        self._since = self._clock()
+        self._since = self.clock()
         self._waited = 0.0
         self._steps = self._samples = self._tokens = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around whatever waits for the next batch."""
-        begin = self._clock()
+        begin = self.clock()
         try:
             yield
         finally:
-            self._waited += self._clock() - begin
+            self._waited += self.clock() - begin
 
     def count(self, samples: int, tokens: int = 0) -> None:
-        """One step of this process is done."""
+        """Count a step of this process as done."""
         self._steps += 1
         self._steps_left -= 1
         self._samples += samples
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading (or ``start``), from which the next one counts anew.
-
-        Returns:
-            samples_per_second and, where tokens were counted, tokens_per_second, both over all
-            processes; data_wait, a share from 0 to 1; memory_gb, the peak; eta_seconds, where a
-            step was counted.
-        """
-        seconds = max(self._clock() - self._since, 1e-9)
+        """Return figures since the last reading (or ``start``); the next one counts anew."""
+        seconds = max(self.clock() - self._since, 1e-9)
         self._measured_seconds += seconds
         self._measured_steps += self._steps
-        figures = {"samples_per_second": round(self._samples * self._processes / seconds, 2)}
+        figures = {"samples_per_second": round(self._samples * self.processes / seconds, 2)}
         if self._tokens:
-            figures["tokens_per_second"] = round(self._tokens * self._processes / seconds, 1)
+            figures["tokens_per_second"] = round(self._tokens * self.processes / seconds, 1)
         figures["data_wait"] = round(min(self._waited / seconds, 1.0), 4)
-        figures["memory_gb"] = round(peak_memory(self._device) / GB, 3)
+        figures["memory_gb"] = round(peak_memory(self.device) / GB, 3)
         if self._measured_steps:
             pace = self._measured_seconds / self._measured_steps
             figures["eta_seconds"] = round(pace * max(self._steps_left, 0), 1)

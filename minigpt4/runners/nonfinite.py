@@ -30,12 +30,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
-    """One forward before the first step, and what the first sample looks like to the model.
-
-    Args:
-        model: As it will be trained.
-        batch: The first one, on the model's device.
-        rows: What is read and learnt of its samples.
+    """Tell what the model reads of the first sample, and compute the first batch's loss.
 
     Raises:
         MiniGPT4Error: when the model is dead or its inputs are.
@@ -51,18 +46,22 @@ def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> Non
         module = first_nonfinite(
             model, lambda: model.logits(model.splice_batch(batch["image"], rows))
         )
-        found = f"; the first output that is not finite is that of {module}" if module else ""
-        raise MiniGPT4Error(
-            f"the LLM or its inputs are dead: before the first step the loss is {loss:.4g} and the "
-            f"logits' standard deviation over the vocabulary {spread:.2g}{found}. The usual "
-            "causes: language model weights that are all zero, half downloaded or a delta not yet "
-            "applied (model.llama_model), a projection of a failed training (model.ckpt), or fp16 "
-            "overflow (run.precision: bf16)"
-        )
+        raise _dead_model(loss, spread, module)
     chance = math.log(logits.shape[-1])
     if abs(loss - chance) < _NEAR_CHANCE * chance:
         text = "the loss before the first step is %.3f, about ln V = %.3f: that of a model which "
         logger.info(text + "knows nothing; expected of random weights only", loss, chance)
+
+
+def _dead_model(loss: float, spread: float, module: str | None) -> MiniGPT4Error:
+    found = f"; the first output that is not finite is that of {module}" if module else ""
+    return MiniGPT4Error(
+        f"the LLM or its inputs are dead: before the first step the loss is {loss:.4g} and the "
+        f"logits' standard deviation over the vocabulary {spread:.2g}{found}. The usual "
+        "causes: language model weights that are all zero, half downloaded or a delta not yet "
+        "applied (model.llama_model), a projection of a failed training (model.ckpt), or fp16 "
+        "overflow (run.precision: bf16)"
+    )
 
 
 def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:
@@ -152,26 +151,25 @@ class PendingStep:
         return losses, norm
 
 
+@dataclass(eq=False)
 class NonFiniteGuard:
     """Reports where a loss or gradient stopped being finite; ends the run or skips the step.
 
-    Args:
+    Attributes:
         run: Options of the run.
         path: A JSON line for each such micro-batch is added to this file.
         processes: All processes of the run.
         model: The model.
         task: What a training step is.
-
-    Attributes:
         skipped: Steps of the optimizer left out so far.
     """
 
-    def __init__(
-        self, run: RunOptions, path: Path, processes: Distributed, model: MiniGPT4, task: Task
-    ) -> None:
-        self.skipped = 0
-        self._run, self._path, self._processes = run, path, processes
-        self._model, self._task = model, task
+    run: RunOptions
+    path: Path
+    processes: Distributed
+    model: MiniGPT4
+    task: Task
+    skipped: int = 0
 
     def handle(self, pending: PendingStep) -> None:
         """Report a step in which a process has met a number that is not finite; all come here.
@@ -180,33 +178,33 @@ class NonFiniteGuard:
             MiniGPT4Error: saying where and in which samples, if the run is to end.
         """
         window = pending.window
-        at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self._processes.rank}
+        at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self.processes.rank}
         own = [at | self._examine(done) for done in window]
         at_fault = [found for found in own if found["module"] is not None]
         if not at_fault and not all(done.loss.isfinite() for done in window):
             at_fault = own
-        found = self._processes.gather(at_fault)
+        found = self.processes.gather(at_fault)
         # With every forward pass in order it was the backward pass, of whichever micro-batch.
-        found = found or self._processes.gather(own)
+        found = found or self.processes.gather(own)
         self.skipped += 1
         text = _in_words(found)
-        if self._processes.main:
-            JsonLines(self._path).append(*found)
-        if self._run.on_nonfinite == "stop":
+        if self.processes.main:
+            JsonLines(self.path).append(*found)
+        if self.run.on_nonfinite == "stop":
             raise MiniGPT4Error(
-                f"{text}; all samples are in {self._path}. Try a lower run.init_lr, run.precision: "
+                f"{text}; all samples are in {self.path}. Try a lower run.init_lr, run.precision: "
                 "bf16, or run.on_nonfinite: skip"
             )
-        if self.skipped > self._run.max_nonfinite:
+        if self.skipped > self.run.max_nonfinite:
             raise MiniGPT4Error(
                 f"{text}; this is step number {self.skipped} that would be left out, more than "
-                f"run.max_nonfinite {self._run.max_nonfinite}; all are in {self._path}"
+                f"run.max_nonfinite {self.run.max_nonfinite}; all are in {self.path}"
             )
-        if self._processes.main:
+        if self.processes.main:
             logger.warning("%s; the step is left out (%d so far)", text, self.skipped)
 
     def _examine(self, done: MicroBatch) -> dict[str, Any]:
-        model, task, keys = self._model, self._task, done.batch["keys"]
+        model, task, keys = self.model, self.task, done.batch["keys"]
         broken = _keys_of_broken_images(done.batch)
         # Also with a broken picture: where the model is shared out, all must run as often.
         module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))

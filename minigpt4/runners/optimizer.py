@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,17 +31,19 @@ class AccumulatedGradients:
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
+@dataclass(eq=False)
 class OptimizerStep:
     """AdamW on what a model trains, with the mean gradient of all processes.
 
-    Args:
+    Non-finite steps are skipped on the device. The host reads the result one step later, so a GPU
+    never idles.
+
+    Attributes:
         run: Options of the run.
         model: The model.
         processes: All processes of the run.
         guard: Handles a step that is not finite.
         stop: Agrees over all processes.
-
-    Attributes:
         trained: The parameters.
         window: Micro-batches since the last step of the optimizer.
         gradients: Their gradients.
@@ -48,23 +51,18 @@ class OptimizerStep:
         scaler_skips: Steps left out while the fp16 scaler tried its factors.
     """
 
-    def __init__(
-        self,
-        run: RunOptions,
-        model: MiniGPT4,
-        processes: Distributed,
-        guard: NonFiniteGuard,
-        stop: StopSignals,
-    ) -> None:
-        self._run, self._processes, self._guard, self._stop = run, processes, guard, stop
+    run: RunOptions
+    model: MiniGPT4
+    processes: Distributed
+    guard: NonFiniteGuard
+    stop: StopSignals
+
+    def __post_init__(self) -> None:
+        model, run = self.model, self.run
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.gradients = AccumulatedGradients(self.trained)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, run.weight_decay),
-            lr=run.init_lr,
-            betas=(0.9, 0.999),
-            fused=True,
-        )
+        groups = parameter_groups(model, run.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, 0.999), fused=True)
         # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
         # without the host's waiting for it.
         self.scales_loss = model.compute_dtype == torch.float16
@@ -83,27 +81,24 @@ class OptimizerStep:
     def backward(self, loss: torch.Tensor, micro_batch: MicroBatch) -> None:
         """Add a micro-batch's gradient."""
         # Differs from the original: it does not divide under accumulation.
-        share = self._run.accum_grad_iters if self._run.divide_accumulated_loss else 1
+        share = self.run.accum_grad_iters if self.run.divide_accumulated_loss else 1
         # Times one; but Inf or NaN in the loss must reach the gradient, which the scaler looks at.
         self.scaler.scale(loss / share * (1 + 0 * loss.detach())).backward()
         self.window.append(micro_batch)
 
     def step(self, epoch: int, step: int) -> None:
-        """Step the optimizer on the mean gradient of all processes.
-
-        Non-finite steps are skipped on the device. The host reads the result one step later, so a
-        GPU never idles.
-        """
+        """Step on the mean gradient of all processes; a non-finite step is left out."""
         if self._pending:
             self.check_pending_step()
         else:  # a lost process is named here: the averaging would wait for it much longer
-            self._stop.any_rank(False)
+            self.stop.any_rank(False)
         window, self.window = self.window, []
-        self._processes.average_gradients(self.trained)
+        if self.processes.count > 1:
+            self.processes.average_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-        if self._run.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.trained, self._run.max_grad_norm, norm)
+        if self.run.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.trained, self.run.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update(None if self.scales_loss else 1.0)
         self.optimizer.zero_grad()
@@ -119,8 +114,8 @@ class OptimizerStep:
         losses, norm = pending.figures()
         # The scaler tries large factors: a gradient that overflows is then no error.
         numbers = losses if self.scales_loss else [*losses, norm]
-        if self._stop.any_rank(not all(map(math.isfinite, numbers))):
-            self._guard.handle(pending)
+        if self.stop.any_rank(not all(map(math.isfinite, numbers))):
+            self.guard.handle(pending)
         elif math.isfinite(norm):
             self.grad_norm = norm
         else:
@@ -128,7 +123,7 @@ class OptimizerStep:
 
     def skipped_steps(self) -> dict[str, int]:
         """Return how many steps were left out and why, for the log."""
-        counts = {"nonfinite_steps": self._guard.skipped, "scaler_skips": self.scaler_skips}
+        counts = {"nonfinite_steps": self.guard.skipped, "scaler_skips": self.scaler_skips}
         return {name: count for name, count in counts.items() if count}
 
     def state(self) -> dict[str, Any]:
@@ -137,7 +132,7 @@ class OptimizerStep:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scales_loss else None,
             "grad_norm": self.grad_norm,
-            "skips": [self._guard.skipped, self.scaler_skips],
+            "skips": [self.guard.skipped, self.scaler_skips],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -153,7 +148,7 @@ class OptimizerStep:
         if self.scales_loss and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.grad_norm = state.get("grad_norm", math.nan)
-        self._guard.skipped, self.scaler_skips = state.get("skips", (0, 0))
+        self.guard.skipped, self.scaler_skips = state.get("skips", (0, 0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

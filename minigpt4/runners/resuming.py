@@ -39,18 +39,9 @@ class ResumePoint:
 
 
 def find_resume_point(
-    processes: Distributed,
-    config: dict[str, Any],
-    run: RunOptions,
-    iters_per_epoch: int,
+    processes: Distributed, config: dict[str, Any], run: RunOptions, iters_per_epoch: int
 ) -> ResumePoint:
     """Return where the run starts; the main process chooses, all others start where it does.
-
-    Args:
-        processes: All processes of the run.
-        config: Resolved config of the run.
-        run: Its run section.
-        iters_per_epoch: Steps of an epoch.
 
     Raises:
         MiniGPT4Error: for a state that cannot be used, a folder that cannot be written.
@@ -71,9 +62,18 @@ def find_resume_point(
 def _choose(
     processes: int, config: dict[str, Any], run: RunOptions, iters_per_epoch: int
 ) -> ResumePoint:
-    total_steps = run.max_epoch * iters_per_epoch
     # torchrun --max-restarts starts all processes again after one has died.
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted or run.resume == "auto" or run.resume_ckpt_path:
+        return _resume(processes, config, run, iters_per_epoch, restarted)
+    return ResumePoint(RunFolder.create(run.output_dir, config, run.seed, processes))
+
+
+def _resume(
+    processes: int, config: dict[str, Any], run: RunOptions, iters_per_epoch: int, restarted: bool
+) -> ResumePoint:
+    """Go on with a run or from a file; where there is neither, start anew."""
+    total_steps = run.max_epoch * iters_per_epoch
     launch = os.environ.get("TORCHELASTIC_RUN_ID") if restarted else None
     given = run.resume_ckpt_path
     folder = None

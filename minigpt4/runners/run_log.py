@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -41,13 +41,15 @@ _BAR_WORDS = _WORDS | {
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class RunLog:
     """Keeps and shows the figures of a run; a context manager.
 
     On a terminal (stderr) one bar runs through the whole run; elsewhere there is no bar, and each
-    reading is a line.
+    reading is a line. Figures go by name; an epoch counts from 0, and a step is the number of steps
+    done within it. A ``log.txt`` that cannot be written is a ``MiniGPT4Error``.
 
-    Args:
+    Attributes:
         folder: Of the run; it must exist.
         total_steps: Of the whole run.
         steps_per_epoch: All epochs have as many.
@@ -58,117 +60,74 @@ class RunLog:
         main: False in every process but one: nothing is written, shown or sent.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        total_steps: int,
-        steps_per_epoch: int,
-        first_step: int = 0,
-        trackers: Sequence[str] = (),
-        run_name: str = "",
-        config: Mapping[str, Any] | None = None,
-        main: bool = True,
-    ) -> None:
-        self._folder, self.lines = folder, JsonLines(folder / "log.txt")
-        self.total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._epochs = math.ceil(total_steps / steps_per_epoch)
-        self._done = self._first_step = first_step
-        self._tracker_names, self._run_name, self._config = trackers, run_name, config
-        self._main = main
+    folder: Path
+    _: KW_ONLY
+    total_steps: int
+    steps_per_epoch: int
+    first_step: int = 0
+    trackers: Sequence[str] = ()
+    run_name: str = ""
+    config: Mapping[str, Any] | None = None
+    main: bool = True
+
+    def __post_init__(self) -> None:
+        self.lines = JsonLines(self.folder / "log.txt")
+        self._epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self._done = self.first_step
         self._bar: tqdm[Any] | None = None
         self._trackers: Any = None
         self._open = ExitStack()
 
     def __enter__(self) -> "RunLog":
-        if not self._main:
-            return self
-        with ExitStack() as opened:
-            if sys.stderr.isatty():
-                opened.enter_context(logging_redirect_tqdm())
-                self._bar = opened.enter_context(self._make_bar())
-            folder, config, first = self._folder, self._config, self._first_step
-            if self._tracker_names:
-                from minigpt4.runners.trackers import Trackers
-
-                self._trackers = Trackers(
-                    self._tracker_names, folder, self._run_name, config, first
-                )
-            self._open = opened.pop_all()
+        if self.main and (sys.stderr.isatty() or self.trackers):
+            self._open_bar_and_trackers()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._open:  # the bar goes last: what the trackers have to say is written above it
             if self._trackers is not None:
-                self._trackers.close(failed=error is not None)
+                self._trackers.close(failed=kind is not None)
 
     def advance(self) -> None:
-        """One training step is done."""
+        """Count a training step as done."""
         self._done += 1
         if self._bar is not None:
-            title = self._title((self._done - 1) // self._steps_per_epoch)
+            title = self._title((self._done - 1) // self.steps_per_epoch)
             self._bar.set_description_str(title, refresh=False)
             self._bar.update()
 
     def step(self, figures: Mapping[str, float], *, epoch: int, step: int) -> None:
-        """Figures of the latest steps.
-
-        Args:
-            figures: By name: loss, lr, grad_norm and what ``Meter.read`` gives; others as well.
-            epoch: From 0.
-            step: Steps done within the epoch, so from 1.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
-        if not self._main:
+        """Keep and show loss, lr, grad_norm and other figures of the latest steps."""
+        if not self.main:
             return
         self.lines.append({"epoch": epoch, "step": step, **figures})
-        self._send(figures, epoch * self._steps_per_epoch + step)
+        self._send(figures, epoch * self.steps_per_epoch + step)
         if self._bar is not None:
             shown = {name: value for name, value in figures.items() if name != "eta_seconds"}
             self._bar.set_postfix_str(in_words(shown, _BAR_WORDS))
         else:
-            where = f"{self._title(epoch)}, step {step}/{self._steps_per_epoch}"
+            where = f"{self._title(epoch)}, step {step}/{self.steps_per_epoch}"
             logger.info("%s: %s", where, in_words(figures))
 
     def epoch(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Figures of a whole epoch (from 0), such as train_loss and train_lr.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
-        if not self._main:
+        """Keep and show figures of a whole epoch, such as train_loss and train_lr."""
+        if not self.main:
             return
         self.lines.append({"epoch": epoch, **figures})
-        self._send(figures, (epoch + 1) * self._steps_per_epoch)
+        self._send(figures, (epoch + 1) * self.steps_per_epoch)
         logger.info("%s: %s", self._title(epoch), in_words(figures))
 
     def validation(
         self, figures: Mapping[str, Mapping[str, float]], *, epoch: int, step: int
     ) -> None:
-        """Figures of a validation, of each data set.
-
-        Args:
-            figures: Data set → name → value.
-            epoch: From 0.
-            step: Steps done within the epoch; 0 before the first.
-
-        Raises:
-            MiniGPT4Error: when ``log.txt`` cannot be written.
-        """
-        if not self._main:
+        """Keep and show the figures of a validation: data set → name → value."""
+        if not self.main:
             return
         self.lines.append({"epoch": epoch, "step": step, "valid": figures})
-        total = epoch * self._steps_per_epoch + step
+        total = epoch * self.steps_per_epoch + step
         for name, values in figures.items():
             self._send({f"valid/{name}/{figure}": v for figure, v in values.items()}, total)
-            where = f"{self._title(epoch)}, step {step}/{self._steps_per_epoch}"
+            where = f"{self._title(epoch)}, step {step}/{self.steps_per_epoch}"
             logger.info("%s, valid %s: %s", where, name, in_words(values))
 
     def state(self) -> dict[str, Any]:
@@ -181,17 +140,30 @@ class RunLog:
 
     def truncate(self, size: int) -> None:
         """Cut what an interrupted run had written after its last save; see :class:`JsonLines`."""
-        if self._main:
+        if self.main:
             self.lines.truncate(size)
 
     def _send(self, figures: Mapping[str, float], step: int) -> None:
         if self._trackers is not None:
             self._trackers.log(figures, step)
 
+    def _open_bar_and_trackers(self) -> None:
+        with ExitStack() as opened:
+            if sys.stderr.isatty():
+                opened.enter_context(logging_redirect_tqdm())
+                self._bar = opened.enter_context(self._make_bar())
+            if self.trackers:
+                from minigpt4.runners.trackers import Trackers
+
+                self._trackers = Trackers(
+                    self.trackers, self.folder, self.run_name, self.config, self.first_step
+                )
+            self._open = opened.pop_all()
+
     def _make_bar(self) -> "tqdm[Any]":
         sized = _terminal_has_a_size()
         return tqdm(
-            desc=self._title(self._done // self._steps_per_epoch),
+            desc=self._title(self._done // self.steps_per_epoch),
             total=self.total_steps,
             initial=self._done,
             mininterval=0.5,

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
@@ -54,10 +55,11 @@ class Validator(Stateful, Protocol):
 
 
 @RUNNERS.register("runner_base")
+@dataclass(eq=False)
 class Trainer:
     """Trains a model on batches of a mix of data sets.
 
-    Args:
+    Attributes:
         options: The run section.
         model: The model, with its frozen parts loaded.
         task: What a training step is.
@@ -75,41 +77,40 @@ class Trainer:
         config: Resolved config, saved with each checkpoint.
     """
 
-    def __init__(
-        self,
-        options: Annotated[RunOptions, Section],
-        model: Annotated[MiniGPT4, Hidden],
-        task: Annotated[Task, Hidden],
-        loader: Annotated[MixedLoader, Hidden],
-        optimizer: Annotated[OptimizerStep, Hidden],
-        schedule: Annotated[LRSchedule, Hidden],
-        iters_per_epoch: Annotated[int, Hidden],
-        processes: Annotated[Distributed, Hidden],
-        stop: Annotated[StopSignals, Hidden],
-        start: Annotated[ResumePoint, Hidden],
-        log: Annotated[RunLog, Hidden],
-        meter: Annotated[Meter, Hidden],
-        bad_samples: Annotated[BadSampleLog, Hidden],
-        validation: Annotated[Validator | None, Hidden],
-        config: Annotated[dict[str, Any], Hidden],
-    ) -> None:
-        self.options, self.model, self.task, self.loader = options, model, task, loader
-        self.optimizer, self.schedule, self.iters_per_epoch = optimizer, schedule, iters_per_epoch
-        self.processes, self.stop, self.folder = processes, stop, start.folder
-        self.log, self.meter, self.bad_samples = log, meter, bad_samples
-        self.validation, self.config = validation, config
-        self.total_steps = options.max_epoch * iters_per_epoch
+    options: Annotated[RunOptions, Section]
+    model: Annotated[MiniGPT4, Hidden]
+    task: Annotated[Task, Hidden]
+    loader: Annotated[MixedLoader, Hidden]
+    optimizer: Annotated[OptimizerStep, Hidden]
+    schedule: Annotated[LRSchedule, Hidden]
+    iters_per_epoch: Annotated[int, Hidden]
+    processes: Annotated[Distributed, Hidden]
+    stop: Annotated[StopSignals, Hidden]
+    start: Annotated[ResumePoint, Hidden]
+    log: Annotated[RunLog, Hidden]
+    meter: Annotated[Meter, Hidden]
+    bad_samples: Annotated[BadSampleLog, Hidden]
+    validation: Annotated[Validator | None, Hidden]
+    config: Annotated[dict[str, Any], Hidden]
+
+    def __post_init__(self) -> None:
+        self.folder = self.start.folder
+        self.total_steps = self.options.max_epoch * self.iters_per_epoch
         self.step = self.saved_step = 0  # micro-batches of the whole run; those that are saved
-        self.losses = RunningLoss(processes)
+        self.losses = RunningLoss(self.processes)
         self.epoch_loss, self.epoch_steps = 0.0, 0  # over the log's lines of this epoch
         # What the next step depends on: the same in all processes, and each one's own.
-        self.shared: list[Stateful] = [self, optimizer, log]
-        self.shared += [validation] if validation else []
-        random = RandomState(processes.device)
-        self.own: list[Stateful] = [random, loader, self.losses, optimizer.gradients]
-        self._restore(start)
-        processes.broadcast_parameters(optimizer.trained)
-        self.batches = iter(loader)
+        self.shared: list[Stateful] = [self, self.optimizer, self.log]
+        self.shared += [self.validation] if self.validation else []
+        random = RandomState(self.processes.device)
+        self.own: list[Stateful] = [random, self.loader, self.losses, self.optimizer.gradients]
+        if self.start.state is None:
+            self.log.truncate(0)
+        else:
+            self._restore(self.start, self.start.state)
+        if self.processes.count > 1:
+            self.processes.broadcast_parameters(self.optimizer.trained)
+        self.batches = iter(self.loader)
 
     def train(self) -> RunFolder:
         """Train all epochs; each ends with a checkpoint.
@@ -127,7 +128,8 @@ class Trainer:
             with self.stop, self.log:
                 if self.step < self.total_steps:
                     self._prepare_model()
-                    self._validate()
+                    if self.validation is not None:
+                        self._validate(self.validation)
                 self.meter.start()
                 while self.step < self.total_steps:
                     self.train_step(*divmod(self.step, self.iters_per_epoch))
@@ -147,6 +149,11 @@ class Trainer:
             check_first_batch(self.model, first, self.task.rows(self.model, first, self.step))
         if fault := self.model.choose_packing(self.options.packing):
             logger.info("run.packing: auto leaves this model padded: %s", fault)
+        if self.options.gradient_checkpointing or self.options.compile:
+            self._change_layers()
+
+    def _change_layers(self) -> None:
+        """Make the layers save memory or time, as the options have it."""
         if self.options.gradient_checkpointing:
             from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
 
@@ -168,7 +175,8 @@ class Trainer:
         self.log.advance()
         if last or (step + 1) % self.options.log_freq == 0:
             self._report(epoch, step + 1, lr)
-        self._validate()
+        if self.validation is not None:
+            self._validate(self.validation)
         if last:
             self._end_epoch(epoch, lr)
         # Not between the micro-batches of one optimizer step.
@@ -215,21 +223,21 @@ class Trainer:
         self.log.step(figures, epoch=epoch, step=step)
         self.meter.start()
 
-    def _validate(self) -> None:
+    def _validate(self, validation: Validator) -> None:
         """Measure the model on the validation set, where that is due and not done yet."""
         every = self.options.eval_every_steps or self.iters_per_epoch
         due = self.step % every == 0 or self.step == self.total_steps
-        if self.validation is None or not due or self.validation.done_step == self.step:
+        if not due or validation.done_step == self.step:
             return
         self.optimizer.check_pending_step()
         epoch, step = divmod(max(self.step - 1, 0), self.iters_per_epoch)
         step += self.step > 0
         if self.processes.main:
             logger.info("validating after step %d", self.step)
-        found = self.validation.run(self.model, epoch, step, lambda: self.stop.received > 0)
+        found = validation.run(self.model, epoch, step, lambda: self.stop.received > 0)
         if found is None:
             return  # a resumed run begins with it
-        self.validation.done_step = self.step
+        validation.done_step = self.step
         self.log.validation(found.figures, epoch=epoch, step=step)
         if found.best and self.processes.main:
             path = self.folder.save_best(found.best, self._checkpoint(epoch))
@@ -286,12 +294,8 @@ class Trainer:
         self.saved_step = self.step
         self.meter.start()
 
-    def _restore(self, start: ResumePoint) -> None:
+    def _restore(self, start: ResumePoint, state: Mapping[str, Any]) -> None:
         """Take up the state of a run, as much of it as there is."""
-        state = start.state
-        if state is None:
-            self.log.truncate(0)
-            return
         load_trained(self.model, state, start.origin)
         try:
             self.optimizer.restore(state)

@@ -60,15 +60,7 @@ class ImageTextPretrainTask:
         return [self.row(*text, step, model.tokenizer, model.end_sym) for text in texts]
 
     def row(self, text: Text, images: int, step: int, tokenizer: Tokenizer, end_sym: str) -> Row:
-        """What is read and learnt of one sample.
-
-        Args:
-            text: Its caption or conversation.
-            images: How many it has.
-            step: Counted over the whole run.
-            tokenizer: The language model's; nobody can say its special tokens.
-            end_sym: Put behind a caption.
-        """
+        """Return what is read and learnt of one sample; ``end_sym`` ends a caption."""
         if isinstance(text, str):
             return stage_rows([text], [_for_images(self.prompt_of(step), images)], end_sym)[0]
         return exchanges(text, self._template, _plain(tokenizer, self._template))
