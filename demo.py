@@ -93,19 +93,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if plan is None:
         return
 
-    from minigpt4.apps.page.serving import PageSettings, serve_page
+    from minigpt4.apps.page.serving import serve_page
 
     signal.signal(signal.SIGTERM, terminate)
-    settings = PageSettings(
+    serve_page(
+        plan,
+        examples=examples,
+        places=arguments.max_waiting,
+        keep=60 * arguments.keep_minutes,
         host=arguments.host,
         port=arguments.port,
         share=arguments.share,
         auth=auth,
-        examples=examples,
-        places=arguments.max_waiting,
-        keep=60 * arguments.keep_minutes,
     )
-    serve_page(plan, settings)
 
 
 def terminate(number: int, frame: object) -> NoReturn:

@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from minigpt4.chat import Chat  # noqa: E402
-from minigpt4.cli.quickstart import load_stage  # noqa: E402
 from minigpt4.errors import ConfigError, DataError, run_guarded  # noqa: E402
 from minigpt4.tools.interpret import attention_to_image, nearest_words, overlay, picture_seen  # noqa: E402
 from minigpt4.tools.tiny_world.data_sets import read_heldout  # noqa: E402
 from minigpt4.tools.tiny_world.phrases import description  # noqa: E402
 from minigpt4.tools.tiny_world.scenes import IMAGE_SIZE, SIZES, Scene, Thing  # noqa: E402
+from minigpt4.tools.tiny_world.stages import load_stage  # noqa: E402
 
 STAGES, QUESTION = ("before", "stage1", "stage2"), "Describe this image in detail."
 SHOWN = 2  # scenes on the sheet

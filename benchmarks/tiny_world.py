@@ -17,6 +17,7 @@ from typing import Any
 from minigpt4.cli import quickstart
 from minigpt4.errors import NothingCheckedError, run_guarded
 from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
+from minigpt4.tools.tiny_world.stages import load_stage, train_stage1
 
 ASSETS = Path("assets/tiny")
 # figure: (at least, at most) for every seed; None = no bar, reported only
@@ -84,8 +85,8 @@ def run_control(seed: int, output: Path, arguments: argparse.Namespace) -> float
         heldout=arguments.heldout,
         shuffle_captions=True,
     )
-    quickstart.train_stage1(scenes, output, seed, arguments.stage1_options)
-    chat = quickstart.load_stage("stage1", output, seed)
+    train_stage1(scenes, output, seed, arguments.stage1_options)
+    chat = load_stage("stage1", output, seed)
     split = answers.encode_split(chat, read_heldout(scenes / "heldout_seen"))
     captions = answers.write_captions(chat, split.images)
     return scoring.caption_figures(split.scenes, captions)["exact"]

@@ -25,10 +25,10 @@ from typing import Any, BinaryIO
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dataset.bad_rows import BadRows, lines_of
-from dataset.folders import SUMMARY, kept_folder, new_folder, write_json
+from dataset.folders import SUMMARY, kept_folder, new_folder
 from dataset.pack_shards import pack_shards, place_of
 from minigpt4.errors import DataError, MiniGPT4Error, run_guarded, shown
-from minigpt4.files import write_atomically
+from minigpt4.files import write_atomically, write_json
 from minigpt4.row_files import Row, RowFile
 
 CAPTIONS = {"blip": "caption", "llava-pretrain": "blip_caption"}  # where each --from has them

@@ -29,8 +29,9 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dataset.folders import SUMMARY, kept_folder, read_json, write_json
+from dataset.folders import SUMMARY, kept_folder, read_json
 from minigpt4.errors import MiniGPT4Error, run_guarded
+from minigpt4.files import write_json
 
 # Its own default, "border", fills a picture up to a square with white, and a model would learn the
 # white. "keep_ratio" makes the shorter side image_size, and neither adds nor cuts: the processor

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import MiniGPT4Error, one_line
-from minigpt4.files import lock_folder, write_atomically
+from minigpt4.files import lock_folder, write_json
 
 SUMMARY = "summary.json"  # of a folder that is finished
 SETTINGS = "settings.json"  # of a folder that one goes on with
@@ -73,12 +73,6 @@ def kept_folder(path: Path, settings: Mapping[str, Any]) -> Iterator[int]:
             f"{path}: cannot be written ({one_line(error)}); free space, or choose another "
             "--output; the same command goes on"
         ) from error
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write a json file, whole or not at all."""
-    content = (json.dumps(value, indent=2) + "\n").encode()
-    write_atomically(file, lambda opened: opened.write(content))
 
 
 def read_json(file: Path) -> dict[str, Any]:

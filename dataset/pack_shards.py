@@ -14,9 +14,9 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from dataset.folders import read_json, write_json
+from dataset.folders import read_json
 from minigpt4.errors import one_line, shown
-from minigpt4.files import write_atomically
+from minigpt4.files import write_atomically, write_json
 from minigpt4.row_files import Row, RowFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # what the loaders read

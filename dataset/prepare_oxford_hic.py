@@ -28,7 +28,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dataset.bad_rows import BadRows, lines_of
-from dataset.folders import SUMMARY, new_folder, write_json
+from dataset.folders import SUMMARY, new_folder
 from dataset.oxford_hic_tables import (
     drawn,
     find_pictures,
@@ -39,7 +39,7 @@ from dataset.oxford_hic_tables import (
 )
 from dataset.pack_shards import write_shard
 from minigpt4.errors import ConfigError, DataError, one_line, run_guarded
-from minigpt4.files import write_atomically
+from minigpt4.files import write_atomically, write_json
 from minigpt4.row_files import RowFile
 
 SPLITS = ("train", "val", "test")

@@ -25,7 +25,7 @@ from minigpt4.runners.lr_schedules import LRSchedule
 from minigpt4.runners.meter import Meter
 from minigpt4.runners.nonfinite import NonFiniteGuard
 from minigpt4.runners.optimizer import OptimizerStep
-from minigpt4.runners.options import ComputeOptions
+from minigpt4.runners.options import ComputeOptions, RunOptions
 from minigpt4.runners.resuming import ResumePoint
 from minigpt4.runners.run_log import RunLog
 from minigpt4.runners.trainer import Validator
@@ -151,9 +151,10 @@ def build_task(checked: CheckedConfig, model: MiniGPT4, rank: int, **more: Any) 
 def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
     """Return the learning-rate schedule; it receives the run keys that its signature names."""
     run, entry = checked.run, LR_SCHEDULES.get(checked.run.lr_sched)
-    keys = {**vars(run), **checked.schedule, "iters_per_epoch": iters_per_epoch}
-    parameters = visible_parameters(entry)[1]
-    given = {name: keys[name] for name in parameters if name in keys}
+    wanted, known = visible_parameters(entry)[1], visible_parameters(RunOptions)[1]
+    given = {name: getattr(run, name) for name in wanted if name in known} | checked.schedule
+    if "iters_per_epoch" in wanted:
+        given["iters_per_epoch"] = iters_per_epoch
     schedule: LRSchedule = LR_SCHEDULES.build(run.lr_sched, given)
     return schedule
 

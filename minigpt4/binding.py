@@ -59,7 +59,7 @@ class Names(Protocol):
     def complaint(self, name: object) -> str | None: ...
 
 
-class UnknownOptionError(Exception):
+class UnknownOptionError(AttributeError):
     """Raised when an option is read that is missing or wrong; the error is reported already."""
 
 
@@ -172,7 +172,7 @@ def bind_entry(
             bound[name] = _fit(default, hints[name], name, False)[0] if named else default
     values = {name: value for name, value in bound.items() if name not in wrong}
     kind = schema(entry)
-    base: Any = kind if dataclasses.is_dataclass(kind) else SimpleNamespace
+    base: Any = kind if dataclasses.is_dataclass(kind) else _Options
     missing = parameters.keys() - values.keys()
     if missing:
         base = type(base.__name__, (base,), dict.fromkeys(missing, property(_is_unknown)))
@@ -185,13 +185,13 @@ def _is_unknown(*_: object) -> NoReturn:
     raise UnknownOptionError
 
 
-class _Unknown:
-    """Options of something whose name is unknown."""
+class _Options(SimpleNamespace):
+    """Options of an entry without a ``Section``."""
 
     __getattr__ = _is_unknown
 
 
-UNKNOWN = Bound(_is_unknown, _Unknown())
+UNKNOWN = Bound(_is_unknown, _Options())
 
 
 def bind(

@@ -1,7 +1,7 @@
 """Checked config: every section of a config bound once to the options of what it names."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -92,21 +92,18 @@ class CheckedConfig:
         return trains and bool(cached) and all(cached)
 
     @functools.cached_property
-    def generation(self) -> GenerationOptions:
-        """Generation options, with the template loaded.
+    def template(self) -> Template:
+        """Template of conversations, in a chat as in training.
 
         Raises:
             ConfigError: for a language model whose own chat template cannot be used.
         """
-        folder = str(self.config.model.get("llama_model"))
-        return replace(self.chat, template=load_template(self.chat.template, folder))
+        return load_template(self.chat.template, str(self.config.model.get("llama_model")))
 
     @property
-    def template(self) -> Template:
-        """Template of conversations, in a chat as in training."""
-        template = self.generation.template
-        assert isinstance(template, Template)
-        return template
+    def generation(self) -> GenerationOptions:
+        """Generation options, with the template loaded; errors are those of :attr:`template`."""
+        return replace(self.chat, template=self.template)
 
 
 def check_sections(config: Config, purpose: Purpose) -> CheckedConfig:
@@ -171,15 +168,15 @@ def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list
     faults = [*config.faults, *(f for f in faults if not told & set(_and_above(f.key)))]
     checked = CheckedConfig(config, purpose, model, runner, datasets, chat.options, schedule)
     if purpose != "data":
-        faults += sound(_chat_faults(checked))
+        faults += run_check(_chat_faults, checked)
     return checked, faults
 
 
-def sound(faults: Iterable[Fault]) -> list[Fault]:
+def run_check(check: Callable[[Any], Iterable[Fault]], subject: Any) -> list[Fault]:
     """Return what a check finds, up to where it reads an option that is wrong itself."""
     found: list[Fault] = []
     try:
-        for fault in faults:
+        for fault in check(subject):
             found.append(fault)
     except UnknownOptionError:
         pass  # reported already

@@ -36,6 +36,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file for people to read, whole or not at all, and make its folder.
+
+    Raises:
+        MiniGPT4Error: when it cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    with contextlib.suppress(OSError):  # the writing fails then, too
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def take_lock(descriptor: int) -> bool:
     """Whether nobody else holds an open file or folder; this process does until it ends.
 
@@ -78,6 +90,18 @@ class JsonLines:
             return self.path.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def clear(self) -> None:
+        """Make the file empty, and its folder.
+
+        Raises:
+            MiniGPT4Error: when it cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def append(self, *rows: Mapping[str, Any]) -> None:
         """Write the rows, all of them or none.

@@ -11,18 +11,10 @@ import pytest
 import torch
 
 from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
+from tests.helpers.browser import CHROMIUM, chromium
 from tests.helpers.processes import finished
-from tests.helpers.repo import CHROMIUM, ROOT, EntryPoint
+from tests.helpers.repo import ROOT, EntryPoint
 from tests.helpers.training import Stop
-
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def pytest_configure() -> None:
@@ -86,11 +78,9 @@ def browser() -> Iterator[Any]:
     """A real Chromium, driven by playwright."""
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} does not exist: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        started = session.chromium.launch(executable_path=str(CHROMIUM), args=_FLAGS)
+    pytest.importorskip("playwright.sync_api")
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every file and command of docs/extending.md, on tiny models; and what plug-ins can get wrong."""
 
+import json
 import re
 import shlex
 import sqlite3
@@ -17,6 +18,7 @@ from minigpt4.checked import check_sections
 from minigpt4.config import load_config
 from minigpt4.conversation import TEMPLATES
 from minigpt4.errors import ConfigError
+from minigpt4.preflight.preflight import preflight
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_qwen2, save_tokenizer
 from tests.helpers.repo import ROOT, EntryPoint
@@ -194,12 +196,53 @@ def test_a_family_of_language_models(run_entry: EntryPoint, page: Path, picture:
     )
 
 
+def test_a_vision_tower_and_a_schedule_are_one_file_each(
+    run_entry: EntryPoint, scenes: Path, page: Path, picture: Path
+) -> None:
+    import minigpt4
+
+    options = [
+        f"model.vision_tower.weights={page / 'conv.pth'}",
+        f"datasets.cc_sbu_align.build_info.storage={scenes / 'cc_sbu_align'}",
+    ]
+    checked = check_sections(load_config(page / "conv_tower.yaml", options[1:]), "data")
+    tower = minigpt4.VISION_TOWERS.build("conv", {"weights": "conv.pth"})
+    torch.save(tower.build().state_dict(), page / "conv.pth")
+    assert checked.config.faults == ()
+    words = words_of(the_command("python train.py --cfg-path conv_tower.yaml"), page)
+    run_training(run_entry, words, page / "out", *options, "run.max_epoch=1")
+    (run,) = (page / "out").iterdir()
+    weights = torch.load(run / "checkpoint_0.pth", weights_only=True)["model"]
+    assert weights["llama_proj.weight"].shape == (160, 4 * 64), "four features to an image token"
+    lines = [json.loads(line) for line in (run / "log.txt").read_text().splitlines()]
+    assert lines[0]["lr"] == pytest.approx(1e-4 + 9e-4 * 0.5**3), "the second of two steps"
+    trained = [*options, f"model.ckpt={run / 'checkpoint_0.pth'}"]
+    chat = load_chat(page / "conv_tower.yaml", trained)
+    assert chat.encode_images([picture]).shape == (1, 16, 160)
+
+    wrong = load_config(page / "conv_tower.yaml", [*options, "model.vision_tower.widht=3"])
+    with one_line(ConfigError, "model.vision_tower.widht: unknown key; did you mean 'width'?"):
+        check_sections(wrong, "training")
+    narrow = load_config(page / "conv_tower.yaml", [*options, "model.vision_tower.width=32"])
+    with one_line(ConfigError, "model.vision_tower.weights", "the model wants [32"):
+        preflight(narrow, "training")
+    config = load_config(page / "conv_tower.yaml", [*options, "run.lr_power=-1"])
+    with one_line(ConfigError, "run.lr_power: -1"):
+        check_sections(config, "training")
+
+
 def test_the_page_shows_nothing_that_is_not_tried() -> None:
     assert set(FILES) == {
         *("qwen2.yaml", "gpt_neox.yaml", "photos.py", "told_lengths.py", "photos.yaml"),
         *("bare_llama.py", "bare_llama.yaml"),
+        *("conv_tower.py", "polynomial_lr.py", "conv_tower.yaml"),
     }
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
+
+
+def test_plug_ins_import_the_public_api_alone() -> None:
+    for name, content in FILES.items():
+        assert not re.search(r"(from|import) minigpt4\.", content), name
 
 
 # What one gets wrong in a plug-in

@@ -46,11 +46,11 @@ class Job:
     """What to caption, and how the work is cut.
 
     Attributes:
-        rows: Pictures with their prompts.
+        rows: Images with their prompts.
         output: File of the captions.
-        batch_size: Pictures answered together.
-        threads: Read pictures in the background.
-        overwrite: Start anew, whatever the output holds.
+        batch_size: Images answered together.
+        threads: Threads that read images in the background.
+        overwrite: Whether to start again, whatever the output holds.
     """
 
     rows: CaptionInput
@@ -60,14 +60,10 @@ class Job:
     overwrite: bool = False
 
 
-def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> bool:
+def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
     """Caption all rows that the output lacks; whether there is one caption at least.
 
-    Args:
-        plan: Of the chat.
-        job: What to do.
-        prompt: The one for rows without their own, for the record.
-        device: As asked for; with several processes each has its own.
+    With several processes each has its own device.
 
     Raises:
         MiniGPT4Error: for an output that is another run's, a full disk, numbers that overflow.
@@ -81,18 +77,16 @@ def write_captions(plan: ChatPlan, job: Job, prompt: str, device: Device) -> boo
         raise ConfigError("--input: there is no row in it")
     if len(set(processes.gather([digest]))) > 1:
         raise DataError("--input: changed while it was read; give the same command again")
-    settings = settings_of(plan.checked.config, prompt, total, digest)
+    settings = settings_of(plan.config, job.rows.prompt, total, digest)
     output, done = _open_output(processes, job, settings)
     try:
         if done < total:
-            set_seed(
-                plan.checked.config.run.get("seed", RunOptions.seed)
-            )  # of an untrained projection
-            alone = accelerator.num_processes == 1
-            chat = (plan if alone else replace(plan, device=accelerator.device)).load()
+            set_seed(plan.config.run.get("seed", RunOptions.seed))  # of an untrained projection
+            own = plan if processes.count == 1 else replace(plan, device=accelerator.device)
+            chat = own.load()
             if processes.main:
                 _warn(plan, chat)
-            _work(chat, job, processes, output, (done, total), accelerator.num_processes)
+            _work(chat, job, processes, output, done, total)
         accelerator.end_training()
         return output is None or _summarise(output, done == total)
     finally:
@@ -126,7 +120,7 @@ def caption_options(options: GenerationOptions) -> GenerationOptions:
 
 
 def _warn(plan: ChatPlan, chat: Chat) -> None:
-    if not plan.checked.config.model.get("ckpt"):
+    if not plan.config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one writes the captions")
     if chat.options.do_sample and chat.options.seed is None:
         logger.info("captions take the likeliest words; chat.seed=0 would draw them")
@@ -139,14 +133,13 @@ def _work(
     job: Job,
     processes: Distributed,
     output: CaptionOutput | None,
-    progress: tuple[int, int],
-    world_size: int,
+    done: int,
+    total: int,
 ) -> None:
-    """Answer all batches that hold a row not yet done; so many are done, of so many."""
-    done, total = progress
+    """Answer all batches that hold a row not yet done."""
     options = caption_options(chat.options)
     batches = make_batches(job.rows, job.batch_size, done)
-    own = _share(batches, processes.rank, world_size)
+    own = _share(batches, processes.rank, processes.count)
     calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (
         logging_redirect_tqdm(),
@@ -205,6 +198,11 @@ def read_ahead(
             return error
 
     waiting: deque[tuple[Batch, list[Future[torch.Tensor | DataError]]]] = deque()
+
+    def take() -> tuple[Batch, list[torch.Tensor | DataError]]:
+        batch, futures = waiting.popleft()
+        return batch, [future.result() for future in futures]
+
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # Around all threads: each sets the same filter, and they take it from each other.
         warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -212,11 +210,9 @@ def read_ahead(
             for batch in batches:
                 waiting.append((batch, [pool.submit(read, row.path) for _, row in batch]))
                 if len(waiting) > _AHEAD:
-                    batch, futures = waiting.popleft()
-                    yield batch, [future.result() for future in futures]
+                    yield take()
             while waiting:
-                batch, futures = waiting.popleft()
-                yield batch, [future.result() for future in futures]
+                yield take()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -237,13 +233,7 @@ def _answer(
             error = MiniGPT4Error(f"{text}; go on with a smaller --batch-size")
         error.rank_local = rank > 0  # the others cannot know
         raise error from None
-    return [
-        (
-            number,
-            row.told(error=str(text)) if isinstance(text, DataError) else row.told(caption=text),
-        )
-        for (number, row), text in zip(batch, captions, strict=True)
-    ]
+    return [(number, row.told(text)) for (number, row), text in zip(batch, captions, strict=True)]
 
 
 def caption_batch(
@@ -252,25 +242,15 @@ def caption_batch(
     questions: Sequence[str],
     pictures: Sequence[torch.Tensor | DataError],
 ) -> list[str | DataError]:
-    """What ``chat.ask`` answers to each question about its picture, all at once.
+    """Return what ``chat.ask`` answers to each question about its image, all at once.
 
-    Args:
-        chat: Who answers.
-        options: How.
-        questions: What users type.
-        pictures: Pixels ``[3, s, s]`` each, or why there are none.
-
-    Returns:
-        For each picture its answer, or why there is none.
+    An image is pixels ``[3, s, s]``, or the error that says why there are none, which is returned.
     """
     readable = {n: p for n, p in enumerate(pictures) if isinstance(p, torch.Tensor)}
-    captions: list[str | DataError] = [p if isinstance(p, DataError) else "" for p in pictures]
-    if readable:
-        asked = [questions[place] for place in readable]
-        answers = chat.ask_each(asked, list(readable.values()), options)
-        for place, answer in zip(readable, answers, strict=True):
-            captions[place] = answer
-    return captions
+    asked = [questions[place] for place in readable]
+    answers = chat.ask_each(asked, list(readable.values()), options) if readable else []
+    found = dict(zip(readable, answers, strict=True))
+    return [p if isinstance(p, DataError) else found[n] for n, p in enumerate(pictures)]
 
 
 def _summarise(output: CaptionOutput, was_done: bool) -> bool:

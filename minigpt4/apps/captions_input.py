@@ -19,21 +19,22 @@ _OURS = ("caption", "error")  # keys that the output has of its own
 
 @dataclass(frozen=True)
 class Row:
-    """A picture to caption.
+    """An image to caption.
 
     Attributes:
         given: What the output repeats: ``image``, and whatever else its line in a list says.
-        path: The picture's file.
-        prompt: What to ask about it.
+        path: File of the image.
+        prompt: Question about it.
     """
 
     given: dict[str, Any]
     path: Path
     prompt: str
 
-    def told(self, **outcome: str) -> dict[str, Any]:
-        """The row of the output."""
-        return {**self.given, "prompt": self.prompt, **outcome}
+    def told(self, caption: str | DataError) -> dict[str, Any]:
+        """Return the row of the output."""
+        key = "error" if isinstance(caption, DataError) else "caption"
+        return {**self.given, "prompt": self.prompt, key: str(caption)}
 
 
 class CaptionInput:
@@ -51,7 +52,7 @@ class CaptionInput:
     """
 
     def __init__(self, names: Sequence[str], prompt: str) -> None:
-        self._prompt = prompt
+        self.prompt = prompt
         self._parts: list[Path | list[str]] = [part for name in names for part in _expand(name)]
 
     @property
@@ -64,7 +65,7 @@ class CaptionInput:
             if isinstance(part, Path):
                 yield from self._read_list(part)
             else:
-                yield from (Row({"image": name}, Path(name), self._prompt) for name in part)
+                yield from (Row({"image": name}, Path(name), self.prompt) for name in part)
 
     def measure(self) -> tuple[int, str]:
         """The number of rows and a digest of what they say.
@@ -94,7 +95,7 @@ class CaptionInput:
         if not isinstance(given, dict):
             raise DataError(f'{place}: not an object such as {{"image": "a.png"}}')
         image = given.get("image")
-        prompt = given.pop("prompt", self._prompt)
+        prompt = given.pop("prompt", self.prompt)
         if not (isinstance(image, str) and image):
             raise DataError(f'{place}: "image" must name the picture\'s file')
         if not (isinstance(prompt, str) and prompt.strip()):

@@ -1,7 +1,7 @@
 """Caption output: one file of JSON lines in input order, to which rows are only ever added.
 
-Whatever is in it is done; a run that was cut short goes on behind its last whole line. What it was
-made of lies beside it, so that nothing else is mixed into it.
+Whatever is in it is done; a run that was cut short continues after its last whole line. What it was
+made of lies next to it, so that nothing else is mixed into it.
 """
 
 import hashlib
@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.apps.captions_input import encode
 from minigpt4.config import Config
-from minigpt4.errors import ConfigError, MiniGPT4Error, one_line
-from minigpt4.files import take_lock, write_atomically
+from minigpt4.errors import ConfigError, one_line
+from minigpt4.files import JsonLines, take_lock, write_atomically
 
 _RECORD = ".settings.json"  # behind the output's name
 _NAMED = 3  # settings that a message names
@@ -24,13 +23,13 @@ class CaptionOutput:
     """The output file, locked while this process works on it.
 
     Args:
-        path: Where it lies.
+        path: Path of the file.
         settings: What its rows are made of; an output of others is refused.
-        overwrite: Start anew, whatever is there.
+        overwrite: Whether to start again, whatever is there.
 
     Attributes:
-        rows: How many it holds.
-        failed: How many of them tell an error.
+        rows: Number of rows in it.
+        failed: Number of rows that report an error.
 
     Raises:
         MiniGPT4Error: for an output of other settings, one that another process is writing, or one
@@ -40,11 +39,12 @@ class CaptionOutput:
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.path = path
         self.rows = self.failed = 0
+        self._lines = JsonLines(path)
         self._waiting: dict[int, dict[str, Any]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not inherited by other programs: the lock goes with this process, however it ends.
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except (OSError, ValueError) as error:
             text = f"--output {path}: cannot be written ({one_line(error)}); choose another"
             raise ConfigError(text) from error
@@ -62,26 +62,12 @@ class CaptionOutput:
 
         Returns:
             How many were written.
-
-        Raises:
-            MiniGPT4Error: when the disk is full.
         """
         self._waiting.update((number, row) for number, row in numbered if number >= self.rows)
         ready: list[dict[str, Any]] = []
         while (row := self._waiting.pop(self.rows + len(ready), None)) is not None:
             ready.append(row)
-        if not ready:
-            return 0
-        try:
-            left = memoryview(b"".join(map(encode, ready)))
-            while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
-        except OSError as error:
-            raise MiniGPT4Error(
-                f"{self.path}: cannot be written ({one_line(error)}); what is in it is safe: free "
-                "space, and the same command goes on"
-            ) from error
+        self._lines.append(*ready)
         self._count(ready)
         return len(ready)
 
@@ -90,11 +76,13 @@ class CaptionOutput:
         self.failed += sum("error" in row for row in rows)
 
     def _begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        self._lock()
+        if not take_lock(self._file):
+            text = f"--output {self.path}: another process is writing it; wait, or choose another"
+            raise ConfigError(text)
         record = self.path.with_name(self.path.name + _RECORD)
         if overwrite:
-            os.ftruncate(self._file, 0)
-        if os.fstat(self._file).st_size == 0:
+            self._lines.truncate(0)
+        if self._lines.size == 0:
             content = json.dumps(settings, indent=2, default=str) + "\n"
             write_atomically(record, lambda file: file.write(content.encode()))
             return
@@ -104,11 +92,6 @@ class CaptionOutput:
         if named := name_differences(saved, settings):
             self._refuse(f"was made with other settings ({named})")
         self._go_on()
-
-    def _lock(self) -> None:
-        if not take_lock(self._file):
-            text = f"--output {self.path}: another process is writing it; wait, or choose another"
-            raise ConfigError(text)
 
     def _go_on(self) -> None:
         """Count what is there, and take away half a line at the end."""
@@ -122,7 +105,7 @@ class CaptionOutput:
                 except (ValueError, TypeError):
                     self._refuse(f"holds something else in line {self.rows + 1}")
                 whole += len(line)
-        os.ftruncate(self._file, whole)
+        self._lines.truncate(whole)
 
     def _refuse(self, reason: str) -> None:
         raise ConfigError(
@@ -131,16 +114,19 @@ class CaptionOutput:
 
 
 def settings_of(config: Config, prompt: str, rows: int, digest: str) -> dict[str, Any]:
-    """What captions are made of: the input, the prompt, the model and how it generates.
+    """Return what captions are made of: the input, the prompt, the model and how it generates.
 
     Trained weights count by their content: a training may have written others under the same name.
     """
     named = config.model.get("ckpt") or []
     files = [named] if isinstance(named, str) else list(named)
-    weights = {file: _digest_of(file) for file in files}
     sections = {name: part for name, part in config.resolved().items() if name != "run"}
-    own = {"--prompt": prompt, "--input": {"rows": rows, "sha256": digest}}
-    return {**own, "trained weights": weights, **sections}
+    return {
+        "--prompt": prompt,
+        "--input": {"rows": rows, "sha256": digest},
+        "trained weights": {file: _digest_of(file) for file in files},
+        **sections,
+    }
 
 
 def _digest_of(file: str) -> str:
@@ -165,14 +151,12 @@ def name_differences(saved: Any, settings: Mapping[str, Any]) -> str:
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Dotted names of what differs."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else [name]
-    keys = list(dict.fromkeys([*one, *other]))
-    if name.startswith(("--input", "trained")):
+    """Return the dotted names of what differs; input and weights differ as a whole."""
+    whole = name in ("--input", "trained weights")
+    if whole or not (isinstance(one, dict) and isinstance(other, dict)):
         return [] if one == other else [name]
     return [
         found
-        for key in keys
+        for key in dict.fromkeys([*one, *other])
         for found in _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
     ]

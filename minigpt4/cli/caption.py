@@ -72,5 +72,5 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.num_workers,
         arguments.overwrite,
     )
-    if not write_captions(plan, job, arguments.prompt, arguments.device):
+    if not write_captions(plan, job, arguments.device):
         sys.exit(1)

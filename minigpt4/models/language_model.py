@@ -138,7 +138,7 @@ def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     try:
         settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows, is_llama = settings.get("vocab_size"), settings.get("model_type") == "llama"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return f"{folder / 'config.json'} is not readable as settings; fetch it again"
     is_llama = is_llama and rows in (LLAMA_WORDS, LLAMA_WORDS + 1)
     taught = separator if is_llama else None

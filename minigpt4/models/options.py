@@ -168,7 +168,9 @@ class ModelOptions(TowerOptions):
     @property
     def ckpt_files(self) -> tuple[str, ...]:
         """The files of ``ckpt``."""
-        return (self.ckpt,) if isinstance(self.ckpt, str) else self.ckpt or ()
+        if not self.ckpt:
+            return ()
+        return (self.ckpt,) if isinstance(self.ckpt, str) else self.ckpt
 
     def load_prompts(self) -> list[str]:
         """Return the stage-2 prompts, each in its template; none in stage 1."""

@@ -104,7 +104,7 @@ def memory_warning(draft: Draft) -> str | None:
     """Return what is wrong, in the main process, with a memory that seems too small."""
     main = os.environ.get("RANK", "0") == "0"
     memory = total_memory(draft.device)
-    spread = draft.model.device_map == "auto"  # it takes what there is
+    spread = getattr(draft.model, "device_map", "none") == "auto"  # it takes what there is
     found = estimate(draft) if main and memory and not spread else None
     return too_small(*found, memory) if found else None
 

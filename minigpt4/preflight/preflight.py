@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from minigpt4.assembly import build_schedule
-from minigpt4.checked import CheckedConfig, Purpose, bind_sections, sound
+from minigpt4.checked import CheckedConfig, Purpose, bind_sections, run_check
 from minigpt4.config import Config, describe, raise_faults
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.options import Stored
@@ -51,7 +51,7 @@ def preflight(
     draft = Draft(checked, _device(checked, device))
     faults = [*others, *faults]
     for check in (*_CHECKS["all"], *_CHECKS[purpose]):
-        faults += sound(check(draft))
+        faults += run_check(check, draft)
     raise_faults(config.path, faults)
     if warning := memory_warning(draft):
         logger.warning("%s: %s", config.path, warning)

@@ -22,7 +22,6 @@ from PIL import Image
 
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
-from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.helpers.processes import kill_all
 from tests.helpers.repo import ROOT, EntryPoint
 from tests.helpers.repo import error_line as one_line
@@ -59,11 +58,6 @@ def caption(run_entry: EntryPoint, options: list[str], caplog: pytest.LogCapture
             return code, "\n".join([error, *caplog.messages])
 
     return run
-
-
-@pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from minigpt4.__main__ import main
 from minigpt4.apps.terminal import Terminal, printable_text, write_grown
 from minigpt4.chat import Chat, load_chat
 from minigpt4.errors import DataError
-from minigpt4.tools.tiny_world.data_sets import read_heldout
 from tests.helpers.repo import ROOT, EntryPoint
 
 CONFIG = ["--cfg-path", "eval_configs/tiny_eval.yaml"]
@@ -36,11 +35,6 @@ def with_weights(projection: Path, *options: str) -> list[str]:
 def chat(projection: Path) -> Chat:
     os.chdir(ROOT)
     return load_chat(CONFIG[1], [f"model.ckpt={projection}", "chat.max_new_tokens=8"])
-
-
-@pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return [file for _, file in read_heldout(scenes / "heldout_seen")]
 
 
 @pytest.fixture

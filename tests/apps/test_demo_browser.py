@@ -1,17 +1,11 @@
-"""The demo page in a real browser: the real ``demo.py``; its answers are words, not true ones.
-
-``DEMO_SCREENSHOTS=docs pytest tests/apps/test_demo_browser.py -k screenshots`` makes the
-pictures of the README with what ``make quickstart`` has trained.
-"""
+"""The demo page in a real browser: the real ``demo.py``; its answers are words, not true ones."""
 
 import itertools
 import json
-import os
 import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +15,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
+from tests.helpers.browser import PageVisitor, open_page
 from tests.helpers.page_client import Server, serve
+from tests.helpers.repo import ROOT
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).parents[2]
 DESCRIBE = "Describe this image in detail."
 HOSTILE = (
     "<img src=x onerror=alert(1)> <b>bold</b> ![p](https://example.com/p.png) "
@@ -77,104 +72,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-class Visitor:
-    """What someone at the page does and sees."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-
-    def show(self, *paths: Path) -> None:
-        """Put pictures into the question box."""
-        before = self.page.locator("#question .thumbnail-item").count()
-        self.page.set_input_files("#question input[type=file]", [str(path) for path in paths])
-        self.page.locator("#question .thumbnail-item").nth(before + len(paths) - 1).wait_for()
-
-    def send(self, question: str) -> None:
-        self.page.fill("#question textarea", question)
-        self.page.click("#question [data-testid=submit-button]")
-
-    def wait_for_answers(self, number: int) -> None:
-        """Wait until the page shows so many answers, all of them whole."""
-        try:
-            self.page.wait_for_function(
-                """number => !document.querySelector("#status p")
-                    && document.querySelector("#question [data-testid=submit-button]")
-                    && document.querySelectorAll("#chatbot [data-testid=bot]").length == number""",
-                arg=number,
-            )
-        except Exception as error:  # what it looks like tells more than that time ran out
-            raise AssertionError(self.page.locator("body").inner_text()) from error
-
-    def ask(self, question: str) -> None:
-        """Send, and wait for the whole answer."""
-        before = len(self.answers)
-        self.send(question)
-        self.wait_for_answers(before + 1)
-
-    def press(self, name: str) -> None:
-        """A button of the chat: Retry, Undo, Edit …, the last one of its name."""
-        self.page.locator(f"#chatbot [aria-label={name}]").last.click()
-
-    def setting(self, name: str, value: float) -> None:
-        if not self.page.locator(f"#{name}").is_visible():
-            self.page.click("#settings button")
-        field = self.page.locator(f"#{name} input[type=number]").first
-        # One that was just unfolded may yet be given the value that it starts with.
-        for _ in range(5):
-            field.fill(str(value))
-            field.press("Tab")
-            self.page.wait_for_timeout(200)
-            if float(field.input_value()) == value:
-                return
-        raise AssertionError(f"{name} stays {field.input_value()}, not {value}")
-
-    @property
-    def questions(self) -> list[str]:
-        texts = self.page.locator("#chatbot [data-testid=user]").all_inner_texts()
-        return [text.strip() for text in texts if text.strip()]
-
-    @property
-    def answers(self) -> list[str]:
-        texts = self.page.locator("#chatbot [data-testid=bot]").all_inner_texts()
-        return [text.strip() for text in texts]
-
-    @property
-    def pictures(self) -> list[str]:
-        images = self.page.locator("#chatbot [data-testid=user] img").all()
-        return [Path(image.get_attribute("src")).name for image in images]
-
-    @property
-    def typed(self) -> str:
-        return str(self.page.input_value("#question textarea"))
-
-    def wait_for_message(self, words: str) -> str:
-        toast = self.page.locator("[data-testid=toast-body]", has_text=words)
-        toast.wait_for()
-        return str(toast.inner_text())
-
-    def saved(self, kind: str) -> str:
-        with self.page.expect_download() as download:
-            self.page.click(f"#save-{kind}")
-        assert download.value.suggested_filename == f"conversation.{kind}"
-        return Path(download.value.path()).read_text()
-
-
-def open_page(context: Any, server: Server) -> Visitor:
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(server.url)
-    page.wait_for_selector("#question textarea")
-    page.wait_for_function("!document.querySelector('#status p')")
-    return Visitor(page)
-
-
 @pytest.fixture
-def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
+def visitor(browser: Any, server: Server) -> Iterator[PageVisitor]:
     """A visitor with a fresh page, which must not ask for anything from another host."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     asked_for: list[Any] = []
     context.on("request", lambda request: asked_for.append(urlsplit(request.url)))
-    started = open_page(context, server)
+    started = open_page(context, server.url)
     started.page.on("dialog", lambda dialog: asked_for.append(urlsplit("https://a.dialog.opened")))
     yield started
     content = started.page.content()
@@ -185,19 +89,7 @@ def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_the_page_is_there_while_the_model_loads(browser: Any, tmp_path: Path):
-    with serve(tmp_path, options=["model.ckpt="]) as loading:
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(loading.url)
-        page.wait_for_selector("#question textarea")
-        # However slow this machine is: what was said while it loaded is gone once it is ready.
-        loading.wait_until("ready")
-        page.wait_for_function("!document.querySelector('#status p')")
-        page.close()
-
-
-def test_answers_stream_and_a_second_question_goes_on(visitor: Visitor, pictures: list[Path]):
+def test_answers_stream_and_a_second_question_goes_on(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.page.evaluate(WATCH_ANSWERS)
     visitor.ask(DESCRIBE)
@@ -216,7 +108,7 @@ def test_answers_stream_and_a_second_question_goes_on(visitor: Visitor, pictures
     assert visitor.page.locator("[aria-label='Share']:visible").count() == 0  # it sends it outside
 
 
-def test_pictures_over_turns_and_two_in_one_message(visitor: Visitor, pictures: list[Path]):
+def test_pictures_over_turns_and_two_in_one_message(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     visitor.show(pictures[1])
@@ -227,7 +119,7 @@ def test_pictures_over_turns_and_two_in_one_message(visitor: Visitor, pictures: 
     assert visitor.pictures == [*names, *names]
 
 
-def test_stop_keeps_what_was_said(visitor: Visitor, pictures: list[Path]):
+def test_stop_keeps_what_was_said(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.setting("max_new_tokens", 400)
     visitor.setting("min_length", 100)
@@ -242,7 +134,7 @@ def test_stop_keeps_what_was_said(visitor: Visitor, pictures: list[Path]):
     assert len(first["answer"]) < len(second["answer"])  # which nobody stopped
 
 
-def test_examples_are_put_into_the_question_box(visitor: Visitor):
+def test_examples_are_put_into_the_question_box(visitor: PageVisitor):
     for number in (1, 2):
         visitor.page.click(f"#pictures button >> nth={number}")
         visitor.page.locator("#question .thumbnail-item").nth(number - 1).wait_for()
@@ -257,7 +149,7 @@ def test_examples_are_put_into_the_question_box(visitor: Visitor):
     assert visitor.typed == ""
 
 
-def test_a_drawing_of_ones_own_can_be_asked_about(visitor: Visitor, tmp_path: Path):
+def test_a_drawing_of_ones_own_can_be_asked_about(visitor: PageVisitor, tmp_path: Path):
     """A sketch as people make it: transparent, any size, thin lines that nothing was trained on."""
     sketch = Image.new("RGBA", (431, 257), (0, 0, 0, 0))
     canvas = ImageDraw.Draw(sketch)
@@ -270,7 +162,7 @@ def test_a_drawing_of_ones_own_can_be_asked_about(visitor: Visitor, tmp_path: Pa
     assert visitor.answers[0]
 
 
-def test_a_pasted_picture(visitor: Visitor, pictures: list[Path]):
+def test_a_pasted_picture(visitor: PageVisitor, pictures: list[Path]):
     visitor.page.evaluate(
         """async bytes => {
           const data = new DataTransfer();
@@ -285,7 +177,7 @@ def test_a_pasted_picture(visitor: Visitor, pictures: list[Path]):
     assert visitor.pictures == ["pasted.png"]
 
 
-def test_retry_undo_and_edit(visitor: Visitor, pictures: list[Path]):
+def test_retry_undo_and_edit(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     visitor.ask("What color is it?")
@@ -313,7 +205,7 @@ def test_retry_undo_and_edit(visitor: Visitor, pictures: list[Path]):
 
 
 @pytest.mark.parametrize("button", ["#restart", "#chatbot [aria-label=Clear]"])
-def test_a_new_chat_forgets_the_last(visitor: Visitor, pictures: list[Path], button: str):
+def test_a_new_chat_forgets_the_last(visitor: PageVisitor, pictures: list[Path], button: str):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     visitor.page.click(button)
@@ -324,7 +216,7 @@ def test_a_new_chat_forgets_the_last(visitor: Visitor, pictures: list[Path], but
     assert visitor.answers == []
 
 
-def test_the_conversation_can_be_taken_away(visitor: Visitor, pictures: list[Path]):
+def test_the_conversation_can_be_taken_away(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(HOSTILE)
     visitor.ask("שלום 😀")
@@ -336,7 +228,7 @@ def test_the_conversation_can_be_taken_away(visitor: Visitor, pictures: list[Pat
     assert "שלום 😀" in markdown
 
 
-def test_text_is_never_live(visitor: Visitor, pictures: list[Path]):
+def test_text_is_never_live(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(HOSTILE)
     assert visitor.questions == [HOSTILE]
@@ -353,7 +245,7 @@ def test_text_is_never_live(visitor: Visitor, pictures: list[Path]):
 
 
 def test_a_text_file_named_png_is_refused_in_one_line(
-    visitor: Visitor, pictures: list[Path], tmp_path: Path
+    visitor: PageVisitor, pictures: list[Path], tmp_path: Path
 ):
     notes = tmp_path / "notes.png"
     notes.write_text("these are only words\n")
@@ -370,7 +262,7 @@ def test_a_text_file_named_png_is_refused_in_one_line(
     assert visitor.answers[0]
 
 
-def test_mistakes_leave_the_chat_as_it_was(visitor: Visitor, pictures: list[Path]):
+def test_mistakes_leave_the_chat_as_it_was(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.send("  ")
     visitor.wait_for_message("Type a question first")
@@ -385,7 +277,7 @@ def test_mistakes_leave_the_chat_as_it_was(visitor: Visitor, pictures: list[Path
     assert len(visitor.answers) == 2
 
 
-def test_what_the_model_forgets_is_told(visitor: Visitor, pictures: list[Path]):
+def test_what_the_model_forgets_is_told(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.ask(DESCRIBE)
     for _ in range(3):
@@ -394,8 +286,8 @@ def test_what_the_model_forgets_is_told(visitor: Visitor, pictures: list[Path]):
     assert len(visitor.answers) == 4
 
 
-def test_two_tabs_at_once(visitor: Visitor, browser: Any, server: Server, pictures: list[Path]):
-    other = open_page(visitor.page.context, server)
+def test_two_tabs_at_once(visitor: PageVisitor, browser: Any, server: Server, pictures: list[Path]):
+    other = open_page(visitor.page.context, server.url)
     visitor.show(pictures[0])
     other.show(pictures[1])
     visitor.send(DESCRIBE)
@@ -413,7 +305,7 @@ def test_a_phone_shows_everything_below_each_other(
     context = browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True, is_mobile=True
     )
-    phone = open_page(context, server)
+    phone = open_page(context, server.url)
     phone.show(pictures[0])
     phone.ask("a" * 200)
     phone.page.click("#settings button")
@@ -454,34 +346,3 @@ def test_a_port_in_use_is_one_line(server: Server):
     )
     assert result.returncode == 2
     assert re.fullmatch(rf"error: .*--port {port}.*in use.*\n", result.stderr)
-
-
-@pytest.mark.skipif("DEMO_SCREENSHOTS" not in os.environ, reason="DEMO_SCREENSHOTS=docs makes them")
-def test_screenshots(browser: Any, tmp_path: Path):
-    folder = ROOT / os.environ["DEMO_SCREENSHOTS"]
-    dialogue = [
-        ([0], "How many objects are there?"),
-        ([2], DESCRIBE),
-    ]
-    sizes: dict[str, dict[str, Any]] = {
-        "demo.png": {"viewport": {"width": 1200, "height": 940}, "color_scheme": "light"},
-        "demo_phone.png": {
-            "viewport": {"width": 390, "height": 844},
-            "color_scheme": "dark",
-            "is_mobile": True,
-        },
-    }
-    with serve(tmp_path) as trained:
-        trained.wait_until("ready")
-        for name, size in sizes.items():
-            context = browser.new_context(**size, device_scale_factor=1.5)
-            visitor = open_page(context, trained)
-            for examples, question in dialogue:
-                for number in examples:
-                    visitor.page.click(f"#pictures button >> nth={number}")
-                    visitor.page.wait_for_selector("#question .thumbnail-item")
-                visitor.ask(question)
-            visitor.page.evaluate("window.scrollTo(0, 0)")
-            time.sleep(1)  # pictures have to be drawn
-            visitor.page.screenshot(path=folder / name)
-            context.close()

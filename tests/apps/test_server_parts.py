@@ -25,8 +25,12 @@ from tests.helpers.repo import EntryPoint
 TINY = "eval_configs/tiny_eval.yaml"
 
 
+def body(*messages: Any, **fields: Any) -> bytes:
+    return encode({"model": "m", "messages": messages} | fields)
+
+
 def request(*messages: Any, **fields: Any) -> ChatRequest:
-    return read_request(encode({"model": "m", "messages": messages} | fields))
+    return read_request(body(*messages, **fields))
 
 
 def message(role: str, *content: Any) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def test_messages_that_are_no_dialogue(messages: list[dict[str, Any]], param: st
 
 
 @pytest.mark.parametrize(
-    ("body", "param"),
+    ("sent", "param"),
     [
         (b"", None),
         (b"{", None),
@@ -85,29 +89,17 @@ def test_messages_that_are_no_dialogue(messages: list[dict[str, Any]], param: st
         (b"[" * 10_000, None),
         (b'"text"', None),
         (b"{}", "model"),
-        (encode({"model": "m", "messages": []}), "messages"),
-        (
-            encode({"model": "m", "messages": [{"role": "tool", "content": "A"}]}),
-            "messages[0].role",
-        ),
-        (encode({"model": "m", "messages": [{"role": "user"}]}), "messages[0].content"),
-        (
-            encode({"model": "m", "messages": [{"role": "user", "content": 1}]}),
-            "messages[0].content",
-        ),
-        (
-            encode({"model": "m", "messages": [{"role": "user", "content": [{"type": "audio"}]}]}),
-            "messages[0].content[0]",
-        ),
-        (
-            encode({"model": "m", "messages": [message("user", (5,))]}),
-            "messages[0].content[0].image_url.url",
-        ),
+        (body(), "messages"),
+        (body({"role": "tool", "content": "A"}), "messages[0].role"),
+        (body({"role": "user"}), "messages[0].content"),
+        (body({"role": "user", "content": 1}), "messages[0].content"),
+        (body({"role": "user", "content": [{"type": "audio"}]}), "messages[0].content[0]"),
+        (body(message("user", (5,))), "messages[0].content[0].image_url.url"),
     ],
 )
-def test_bodies_that_are_no_request(body: bytes, param: str | None):
+def test_bodies_that_are_no_request(sent: bytes, param: str | None):
     with pytest.raises(RequestError) as caught:
-        read_request(body)
+        read_request(sent)
     assert caught.value.status == 400
     assert caught.value.param == param
     assert "\n" not in str(caught.value)
@@ -124,6 +116,8 @@ def test_bodies_that_are_no_request(body: bytes, param: str | None):
         {"seed": 10**400},
         {"stop": [""]},
         {"stop": 1},
+        {"stop": ["a"] * 5},
+        {"response_format": {"type": "json_object"}},
         {"repetition_penalty": 1e-300},
         {"logit_bias": {"1": 5}},
         {"logprobs": True},

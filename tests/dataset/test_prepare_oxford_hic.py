@@ -184,17 +184,6 @@ def test_every_quirk_of_the_files_is_met_and_counted(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.csv", "images", "info.csv", "out"]
 
 
-@pytest.mark.parametrize("change", ["bom", "unix"])
-def test_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path: Path, change: str) -> None:
-    source, _ = many(tmp_path, 5, 2)
-    before = everything(source.prepare(*ALL_TRAIN) / "train")
-    for file in (source.info, source.data):
-        content = file.read_bytes()
-        other = b"\xef\xbb\xbf" + content if change == "bom" else content.replace(b"\r\n", b"\n")
-        file.write_bytes(other)
-    assert everything(source.prepare(*ALL_TRAIN, output=tmp_path / "two") / "train") == before
-
-
 def test_neither_order_nor_other_rows_move_an_image(tmp_path: Path) -> None:
     source, rows = many(tmp_path, 200, 3)
     fractions = ("--val-fraction", "0.2", "--test-fraction", "0.1")

@@ -33,10 +33,9 @@ def completion(text: object, usage: object = USAGE, finish_reason: str = "stop")
     return Answer(body=json.dumps({"choices": [choice], "usage": usage}).encode())
 
 
-def failure(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:
-    error = {"message": message, "code": code}
+def failure(status: int, message: str = "no", **headers: str) -> Answer:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, json.dumps({"error": error}).encode(), names)
+    return Answer(status, json.dumps({"error": {"message": message}}).encode(), names)
 
 
 def polished(paragraph: str) -> Answer:

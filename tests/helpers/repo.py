@@ -7,7 +7,6 @@ from pathlib import Path
 from minigpt4.errors import run_guarded
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = Path("/usr/bin/chromium")
 TINY = "eval_configs/tiny_eval.yaml"
 
 Main = Callable[[], int | None]

@@ -1,7 +1,7 @@
 """Desk: what the page's events do.
 
 Values come as the browser sent them (``preprocess=False``): gradio would open files first, and fail
-without saying why.
+without saying why. It hands over the request where it sees the annotation.
 """
 
 import html
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = (
-    "num_beams",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "max_new_tokens",
-    "min_length",
-    "repetition_penalty",
-    "length_penalty",
-    "seed",
-)  # in the order of the page's settings
 _GLANCE = 0.5  # seconds between two looks at the queue
 _FRAME = 0.05  # seconds between two states of a growing answer
 
@@ -54,10 +43,10 @@ class Desk:
     """Answers the page's events, once there is a chat.
 
     Args:
-        visits: Who is here.
-        options: How answers are made where the visitor changes nothing.
+        visits: Chats of those who are here.
+        options: Options of an answer where the visitor changes nothing.
         places: Questions that may wait.
-        progress: What is being loaded, for as long as there is no chat.
+        progress: Returns what is being loaded, for as long as there is no chat.
     """
 
     def __init__(
@@ -74,49 +63,46 @@ class Desk:
         self._chat: Chat | None = None
 
     def open(self, chat: "Chat") -> None:
-        """From now on questions are answered."""
+        """Answer questions from now on."""
         chat.waiting.places = self.places
         self._chat = chat
 
+    def arrive(self, request: gr.Request) -> tuple[Any, Any]:
+        self.visits.find(_key(request))
+        return self.loading()
+
+    def leave(self, request: gr.Request) -> None:
+        self.visits.leave(_key(request))
+
     def loading(self) -> tuple[Any, Any]:
-        """The status line, and the timer that asks for it until the chat is there."""
+        """Return the status line, and the timer that asks for it until the chat is there."""
         if self._chat is not None:
             return status(), gr.Timer(active=False)
         return status(self._progress()), gr.skip()
 
-    def ask(self, visitor: str, message: object, *settings: object) -> Iterator[View]:
+    def ask(self, request: gr.Request, message: object, *settings: object) -> Iterator[View]:
         """Answer what stands in the question box; it is emptied once that begins."""
-        visit = self._visit(visitor)
+        visit = self._visit(request)
         try:
             question, pictures = read_message(message, self.visits.uploads)
         except DataError as error:
             complain(error)
             yield SAME
             return
-        place = len(visit.turns)
-        yield from self._answer(visitor, visit, place, question, pictures, settings)
+        yield from self._answer(visit, len(visit.turns), question, pictures, settings)
 
-    def retry(self, visitor: str, *settings: object) -> Iterator[View]:
+    def retry(self, request: gr.Request, *settings: object) -> Iterator[View]:
         """Answer the last question once more."""
-        yield from self._again(visitor, None, None, settings)
+        yield from self._again(self._visit(request), None, None, settings)
 
-    def edit(
-        self, visitor: str, index: object, question: object, *settings: object
-    ) -> Iterator[View]:
-        """Ask an earlier question differently; the chat goes on from there.
+    def edit(self, request: gr.Request, event: gr.EditData, *settings: object) -> Iterator[View]:
+        """Ask an earlier question differently; the chat goes on from there."""
+        visit = self._visit(request)
+        yield from self._again(visit, place_of(event.index, visit.turns), event.value, settings)
 
-        Args:
-            visitor: Whose chat.
-            index: Of the message.
-            question: As the chat box shows it.
-            *settings: See :data:`OPTIONS`.
-        """
-        place = place_of(index, self._visit(visitor).turns)
-        yield from self._again(visitor, place, question, settings)
-
-    def undo(self, visitor: str) -> View:
+    def undo(self, request: gr.Request) -> View:
         """Take the last question back into the question box."""
-        visit = self._visit(visitor)
+        visit = self._visit(request)
         try:
             visit.settle()
         except DataError as error:
@@ -128,21 +114,22 @@ class Desk:
         visit.session = turn.before
         return show(visit.turns), ready(turn.question, turn.pictures), status()
 
-    def stop(self, visitor: str) -> None:
+    def stop(self, request: gr.Request) -> None:
         """End the answer where it is; the model remembers it so."""
-        self.visits.find(visitor)[0].cancelled.set()
+        self.visits.find(_key(request))[0].cancelled.set()
 
-    def restart(self, visitor: str) -> View:
+    def restart(self, request: gr.Request) -> View:
         try:
-            self.visits.restart(visitor)
+            self.visits.restart(_key(request))
         except DataError as error:
             complain(error)
+            return SAME
         return [], ready(""), status()
 
     def suggest(
         self, message: object, question: str | None = None, picture: Path | None = None
     ) -> Any:
-        """The question box with an example in it, too."""
+        """Put an example into the question box, too."""
         try:
             text, pictures = read_message(message, self.visits.uploads)
         except DataError:
@@ -150,21 +137,23 @@ class Desk:
         files = [*map(str, pictures), *([str(picture)] if picture else [])]
         return gr.update(value={"text": text if question is None else question, "files": files})
 
-    def save(self, visitor: str, kind: str) -> str:
-        """The conversation as text."""
-        turns = self._visit(visitor).transcript()
+    def save(self, request: gr.Request, kind: str) -> str:
+        """Return the conversation as text; images by name."""
+        turns = [
+            transcript.Turn(turn.question, turn.answer, [picture.name for picture in turn.pictures])
+            for turn in self._visit(request).turns
+        ]
         return transcript.as_json(turns) if kind == "json" else transcript.as_markdown(turns)
 
-    def _visit(self, visitor: str) -> Visit:
-        visit, new = self.visits.find(visitor)
+    def _visit(self, request: gr.Request) -> Visit:
+        visit, new = self.visits.find(_key(request))
         if new:
             gr.Info("This is a new chat: an earlier one is not remembered any more.")
         return visit
 
     def _again(
-        self, visitor: str, place: int | None, shown: object, settings: Sequence[object]
+        self, visit: Visit, place: int | None, shown: object, settings: Sequence[object]
     ) -> Iterator[View]:
-        visit = self._visit(visitor)
         try:
             visit.settle()
             place = len(visit.turns) - 1 if place is None else place
@@ -176,13 +165,10 @@ class Desk:
             return
         turn = visit.turns[place]
         question = from_text(shown) if isinstance(shown, str) else turn.question
-        yield from self._answer(
-            visitor, visit, place, question, turn.pictures, settings, from_box=False
-        )
+        yield from self._answer(visit, place, question, turn.pictures, settings, from_box=False)
 
     def _answer(
         self,
-        visitor: str,
         visit: Visit,
         place: int,
         question: str,
@@ -195,19 +181,20 @@ class Desk:
         back = (question, pictures) if from_box else ()
         words, earlier, began = question.strip(), visit.turns[:place], False
         try:
-            chat = self._open_chat()
+            if self._chat is None:
+                raise DataError("the model is still loading; please wait a moment")
             with visit.answering(pictures):
                 check_question(words, pictures, earlier, self.options.max_length)
-                changes = read_options(OPTIONS, settings, self.options)
+                changes = read_options(settings, self.options)
                 followed = visit.turns[place:]
-                before = (followed[0].before if followed else visit.session) or chat.start()
+                before = (followed[0].before if followed else visit.session) or self._chat.start()
                 session = before.copy()
-                ticket = chat.waiting.join(visitor)
+                ticket = self._chat.waiting.join(visit)
                 began = True
                 shown = [*show(earlier), *asked(words, pictures)]
                 yield shown, running(emptied=from_box), status()
                 parts = [*pictures, words]
-                answer = yield from grow(chat, visit, ticket, parts, session, shown, changes)
+                answer = yield from grow(self._chat, visit, ticket, parts, session, shown, changes)
                 if answer or not visit.cancelled.is_set():
                     visit.turns = [*earlier, PageTurn(words, pictures, before, answer)]
                     visit.session, back = session, ()
@@ -219,10 +206,10 @@ class Desk:
             lost = not began or visit.ended
             yield SAME if lost else (show(visit.turns), ready(*back), status())
 
-    def _open_chat(self) -> "Chat":
-        if self._chat is None:
-            raise DataError("the model is still loading; please wait a moment")
-        return self._chat
+
+def _key(request: gr.Request) -> str:
+    """The key of a page in a browser, which the browser has drawn."""
+    return str(request.session_hash)
 
 
 def grow(
@@ -234,13 +221,14 @@ def grow(
     shown: list[dict[str, Any]],
     changes: dict[str, Any],
 ) -> Generator[View, None, str]:
-    """Views while a question waits and its answer grows; then the answer, which the session has."""
+    """Yield views while a question waits and its answer grows; return the session's new answer."""
     answer, last, told = "", 0.0, -1
     try:
         while not (visit.cancelled.is_set() or ticket.wait(_GLANCE)):
             if (ahead := ticket.ahead()) != told:
                 told = ahead
-                yield gr.skip(), gr.skip(), status(places(ahead))
+                before = "1 answer comes" if ahead == 1 else f"{ahead} answers come"
+                yield gr.skip(), gr.skip(), status(f"{before} before yours")
         yield gr.skip(), gr.skip(), status("Looking and thinking")
         stream = chat.stream(
             parts, (), session, ticket=ticket, cancelled=visit.cancelled, **changes
@@ -252,10 +240,6 @@ def grow(
     finally:
         ticket.leave()
     return answer
-
-
-def places(ahead: int) -> str:
-    return "1 answer comes before yours" if ahead == 1 else f"{ahead} answers come before yours"
 
 
 def status(text: str = "") -> str:

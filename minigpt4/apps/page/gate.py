@@ -1,6 +1,7 @@
-"""Gate: what of a request reaches gradio.
+"""Gate: what of a request reaches gradio, which reads bodies of any length and fetches addresses.
 
-gradio would fetch an address of another host for a visitor, and read a body of any length.
+gradio refuses files that were not uploaded and pages of other hosts by itself; but an address named
+in the place of a file is fetched from any public host.
 """
 
 import json
@@ -11,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_MOST_BYTES = 2 * 2**20  # of an event; pictures are uploaded by themselves
+_MAX_BYTES = 2 * 2**20  # of an event; images are uploaded by themselves
 
 
 class Gate:
-    """Refuses requests that name a file which was not uploaded, another host, or too much.
+    """Refuse events that are too long, or name a file that was not uploaded.
 
     Args:
         app: The page.
@@ -28,52 +29,45 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
-        if "/file=http" in path.lower() or "/proxy=" in path.lower():
+        if "/file=http" in path.lower():
             await _refuse(403)(scope, receive, send)
-        elif scope["type"] != "http" or scope["method"] != "POST" or path.endswith("/upload"):
+        elif scope["type"] != "http" or scope["method"] != "POST" or path == "/gradio_api/upload":
             await self.app(scope, receive, send)
         else:
             await self._check_body(scope, receive, send)
 
     async def _check_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = b""
+        body = bytearray()
         async for part in Request(scope, receive).stream():
             body += part
-            if len(body) > _MOST_BYTES:
+            if len(body) > _MAX_BYTES:
                 await _refuse(413)(scope, receive, send)
                 return
         try:
-            allowed = self._allowed(json.loads(body))
-        except RecursionError:
-            allowed = False
-        except ValueError:  # a form, as of a login
-            allowed = True
-        if not allowed:
+            json.loads(body, object_hook=self._check_file)
+        except (PermissionError, RecursionError):
             await _refuse(403)(scope, receive, send)
             return
-        told = False
+        except ValueError:  # a form, as of a login
+            pass
+        parts = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def again() -> Message:
-            nonlocal told
-            if told:
-                return await receive()
-            told = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return next(parts, None) or await receive()
 
         await self.app(scope, again, send)
 
-    def _allowed(self, value: Any) -> bool:
-        """Whether all files in an event are uploaded ones."""
-        if isinstance(value, list):
-            return all(map(self._allowed, value))
-        if not isinstance(value, dict):
-            return True
-        if "path" in value:
-            try:
-                return Path(value["path"]).resolve().is_relative_to(self.uploads)
-            except (TypeError, OSError, ValueError):
-                return False
-        return all(map(self._allowed, value.values()))
+    def _check_file(self, value: dict[str, Any]) -> None:
+        if "path" in value and not is_within(value["path"], self.uploads):
+            raise PermissionError
+
+
+def is_within(name: object, folder: Path) -> bool:
+    """Whether a name that a browser sent is that of a file in a folder."""
+    try:
+        return Path(str(name)).resolve().is_relative_to(folder)
+    except (OSError, ValueError):  # a name of a megabyte, or with a zero in it
+        return False
 
 
 def _refuse(code: int) -> PlainTextResponse:

@@ -1,14 +1,14 @@
 """Layout: what stands where on the page, and which event calls what."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from minigpt4.apps.page.desk import OPTIONS, Desk, View
-from minigpt4.apps.page.messages import MOST_BEAMS
+from minigpt4.apps.page.desk import Desk
+from minigpt4.apps.page.messages import MOST_BEAMS, OPTIONS
 from minigpt4.chat import GenerationOptions
 
 QUESTIONS = (
@@ -64,7 +64,7 @@ def build_page(desk: Desk, examples: Sequence[Path] = ()) -> gr.Blocks:
                     _save_button(desk, "Markdown", "md", "text/markdown")
                 restart = gr.Button("New chat", elem_id="restart", size="md")
         dark.click(None, js=TOGGLE_DARK)
-        _connect(page, desk, (chatbot, box, line), settings, restart)
+        _connect(page, desk, [chatbot, box, line], settings, restart)
     return page
 
 
@@ -138,41 +138,34 @@ def _settings(options: GenerationOptions) -> list[gr.components.Component]:
         )
 
     with gr.Accordion("How answers are made", open=False, elem_id="settings"):
-        inputs = {
-            "num_beams": slider(
-                "num_beams", 1, MOST_BEAMS, 1, "Beams", "Above 1 the answer shows at its end."
-            ),
-            "do_sample": gr.Checkbox(
+        return [
+            slider("num_beams", 1, MOST_BEAMS, 1, "Beams", "Above 1 the answer shows at its end."),
+            gr.Checkbox(
                 start["do_sample"],
                 label="Draw words at random",
                 info="Else always the likeliest.",
                 elem_id="do_sample",
             ),
-            "temperature": slider(
+            slider(
                 "temperature", 0.1, 2, 0.1, "Temperature", "Higher: more varied. Of drawn words."
             ),
-            "top_p": slider("top_p", 0.05, 1, 0.05, "Top p", "Draw from these likeliest words."),
-            "max_new_tokens": slider(
-                "max_new_tokens", 1, options.max_length, 1, "Longest answer (tokens)"
-            ),
-            "min_length": slider("min_length", 0, 100, 1, "Shortest answer (tokens)"),
-            "repetition_penalty": slider("repetition_penalty", 1, 2, 0.05, "Repetition penalty"),
-            "length_penalty": slider(
-                "length_penalty", -2, 2, 0.1, "Length penalty", "Of beams; above 0: longer."
-            ),
-            "seed": gr.Textbox(
+            slider("top_p", 0.05, 1, 0.05, "Top p", "Draw from these likeliest words."),
+            slider("max_new_tokens", 1, options.max_length, 1, "Longest answer (tokens)"),
+            slider("min_length", 0, 100, 1, "Shortest answer (tokens)"),
+            slider("repetition_penalty", 1, 2, 0.05, "Repetition penalty"),
+            slider("length_penalty", -2, 2, 0.1, "Length penalty", "Of beams; above 0: longer."),
+            gr.Textbox(
                 "" if start["seed"] is None else str(start["seed"]),
                 label="Seed",
                 info="Of drawn words; empty: new words each time.",
                 elem_id="seed",
             ),
-        }
-    return [inputs[name] for name in OPTIONS]
+        ]
 
 
 def _save_button(desk: Desk, name: str, kind: str, mime_type: str) -> None:
     def save(request: gr.Request) -> str:
-        return desk.save(visitor_of(request), kind)
+        return desk.save(request, kind)
 
     text = gr.Textbox(visible=False)
     button = gr.Button(
@@ -182,54 +175,22 @@ def _save_button(desk: Desk, name: str, kind: str, mime_type: str) -> None:
     saved.then(None, text, None, js=DOWNLOAD % (mime_type, kind))
 
 
-def visitor_of(request: gr.Request) -> str:
-    """The key of a page in a browser, which the browser has drawn."""
-    return str(request.session_hash)
-
-
 def _connect(
     page: gr.Blocks,
     desk: Desk,
-    view: tuple[gr.Chatbot, gr.MultimodalTextbox, gr.HTML],
+    view: Sequence[gr.components.Component],
     settings: Sequence[gr.components.Component],
     restart: gr.Button,
 ) -> None:
-    """The events of the chat; gradio hands over the request where it sees the annotation."""
+    """Connect the events of the chat."""
     chatbot, box, line = view
-
-    def ask(request: gr.Request, message: object, *values: object) -> Iterator[View]:
-        yield from desk.ask(visitor_of(request), message, *values)
-
-    def retry(request: gr.Request, *values: object) -> Iterator[View]:
-        yield from desk.retry(visitor_of(request), *values)
-
-    def edit(request: gr.Request, event: gr.EditData, *values: object) -> Iterator[View]:
-        yield from desk.edit(visitor_of(request), event.index, event.value, *values)
-
-    def undo(request: gr.Request) -> View:
-        return desk.undo(visitor_of(request))
-
-    def again(request: gr.Request) -> View:
-        return desk.restart(visitor_of(request))
-
-    def stop(request: gr.Request) -> None:
-        desk.stop(visitor_of(request))
-
-    def leave(request: gr.Request) -> None:
-        desk.visits.leave(visitor_of(request))
-
-    def arrive(request: gr.Request) -> tuple[Any, Any]:
-        desk.visits.find(visitor_of(request))
-        return desk.loading()
-
-    shown = [*view]
-    box.submit(ask, [box, *settings], shown, **RAW)
-    box.stop(stop, queue=False, **RAW)
-    chatbot.retry(retry, [*settings], shown, **RAW)
-    chatbot.edit(edit, [*settings], shown, **RAW)
-    chatbot.undo(undo, None, shown, **RAW)
-    gr.on([restart.click, chatbot.clear], again, None, shown, **RAW)
+    box.submit(desk.ask, [box, *settings], view, **RAW)
+    box.stop(desk.stop, queue=False, **RAW)
+    chatbot.retry(desk.retry, settings, view, **RAW)
+    chatbot.edit(desk.edit, settings, view, **RAW)
+    chatbot.undo(desk.undo, None, view, **RAW)
+    gr.on([restart.click, chatbot.clear], desk.restart, None, view, **RAW)
     timer = gr.Timer(0.5)
     timer.tick(desk.loading, None, [line, timer], **RAW)
-    page.load(arrive, None, [line, timer], **RAW)
-    page.unload(leave)
+    page.load(desk.arrive, None, [line, timer], **RAW)
+    page.unload(desk.leave)

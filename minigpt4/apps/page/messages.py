@@ -1,5 +1,6 @@
 """Messages: what a browser sends and what it is shown; anything can be sent, only text is shown."""
 
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -8,22 +9,27 @@ from typing import Any
 
 from PIL import Image
 
+from minigpt4.apps.page.gate import is_within
 from minigpt4.apps.page.visits import PageTurn
 from minigpt4.chat import GenerationOptions
 from minigpt4.conversation.options import change_options
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
 
+OPTIONS = (  # in the order of the page's settings
+    *("num_beams", "do_sample", "temperature", "top_p", "max_new_tokens", "min_length"),
+    *("repetition_penalty", "length_penalty", "seed"),
+)
 MOST_PICTURES = 4  # in one message
 MOST_PICTURES_OF_A_CHAT = 24
 MOST_BEAMS = 10
 _SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what browsers show, too
 _LONGEST_TOKEN = 16  # characters; no question of more than that for each token fits
-_one_at_a_time = threading.Lock()  # a decoded picture may take a quarter of a gigabyte
+_one_at_a_time = threading.Lock()  # a decoded image may take a quarter of a gigabyte
 
 
 def read_message(value: object, uploads: Path) -> tuple[str, list[Path]]:
-    """Text and uploaded files of a question.
+    """Read the text and the uploaded files of a question.
 
     Raises:
         DataError: for anything else, and for a file that was not uploaded.
@@ -36,19 +42,15 @@ def read_message(value: object, uploads: Path) -> tuple[str, list[Path]]:
 
 
 def _uploaded(file: object, uploads: Path) -> Path:
-    """A file in the folder of uploads; no other file of the server is opened for a visitor."""
-    name = file.get("path") if isinstance(file, dict) else None
-    try:
-        path = Path(str(name)).resolve()
-        if path.is_relative_to(uploads) and path.is_file():
-            return path
-    except (OSError, ValueError):  # a name of a megabyte, or with a zero in it
-        pass
-    raise DataError(f"{Path(str(name)).name[:100]} is not here (any more); please add it again")
+    """Find a file in the folder of uploads; no other one is opened for a visitor."""
+    name = str(file.get("path") if isinstance(file, dict) else None)
+    if is_within(name, uploads) and os.path.isfile(name):
+        return Path(name).resolve()
+    raise DataError(f"{Path(name).name[:100]} is not here (any more); please add it again")
 
 
 def check_picture(path: Path) -> None:
-    """Decode an uploaded picture once.
+    """Decode an uploaded image once.
 
     Raises:
         DataError: where that cannot be done; the server's folders are not named.
@@ -73,9 +75,9 @@ def check_question(
 
     Args:
         text: The question.
-        pictures: Shown with it.
+        pictures: Images shown with it.
         earlier: The turns before it.
-        max_length: Of the context, in tokens.
+        max_length: Length of the context in tokens.
 
     Raises:
         DataError: in one line.
@@ -92,22 +94,19 @@ def check_question(
     if not before and not pictures:
         raise DataError("add a picture first, or click one")
     if before + len(pictures) > MOST_PICTURES_OF_A_CHAT:
-        raise DataError(
-            f"a chat shows {MOST_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
-        )
+        text = f"a chat shows {MOST_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
+        raise DataError(text)
     for picture in pictures:
         check_picture(picture)
 
 
-def read_options(
-    names: Sequence[str], values: Sequence[object], options: GenerationOptions
-) -> dict[str, Any]:
-    """The settings as changes of the options.
+def read_options(values: Sequence[object], options: GenerationOptions) -> dict[str, Any]:
+    """Read the values of :data:`OPTIONS` as changes of the chat's options.
 
     Raises:
         ConfigError: for a value that cannot be, or more beams than a visitor may ask for.
     """
-    changes = dict(zip(names, values, strict=True))
+    changes = dict(zip(OPTIONS, values, strict=True))
     seed = changes["seed"]  # a text, for it may be empty
     changes["seed"] = int(seed) if isinstance(seed, str) and seed.isdecimal() else seed or None
     try:
@@ -120,7 +119,7 @@ def read_options(
 
 
 def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
-    """Turns as the chat box takes them: pictures, question and answer, each by itself."""
+    """Turns as the chat box takes them: images, question and answer, each by itself."""
     shown = []
     for turn in turns:
         shown += asked(turn.question, turn.pictures)
@@ -129,22 +128,19 @@ def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
 
 
 def asked(question: str, pictures: Sequence[Path]) -> list[dict[str, Any]]:
-    # Pictures are a message of their own: gradio cannot edit a text in one message with them.
+    # Images are a message of their own: gradio cannot edit a text in one message with them.
     files = [{"path": str(picture)} for picture in pictures]
     messages = [{"role": "user", "content": files}] if files else []
     return [*messages, {"role": "user", "content": [_text(question)]}]
 
 
 def place_of(index: object, turns: Sequence[PageTurn]) -> int:
-    """Which turn a message of the chat box belongs to; -1 where there is no such message."""
+    """Return which turn a message of the chat box belongs to; -1 for no such message."""
     message = index[0] if isinstance(index, list | tuple) and index else index
     if not isinstance(message, int) or message < 0:
         return -1
-    for place, turn in enumerate(turns):
-        message -= 3 if turn.pictures else 2
-        if message < 0:
-            return place
-    return -1
+    messages = [place for place, turn in enumerate(turns) for _ in show([turn])]
+    return messages[message] if message < len(messages) else -1
 
 
 def says(text: str) -> dict[str, Any]:

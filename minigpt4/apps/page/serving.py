@@ -2,13 +2,11 @@
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -24,72 +22,64 @@ logger = logging.getLogger(__name__)
 _SPARE_THREADS = 40  # beside one for each question that waits
 
 
-@dataclass(frozen=True)
-class PageSettings:
-    """How a page is served.
-
-    Attributes:
-        host: Loopback unless others are to come in.
-        port: Of the host.
-        share: A public link.
-        auth: User and password that are asked for.
-        examples: Pictures to click.
-        places: Questions that may wait.
-        keep: Seconds that a chat and its pictures outlive the connection.
-    """
-
-    host: str
-    port: int
-    share: bool
-    auth: tuple[str, str] | None
-    examples: Sequence[Path]
-    places: int
-    keep: float
-
-
-def serve_page(plan: ChatPlan, settings: PageSettings) -> None:
+def serve_page(
+    plan: ChatPlan,
+    examples: Sequence[Path],
+    places: int,
+    keep: float,
+    host: str,
+    port: int,
+    share: bool,
+    auth: tuple[str, str] | None,
+) -> None:
     """Serve until interrupted.
+
+    Args:
+        plan: Plan of the chat.
+        examples: Images to click.
+        places: Questions that may wait.
+        keep: Seconds that a chat and its images outlive the connection.
+        host: Address to serve at; loopback unless others are to come in.
+        port: Port of the host.
+        share: Whether there is a public link.
+        auth: User and password that are asked for.
 
     Raises:
         MiniGPT4Error: where the model cannot be loaded; the page is closed then.
     """
+    # gradio's half-bold file of this font is a fragment: bold stands in for it.
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     with _uploads_folder() as uploads, Progress() as progress:
-        visits = Visits(uploads, settings.keep)
-        desk = Desk(visits, plan.checked.generation, settings.places, progress.text)
-        page = build_page(desk, settings.examples)
-        _launch(page, settings, uploads)
+        visits = Visits(uploads, keep)
+        desk = Desk(visits, plan.checked.generation, places, progress.text)
+        page = build_page(desk, examples)
+        page.queue(default_concurrency_limit=None).launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=auth,
+            max_file_size="20mb",
+            max_threads=places + _SPARE_THREADS,
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=gr.themes.Default(primary_hue="indigo", font=[font, "sans-serif"]),
+            css=STYLE,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
+        )
         visits.keep_files()
         logger.info("the page is open at %s", page.local_url)
         try:
             desk.open(plan.load())
             logger.info("ready")
             while True:
-                time.sleep(min(60.0, settings.keep / 4 + 0.5))
+                time.sleep(min(60.0, keep / 4 + 0.5))
                 visits.sweep()
         finally:
             visits.close()
             page.close(verbose=False)
-
-
-def _launch(page: gr.Blocks, settings: PageSettings, uploads: Path) -> None:
-    # gradio's half-bold file of this font is a fragment: bold stands in for it.
-    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    page.queue(default_concurrency_limit=None).launch(
-        server_name=settings.host,
-        server_port=settings.port,
-        share=settings.share,
-        auth=settings.auth,
-        max_file_size="20mb",
-        max_threads=settings.places + _SPARE_THREADS,
-        prevent_thread_lock=True,
-        quiet=True,
-        theme=gr.themes.Default(primary_hue="indigo", font=[font, "sans-serif"]),
-        css=STYLE,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=[],
-        app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
-    )
 
 
 @contextmanager
@@ -98,12 +88,11 @@ def _uploads_folder() -> Iterator[Path]:
     parent = os.environ.get("GRADIO_TEMP_DIR")
     if parent:
         Path(parent).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="minigpt4-page-", dir=parent))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(
+        prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
+    ) as name:
+        os.environ["GRADIO_TEMP_DIR"] = name
+        yield Path(name)
 
 
 class Progress(logging.Handler):

@@ -1,19 +1,17 @@
 """Visits: what each visitor of the page has said and shown, and when it is forgotten.
 
 The page's own copy of a chat is only shown; what counts lies here, under the visitor's key, so
-nothing a browser sends can put words or pictures into a chat.
+nothing a browser sends can put words or images into a chat.
 """
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.apps.transcript import Turn
 from minigpt4.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,16 +32,17 @@ class PageTurn:
     answer: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Visit:
     """One visitor's chat.
 
     Attributes:
         session: What the model remembers; None before the first answer.
         turns: What was said, the oldest first.
-        asked: Pictures of the question that is being answered.
+        asked: Images of the question that is being answered.
         cancelled: Ends the answer that is being made.
-        ended: Forgotten; no answer joins it any more.
+        ended: Whether it is forgotten; no answer joins it any more.
+        forget_at: Time at which it is forgotten.
     """
 
     session: "ChatSession | None" = None
@@ -51,11 +50,12 @@ class Visit:
     asked: list[Path] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
+    forget_at: float = 0.0
     _answering: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def answering(self, pictures: list[Path]) -> Iterator[None]:
-        """While an answer to a question about these pictures is made; one at a time.
+        """Hold this while an answer to a question about these images is made; one at a time.
 
         Raises:
             DataError: while another one is made.
@@ -79,19 +79,12 @@ class Visit:
             raise DataError("the last answer does not stop; please try again in a moment")
         self._answering.release()
 
-    def transcript(self) -> list[Turn]:
-        """The turns to take away; pictures by name."""
-        return [
-            Turn(turn.question, turn.answer, [picture.name for picture in turn.pictures])
-            for turn in self.turns
-        ]
-
 
 class Visits:
-    """All visits, and the folder into which pictures are uploaded.
+    """All visits, and the folder into which images are uploaded.
 
     Args:
-        uploads: Its files are deleted when no chat shows them any more.
+        uploads: Folder whose files are deleted when no chat shows them any more.
         keep: Seconds that a chat outlives its connection, and a file its upload.
     """
 
@@ -99,25 +92,24 @@ class Visits:
         self.uploads = uploads.resolve()
         self.keep = keep
         self._lock = threading.Lock()
-        self._visits: OrderedDict[str, Visit] = OrderedDict()  # the longest unseen first
-        self._forget_at: dict[str, float] = {}
+        self._visits: dict[str, Visit] = {}  # the longest unseen first
         self._of_the_page: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self._visits)
 
     def keep_files(self) -> None:
-        """What lies in the folder now belongs to the page itself and stays."""
+        """Keep what lies in the folder now: it belongs to the page itself."""
         self._of_the_page = set(self._files())
 
     def find(self, visitor: str) -> tuple[Visit, bool]:
-        """A visitor's visit, and whether it is new."""
+        """Return a visitor's visit, and whether it is new."""
         with self._lock:
             new = visitor not in self._visits
-            visit = self._visits.setdefault(visitor, Visit())
-            self._visits.move_to_end(visitor)
-            self._forget_at[visitor] = time.monotonic() + _OPEN
-            while len(self._visits) > MOST_VISITS:
+            visit = Visit() if new else self._visits.pop(visitor)
+            visit.forget_at = time.monotonic() + _OPEN
+            self._visits[visitor] = visit
+            if len(self._visits) > MOST_VISITS:
                 self._forget(next(iter(self._visits)))
             return visit, new
 
@@ -128,25 +120,23 @@ class Visits:
             DataError: where that answer does not end.
         """
         with self._lock:
-            visit = self._visits.get(visitor)
-            if visit:
-                self._forget(visitor)
+            visit = self._forget(visitor) if visitor in self._visits else None
         if visit:
             visit.settle()
         self.find(visitor)
 
     def leave(self, visitor: str) -> None:
-        """The page was closed, or the connection lost: a while later the chat is forgotten."""
+        """Forget the chat a while later: the page was closed, or the connection lost."""
         with self._lock:
             if visit := self._visits.get(visitor):
                 visit.cancelled.set()
-                self._forget_at[visitor] = time.monotonic() + self.keep
+                visit.forget_at = time.monotonic() + self.keep
 
     def sweep(self) -> None:
         """Forget visits whose time is over, and delete files that no chat shows."""
         with self._lock:
             now = time.monotonic()
-            for visitor in [v for v, end in self._forget_at.items() if end < now]:
+            for visitor in [name for name, v in self._visits.items() if v.forget_at < now]:
                 self._forget(visitor)
             shown = set(self._of_the_page)
             for visit in self._visits.values():
@@ -164,11 +154,11 @@ class Visits:
             for visit in self._visits.values():
                 visit.cancelled.set()
 
-    def _forget(self, visitor: str) -> None:
+    def _forget(self, visitor: str) -> Visit:
         visit = self._visits.pop(visitor)
-        self._forget_at.pop(visitor)
         visit.ended = True
         visit.cancelled.set()
+        return visit
 
     def _files(self) -> list[Path]:
         return [path for path in self.uploads.rglob("*") if path.is_file()]

@@ -14,9 +14,8 @@ from typing import Any
 from minigpt4.apps.arguments import ChatPlan
 from minigpt4.apps.captions_output import settings_of
 from minigpt4.errors import ConfigError
-from minigpt4.tools.alignment.assembling import assemble
 from minigpt4.tools.alignment.describing import CONTINUE, QUESTION, Describing, write_drafts
-from minigpt4.tools.alignment.pictures import Picture, digest_of, find_pictures
+from minigpt4.tools.alignment.pictures import Picture, assemble, digest_of, find_pictures
 from minigpt4.tools.alignment.request_pool import RequestPool
 from minigpt4.tools.alignment.server import Server
 from minigpt4.tools.alignment.text_rules import RULES
@@ -43,25 +42,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What to make of what.
-
-    Attributes:
-        images: Folder of pictures.
-        output: Folder of the set, and of everything on the way.
-        sample: Number of pictures, drawn at random; all without.
-        seed: Random seed of the drawing.
-        describing: How drafts are made.
-        server: Server that polishes; rules without.
-        review_port: Port of the page to review each pair; no review without.
-    """
+    """What to make of what."""
 
     images: Path
     output: Path
-    sample: int | None
+    sample: int | None  # pictures drawn at random; all without
     seed: int
     describing: Describing
-    server: Server | None
-    review_port: int | None
+    server: Server | None  # that polishes; rules without
+    review_port: int | None  # of the page to review each pair; no review without
 
 
 def make_alignment_set(plan: ChatPlan, job: Job) -> int:

@@ -53,19 +53,14 @@ class RequestPool:
         journal: Journal of the replies, of this pool alone.
         temperature: Sampling temperature.
         max_tokens: Limit of each reply.
-
-    Attributes:
-        replies: Replies of all runs, by text id.
-        failed: Why a text has no reply, by text id.
-        spent: Tokens of all runs.
     """
 
     def __init__(
         self, server: Server, prompt: str, journal: Journal, temperature: float, max_tokens: int
     ) -> None:
-        self.replies: dict[str, Reply] = {}
-        self.failed: dict[str, str] = {}
-        self.spent = Tokens()
+        self.replies: dict[str, Reply] = {}  # of all runs, by text id
+        self.failed: dict[str, str] = {}  # why a text has no reply, by its id
+        self.spent = Tokens()  # of all runs
         self._server, self._journal, self._prompt = server, journal, prompt
         self._temperature, self._max_tokens = temperature, max_tokens
         self._failed_in_a_row = 0
@@ -120,17 +115,15 @@ class RequestPool:
             logging.getLogger(name).setLevel(logging.WARNING)  # a line for each request
         # A proxy cannot reach this machine's own servers; a key is sent to no other address.
         local = urlsplit(self._server.api_base).hostname in ("127.0.0.1", "localhost", "::1")
-        hooks: dict[str, list[Any]] = {
-            "request": [self._before_request],
-            "response": [self._after_response],
-        }
         return openai.OpenAI(
             api_key=self._server.key or "none",
             base_url=self._server.api_base,
             timeout=self._server.timeout,
             max_retries=self._server.attempts - 1,
             http_client=openai.DefaultHttpxClient(
-                trust_env=not local, follow_redirects=False, event_hooks=hooks
+                trust_env=not local,
+                follow_redirects=False,
+                event_hooks={"request": [self._before_request], "response": [self._after_response]},
             ),
         )
 

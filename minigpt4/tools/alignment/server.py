@@ -107,11 +107,12 @@ def read_server(arguments: argparse.Namespace) -> Server | None:
 def _check_address(api_base: str) -> None:
     try:
         address = urlsplit(api_base)
-        valid = address.scheme in ("http", "https") and address.hostname and (address.port or True)
+        named = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        valid = named and api_base.isprintable()
     except ValueError:
         valid = False
     if not valid:
-        shown = " ".join(api_base.split())
+        shown = ascii(api_base)[1:-1]
         raise ConfigError(f"--api-base {shown}: is no address such as http://127.0.0.1:8000/v1")
     if address.username or address.password or address.query or address.fragment:
         text = "an address alone, without user, password or ?query; a key comes from"

@@ -23,21 +23,15 @@ UNREADABLE, NO_REPLY = "unreadable picture", "no reply"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a picture.
-
-    Attributes:
-        image: Name in the folder that the picture comes from.
-        reason: Rule that it broke, or why there is no text.
-        detail: Error message, where the reason is not a rule.
-    """
+    """What became of a picture."""
 
     image_id: str
-    image: str
+    image: str  # name in the folder that it comes from
     draft: str = ""
     polished: str = ""
     kept: bool = False
-    reason: str = ""
-    detail: str = ""
+    reason: str = ""  # the rule that it broke, or why there is no text
+    detail: str = ""  # error message, where the reason is not a rule
 
 
 def judge(
@@ -150,7 +144,7 @@ class Reviews:
 
     def summary(self) -> str:
         """Return how often each decision was taken, in words."""
-        counts = Counter(review.decision for review in self._said.values())
+        counts: Counter[str] = Counter(review.decision for review in self._said.values())
         return "{accept} accepted, {edit} edited, {reject} rejected".format_map(counts)
 
     @property

@@ -105,11 +105,7 @@ class Journal:
         self.rows += map(dict, rows)
 
     def replay(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Give each row to a function.
-
-        Raises:
-            DataError: for a row that it cannot take.
-        """
+        """Give each row to a function; one that it cannot take is a DataError."""
         self._for_each(self.rows, take)
 
     def _for_each(self, items: Sequence[Any], take: Callable[[Any], None]) -> None:

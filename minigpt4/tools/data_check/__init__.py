@@ -1,1 +1,1 @@
-"""What ``check-data`` finds out about a data set."""
+"""What ``check-data`` and ``check-shards`` find out about data sets and shards."""

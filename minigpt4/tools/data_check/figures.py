@@ -1,58 +1,33 @@
-"""Figures: how many rows of what kind a data set has, how long they are, what is cut."""
+"""Figures: how many samples are good, bad and why, of what kind and how long, what is cut."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.datasets.samples import BadSample, RawSample, Text
 
 if TYPE_CHECKING:  # a file is looked at without the packages of a language model
-    from minigpt4.tools.data_check.reader import Reader
+    from minigpt4.tools.data_check.tokens import Reader
 
-_SHOWN = 5  # bad rows that are printed
+_SHOWN = 5  # bad samples that are printed
 _BARS, _WIDEST = 10, 40  # of a histogram: lines, and characters of the longest
 _LONGEST = 100_000  # tokens or words; longer ones count as that, so that no file fills the memory
 
 
 @dataclass
-class Figures:
-    """What is found in one data set."""
+class Tally:
+    """What is found in a data set, or in shards."""
 
-    name: str
-    reader: "Reader | None"
     good: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    images: Counter[int] = field(default_factory=Counter)
-    answers: Counter[int] = field(default_factory=Counter)  # tokens, or words, of each answer
-    rows: Counter[int] = field(default_factory=Counter)  # positions of each row
-    cut: int = 0  # answers longer than max_txt_len
-    overlong: int = 0  # rows longer than the language model reads
     causes: Counter[str] = field(default_factory=Counter)
     first: list[BadSample] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, sample: RawSample | BadSample) -> None:
-        if isinstance(sample, BadSample):
-            self.causes[sample.cause] += 1
-            self.first += [sample] if len(self.first) < _SHOWN else []
-            return
-        number, self.good = self.good, self.good + 1
-        self.images[len(sample.images)] += 1
-        self.kinds[_kind(sample.text)] += 1
-        if self.reader is None:
-            self._note(self.answers, [len(words.split()) for words in _answers(sample.text)])
-            return
-        answers, positions = self.reader.lengths(sample, number)
-        self._note(self.answers, answers)
-        self._note(self.rows, [positions])
-        self.cut += sum(length > self.reader.max_txt_len for length in answers)
-        longest = self.reader.longest
-        self.overlong += longest is not None and positions > longest
-
-    @staticmethod
-    def _note(lengths: Counter[int], found: Sequence[int]) -> None:
-        lengths.update(min(length, _LONGEST) for length in found)
+    def add_bad(self, sample: BadSample) -> None:
+        self.causes[sample.cause] += 1
+        self.first += [sample] if len(self.first) < _SHOWN else []
 
     @property
     def bad(self) -> int:
@@ -60,20 +35,74 @@ class Figures:
 
     @property
     def total(self) -> int:
-        """Rows, the bad ones too; one that repeats an id is one of the good ones, besides."""
-        whole = sum(count for cause, count in self.causes.items() if cause.endswith(" shard"))
-        return self.good + self.bad - whole - self.causes["duplicate id"]
+        """Good and bad ones; a whole shard is none, and one that repeats an id is a good one."""
+        none = sum(count for cause, count in self.causes.items() if cause.endswith(" shard"))
+        return self.good + self.bad - none - self.causes["duplicate id"]
+
+    @property
+    def rate(self) -> float:
+        """Samples in a second."""
+        return self.total / max(self.seconds, 1e-9)
+
+    def bad_lines(self, head: str, width: int, indent: str = "") -> Iterator[str]:
+        """Counts by cause, and the first bad ones."""
+        for cause, count in self.causes.most_common():
+            yield f"  {head}{cause:<{width}}{count:>9,}"
+        yield from (f"{indent}for example {bad.key}: {bad.reason}" for bad in self.first)
+
+    def as_json(self, unit: str) -> dict[str, Any]:
+        return {
+            unit: self.total,
+            "good": self.good,
+            "bad": dict(self.causes.most_common()),
+            "seconds": round(self.seconds, 3),
+            f"{unit}_per_second": round(self.rate, 1),
+        }
+
+
+@dataclass(kw_only=True)
+class Figures(Tally):
+    """What is found in one data set."""
+
+    name: str
+    reader: "Reader | None"
+    kinds: Counter[str] = field(default_factory=Counter)
+    images: Counter[int] = field(default_factory=Counter)
+    answers: Counter[int] = field(default_factory=Counter)  # tokens, or words, of each answer
+    rows: Counter[int] = field(default_factory=Counter)  # positions of each row
+    cut: int = 0  # answers longer than max_txt_len
+    overlong: int = 0  # rows longer than the language model reads
+
+    def add(self, sample: RawSample | BadSample) -> None:
+        if isinstance(sample, BadSample):
+            self.add_bad(sample)
+            return
+        number, self.good = self.good, self.good + 1
+        self.images[len(sample.images)] += 1
+        said = _answers(sample.text)
+        kind = "instructions" if len(said) == 1 else "conversations"
+        self.kinds["captions" if isinstance(sample.text, str) else kind] += 1
+        lengths = [len(words.split()) for words in said]
+        if self.reader:
+            lengths, positions = self.reader.lengths(sample, number)
+            self.rows[min(positions, _LONGEST)] += 1
+            self.cut += sum(length > self.reader.max_txt_len for length in lengths)
+            longest = self.reader.longest
+            self.overlong += longest is not None and positions > longest
+        self.answers.update(min(length, _LONGEST) for length in lengths)
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.reader else "words"
 
     def lines(self) -> Iterator[str]:
-        rate = self.total / max(self.seconds, 1e-9)
-        yield f"{self.name}: {self.total:,} rows, {self.bad:,} of them bad; {rate:,.0f} rows/s"
+        yield f"{self.name}: {self.total:,} rows, {self.bad:,} of them bad; {self.rate:,.0f} rows/s"
         for kind, count in self.kinds.most_common():
             yield f"  {kind:<24}{count:>9,}"
         for images, count in sorted(self.images.items()):
             kind = "without an image" if not images else f"with {images} image{'s'[: images > 1]}"
             yield f"  {kind:<24}{count:>9,}"
-        unit = "tokens" if self.reader else "words"
-        yield from _histogram(f"{unit} of an answer", self.answers)
+        yield from _histogram(f"{self.unit} of an answer", self.answers)
         yield from _histogram("positions of a row", self.rows)
         if self.reader:
             share = self.cut / max(self.answers.total(), 1)
@@ -81,37 +110,62 @@ class Figures:
                 f"  {self.cut:,} answers ({share:.1%}) are longer than model.max_txt_len "
                 f"{self.reader.max_txt_len}, and cut"
             )
-        if self.reader and self.overlong:
+        if self.overlong:
             yield f"  {self.overlong:,} rows are longer than the language model reads, and cut"
-        for cause, count in self.causes.most_common():
-            yield f"  bad: {cause:<19}{count:>9,}"
-        yield from (f"  for example {bad.key}: {bad.reason}" for bad in self.first)
+        yield from self.bad_lines("bad: ", 19, "  ")
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, unit: str = "rows") -> dict[str, Any]:
         answers = self.answers.total()
         return {
             "name": self.name,
-            "rows": self.total,
-            "good": self.good,
-            "bad": dict(self.causes.most_common()),
+            **super().as_json(unit),
             "kinds": dict(self.kinds.most_common()),
             "images": {str(images): count for images, count in sorted(self.images.items())},
             "answers": answers,
-            "unit": "tokens" if self.reader else "words",
+            "unit": self.unit,
             "longest_answer": max(self.answers, default=0),
             "cut": self.cut,
             "cut_share": self.cut / answers if answers else 0.0,
             "overlong": self.overlong,
-            "seconds": round(self.seconds, 3),
-            "rows_per_second": round(self.total / max(self.seconds, 1e-9), 1),
         }
 
 
-def _kind(text: Text) -> str:
-    if isinstance(text, str):
-        return "captions"
-    answers = len(_answers(text))
-    return "instructions" if answers == 1 else "conversations"
+@dataclass
+class ShardReport:
+    """What one shard holds."""
+
+    good: int = 0
+    repeated: int = 0  # samples with the key of an earlier one
+    bad: list[BadSample] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ShardFigures(Tally):
+    """What all shards hold."""
+
+    shards: list[str]
+    repeated: int = 0
+
+    def add(self, report: ShardReport) -> None:
+        self.good += report.good
+        self.repeated += report.repeated
+        for bad in report.bad:
+            self.add_bad(bad)
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"{len(self.shards):,} shards, {self.causes['missing shard']:,} of them missing; "
+            f"{self.total:,} samples, {self.good:,} of them good; {self.rate:,.0f} samples/s",
+            *self.bad_lines("", 20),
+        ]
+        if self.repeated:
+            lines.append(f"{self.repeated:,} good samples have the key of an earlier one")
+        return lines
+
+    def as_json(self, unit: str = "samples") -> dict[str, Any]:
+        missing = self.causes["missing shard"]
+        own = {"shards": len(self.shards), "missing_shards": missing}
+        return {**own, **super().as_json(unit), "repeated_keys": self.repeated}
 
 
 def _answers(text: Text) -> list[str]:
@@ -124,20 +178,13 @@ def _histogram(title: str, lengths: Counter[int]) -> Iterator[str]:
     """Counts of lengths in bars of equal width."""
     if not lengths:
         return
-    low, high, total = min(lengths), max(lengths), lengths.total()
-    ordered, before = sorted(lengths.items()), 0
-    marks: dict[float, int] = {}
-    for length, count in ordered:
-        before += count
-        for share in (0.5, 0.95):
-            if before >= share * total:
-                marks.setdefault(share, length)
-    yield f"  {title}: {low:,} to {high:,}, median {marks[0.5]:,}, 95 % up to {marks[0.95]:,}"
+    ordered = sorted(lengths.elements())
+    low, high = ordered[0], ordered[-1]
+    median, most = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95))
+    yield f"  {title}: {low:,} to {high:,}, median {median:,}, 95 % up to {most:,}"
     width = (high - low) // _BARS + 1
-    bars: Counter[int] = Counter()
-    for length, count in ordered:
-        bars[(length - low) // width] += count
+    bars = Counter((length - low) // width for length in ordered)
     for bar in range(max(bars) + 1):
         start = low + bar * width
-        drawn = "#" * -(-_WIDEST * bars[bar] // max(bars.values()))
+        drawn = "#" * math.ceil(_WIDEST * bars[bar] / max(bars.values()))
         yield f"    {start:>7,}-{start + width - 1:<7,} {bars[bar]:>9,} {drawn}"

@@ -4,143 +4,107 @@ Vicuna v0 was published as what has to be added to LLaMA. Source: FastChat v0.1.
 adds in fp16 and gives the base the ``[PAD]`` row that only the delta has.
 """
 
+import contextlib
 import json
+import logging
 import math
-import re
+import os
+import shutil
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minigpt4.errors import CheckpointError, one_line
-from minigpt4.files import write_atomically
-from minigpt4.weights.checkpoint import load_weights
-from minigpt4.weights.names import Tensors
+from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.files import lock_folder, write_atomically, write_json
+from minigpt4.tools.export.weights_folder import WeightsFolder
 
-# Buffers that old versions of transformers saved; they follow from the config.
-_COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
+STAMP = "applying.json"
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _WITH_PAD_ROW = ("model.embed_tokens.weight", "lm_head.weight")
 # Other types hold other numbers than LLaMA's: quantized ones, or those of a later model.
 _READ_AS_FP16 = (torch.float16, torch.float32)
 
-
 Shapes = dict[str, tuple[int, ...]]
 
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies and what it is like."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+logger = logging.getLogger(__name__)
 
 
-class WeightsFolder:
-    """The tensors of a Hugging Face folder: safetensors or ``.bin``, one file or shards.
+def apply_delta(base_folder: Path, delta_folder: Path, target: Path) -> None:
+    """Add shard by shard in ``<target>.applying``, which is renamed when all of it is there.
+
+    Killed and run again, it goes on with the shards that are missing.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged or holds more than plain weights.
+        MiniGPT4Error: for folders that do not fit, a full disk, or another process at the target.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._held: tuple[Path | None, Tensors] = (None, {})
-        files, listed = _weight_files(folder)
-        self.tensors: dict[str, StoredTensor] = {}
-        for file in files:
-            for name, value in self._open(file).items():
-                if not _COMPUTED.search(name):
-                    self.tensors[name] = StoredTensor(file, tuple(value.shape), value.dtype)
-        lacking = [n for n in listed if n not in self.tensors and not _COMPUTED.search(n)]
-        if lacking:
-            raise CheckpointError(
-                f"{folder}: the index lists {lacking[0]}, no shard holds it; fetch the folder again"
-            )
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file."""
-        files = {tensor.file for tensor in self.tensors.values()}
-        return {file.name: file.stat().st_size for file in sorted(files)}
-
-    def shards(self) -> list[list[str]]:
-        """Names of the tensors, file by file."""
-        names: dict[Path, list[str]] = {}
-        for name, tensor in self.tensors.items():
-            names.setdefault(tensor.file, []).append(name)
-        return list(names.values())
-
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor; its file is not kept open, or what was read of it would stay in memory."""
-        return self._open(self.tensors[name].file)[name].detach()
-
-    def _open(self, file: Path) -> Tensors:
-        """The tensors of a file, their numbers still on disk.
-
-        A ``.bin`` of before torch 1.6 can only be read whole; the last of these is kept.
-        """
-        if _can_be_mapped(file):
-            return _named_tensors(file, load_weights(file, mapped=True))
-        if self._held[0] != file:
-            self._held = (None, {})  # first let go of the other
-            self._held = (file, _named_tensors(file, load_weights(file)))
-        return self._held[1]
+    _check_places(base_folder, delta_folder, target)
+    expected = _shapes_of_config(delta_folder)
+    base, delta = WeightsFolder(base_folder), WeightsFolder(delta_folder)
+    _check_shapes(delta, expected, "its config.json")
+    _check_pair(base, delta)
+    if expected.get("model.embed_tokens.weight", (0,))[0] == 32000:
+        logger.warning(
+            "the delta has 32000 words: that is Vicuna v1.1 or later; MiniGPT-4 was trained with "
+            "v0, which has 32001 (dataset/PrepareVicuna.md)"
+        )
+    total_bytes = sum(2 * math.prod(shape) for shape in expected.values())
+    shards: dict[str, list[str]] = {}  # files to write, with the tensors of one file of the delta
+    for number, source in enumerate(delta.files, start=1):
+        file = f"model-{number:05d}-of-{len(delta.files):05d}.safetensors"
+        file = file if len(delta.files) > 1 else "model.safetensors"
+        shards[file] = [name for name, tensor in delta.tensors.items() if tensor.file == source]
+    with _work_folder(target, base, delta) as work:
+        there = [work / file for file in shards if (work / file).is_file()]
+        _check_space(work, total_bytes - sum(file.stat().st_size for file in there))
+        for number, (file, names) in enumerate(shards.items(), start=1):
+            if work / file in there:  # written whole: only then it has its name
+                logger.info("shard %d of %d is there already", number, len(shards))
+                continue
+            _save_sum(work / file, base, delta, names)
+            logger.info("shard %d of %d written", number, len(shards))
+        if len(shards) > 1:
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+            write_json(work / "model.safetensors.index.json", index)
+        try:
+            _check_shapes(WeightsFolder(work), expected, "its config.json")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove {work} and run again") from error
+        _finish(work, delta_folder, target)
+    logger.info("%s: %d tensors in fp16; name it in model.llama_model", target, len(expected))
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files with the weights of a folder, and the tensors that its index lists.
-
-    Of several forms the first counts, in the order of transformers.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if (folder / single).is_file():
-            return [folder / single], []
-        if index.is_file():
-            return _read_index(index)
-        if any(folder.glob(single.replace(".", "-*-of-*."))):
-            raise CheckpointError(f"{folder}: has shards but no {index.name}; fetch it too")
-    raise CheckpointError(
-        f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, or shards and their "
-        "index); Meta's own files must be converted to a Hugging Face folder first"
-    )
+def _check_places(base: Path, delta: Path, target: Path) -> None:
+    """Refuse folders that cannot be what they are given as, before any weights are read."""
+    for folder in (base, delta):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"--target {target} lies in {folder}; choose another folder")
+    if base.resolve() == delta.resolve():
+        raise CheckpointError(f"--base and --delta are the same folder: {base}")
+    for names in (["config.json"], ["tokenizer.model", "tokenizer.json"]):
+        if not any((delta / name).is_file() for name in names):
+            raise CheckpointError(f"{delta}: holds no {names[0]}; fetch config and tokenizer, too")
+    if os.path.lexists(target):
+        raise CheckpointError(
+            f"--target {target} exists already and is not overwritten; remove it or choose another"
+        )
 
 
-def _read_index(index: Path) -> tuple[list[Path], list[str]]:
-    try:
-        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(files.values()))
-        plain = all(Path(shard).name == shard for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        shards, plain = [], False
-    if not shards or not plain:
-        raise CheckpointError(f"{index}: not an index of shards beside it; fetch it again")
-    for shard in shards:
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index.parent / shard}: missing, but {index.name} names it")
-    return [index.parent / shard for shard in shards], list(files)
-
-
-def _can_be_mapped(file: Path) -> bool:
-    with open(file, "rb") as start:
-        return file.suffix == ".safetensors" or start.read(4) == b"PK\x03\x04"
-
-
-def _named_tensors(file: Path, content: object) -> Tensors:
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
-    ):
-        raise CheckpointError(f"{file}: holds something else than tensors with names")
-    return dict(content)
-
-
-def shapes_of_config(folder: Path) -> Shapes:
+def _shapes_of_config(folder: Path) -> Shapes:
     """Names and shapes of the language model that a folder's ``config.json`` describes."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -153,36 +117,24 @@ def shapes_of_config(folder: Path) -> Shapes:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def check_shapes(weights: WeightsFolder, expected: Shapes, whose: str) -> None:
-    """Hold names and shapes of a folder against those that ``whose`` has.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing, unknown or of another shape.
-    """
+def _check_shapes(weights: WeightsFolder, expected: Shapes, whose: str) -> None:
+    """Compare names and shapes of a folder with those that ``whose`` has."""
     found = weights.tensors
     missing = [name for name in expected if name not in found]
     surplus = [name for name in found if name not in expected]
     complaints = [f"lacks {len(missing)} (first: {missing[0]})"] if missing else []
     complaints += [f"{len(surplus)} are unknown (first: {surplus[0]})"] if surplus else []
-    if complaints:
-        raise CheckpointError(
-            f"{weights.folder}: {len(found)} tensors where {whose} has {len(expected)}: "
-            f"{', '.join(complaints)}; take both from the same release and size"
-        )
+    text = f"{len(found)} tensors where {whose} has {len(expected)}: {', '.join(complaints)}"
     for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise CheckpointError(
-                f"{weights.folder}: {name} is {list(found[name].shape)}, {whose} has "
-                f"{list(shape)}; take both from the same release and size"
-            )
+        if not complaints and found[name].shape != shape:
+            complaints = [name]
+            text = f"{name} is {list(found[name].shape)}, {whose} has {list(shape)}"
+    if complaints:
+        raise CheckpointError(f"{weights.folder}: {text}; take both from the same release and size")
 
 
-def check_pair(base: WeightsFolder, delta: WeightsFolder) -> None:
-    """Refuse a base that this delta was not made from, as far as names, shapes and dtypes tell.
-
-    Raises:
-        CheckpointError: naming the first tensor that does not fit.
-    """
+def _check_pair(base: WeightsFolder, delta: WeightsFolder) -> None:
+    """Refuse a base that this delta was not made from, as far as names, shapes and dtypes tell."""
     for weights in (base, delta):
         for name, tensor in weights.tensors.items():
             if tensor.dtype not in _READ_AS_FP16:
@@ -190,33 +142,20 @@ def check_pair(base: WeightsFolder, delta: WeightsFolder) -> None:
                     f"{weights.folder}: {name} is {str(tensor.dtype).removeprefix('torch.')}; "
                     "LLaMA and Vicuna v0 are fp16 (fp32 is read as fp16)"
                 )
-    expected: Shapes = {}
-    for name, tensor in delta.tensors.items():
-        expected[name] = tensor.shape
-        if name in _WITH_PAD_ROW and name in base.tensors:
-            rows, width = tensor.shape
-            if base.tensors[name].shape == (rows - 1, width):
-                expected[name] = (rows - 1, width)
-    check_shapes(base, expected, f"the delta {delta.folder}")
+    expected = {name: tensor.shape for name, tensor in delta.tensors.items()}
+    for name in set(_WITH_PAD_ROW) & expected.keys() & base.tensors.keys():
+        rows, *width = expected[name]
+        if base.tensors[name].shape == (rows - 1, *width):
+            expected[name] = (rows - 1, *width)
+    _check_shapes(base, expected, f"the delta {delta.folder}")
 
 
-def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Base plus delta in fp16; a row that only the delta has stays as it is.
-
-    Nothing is counted from the end: FastChat's ``[-n:] = 0``, with no row to add, is every row.
-    """
-    total = delta.to(torch.float16, copy=True, memory_format=torch.contiguous_format)
-    total[: len(base)] += base.to(torch.float16)
-    return total
-
-
-def save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Sequence[str]) -> None:
+def _save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Sequence[str]) -> None:
     """Write the sums of these tensors as a safetensors file, whole or not at all.
 
-    Written here and not by the library, which wants all of a shard in memory at once.
-
-    Raises:
-        MiniGPT4Error: when the disk is full, or a sum is beyond fp16.
+    Written here and not by the library, which wants all of a shard in memory at once. A row that
+    only the delta has stays as it is. Nothing is counted from the end: FastChat's ``[-n:] = 0``,
+    with no row to add, is every row.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -230,7 +169,11 @@ def save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Seque
     def write(file: BinaryIO) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            total = add_delta(base.read(name), delta.read(name))
+            total = delta.read(name).to(
+                torch.float16, copy=True, memory_format=torch.contiguous_format
+            )
+            added = base.read(name).to(torch.float16)
+            total[: len(added)] += added
             if not total.isfinite().all():
                 raise CheckpointError(
                     f"{name}: base plus delta is not finite; fetch {base.tensors[name].file} and "
@@ -241,16 +184,57 @@ def save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Seque
     write_atomically(path, write)
 
 
-def check_result(folder: Path, expected: Shapes) -> None:
-    """Read back what was written, by the library this time: counts, shapes, dtypes.
-
-    Raises:
-        CheckpointError: when the folder does not hold exactly these tensors in fp16.
-    """
+@contextlib.contextmanager
+def _work_folder(target: Path, base: WeightsFolder, delta: WeightsFolder) -> Iterator[Path]:
+    """``<target>.applying``, for this process alone and always for the same base and delta."""
+    work = target.with_name(target.name + ".applying")
+    stamp = work / STAMP
+    sources = {str(file): file.stat().st_size for file in base.files + delta.files}
+    origin = json.dumps(sources, indent=1).encode()
     try:
-        written = WeightsFolder(folder)
-        check_shapes(written, expected, "its config.json")
-        if any(tensor.dtype != torch.float16 for tensor in written.tensors.values()):
-            raise CheckpointError(f"{folder}: not all of it is fp16")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; remove {folder} and run again") from error
+        work.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(work)
+    except OSError as error:
+        raise MiniGPT4Error(
+            f"{work}: cannot be made ({one_line(error)}); choose another --target"
+        ) from error
+    if lock is None:
+        raise MiniGPT4Error(f"{work}: another apply-delta is writing there; wait for it")
+    try:
+        if all(entry.suffix == ".writing" for entry in work.iterdir()):
+            write_atomically(stamp, lambda file: file.write(origin))
+        if not stamp.is_file() or stamp.read_bytes() != origin:
+            text = (
+                "was begun with another base or delta"
+                if stamp.is_file()
+                else "no apply-delta has begun it"
+            )
+            raise CheckpointError(f"{work}: {text}; remove it or choose another --target")
+        for leftover in work.glob(".*.writing"):  # of one that was killed
+            leftover.unlink()
+        yield work
+    finally:
+        os.close(lock)
+
+
+def _check_space(work: Path, needed: int) -> None:
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise MiniGPT4Error(
+            f"{work}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; "
+            "free space or choose another --target"
+        )
+
+
+def _finish(work: Path, delta: Path, target: Path) -> None:
+    """Add config and tokenizer, and give the folder its name so that it outlives a power cut."""
+    try:
+        for name in COPIED:
+            if (delta / name).is_file():
+                shutil.copyfile(delta / name, work / name)
+        os.sync()
+        os.rename(work, target)
+        (target / STAMP).unlink()
+        os.sync()
+    except OSError as error:
+        raise MiniGPT4Error(f"{target}: cannot be made from {work} ({one_line(error)})") from error

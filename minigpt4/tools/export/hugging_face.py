@@ -6,7 +6,9 @@ tokenizer, image processor, chat template and generation settings. What it canno
 """
 
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -32,17 +34,20 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from minigpt4.chat import build_chat
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import build_generation_config
+from minigpt4.checked import check_sections
+from minigpt4.config import Config
 from minigpt4.conversation import Conversation, Template
-from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
+from minigpt4.errors import CheckpointError, ConfigError, MiniGPT4Error, one_line
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.tools.export.deltas import WeightsFolder
-from minigpt4.weights.checkpoint import load_into
-from minigpt4.weights.names import Tensors, convert_to_blip2
+from minigpt4.tools.export.weights_folder import WeightsFolder
+from minigpt4.weights.checkpoint import load_into, save_atomically
+from minigpt4.weights.names import convert_to_blip2
 
 # Stands for one image token in a text. It is the export's name for ``<unk>``, which a LLaMA never
 # writes: a word of its own would need a row more in the embedding, and change the logits.
@@ -53,6 +58,8 @@ _PROJECTION = {
     "llama_proj.weight": "language_projection.weight",
     "llama_proj.bias": "language_projection.bias",
 }
+
+logger = logging.getLogger(__name__)
 
 
 def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
@@ -87,16 +94,54 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
         processor.save_pretrained(partial)
 
 
-def load_projection(folder: Path) -> Tensors:
-    """The projection of an exported folder, under our names.
+def export_chat(config: Config, folder: Path) -> None:
+    """Write the chat of a config as a folder for transformers; see :func:`save_hugging_face`.
 
     Raises:
-        CheckpointError: for a folder without weights, or weights without a projection.
+        MiniGPT4Error: before anything loads, for a chat that cannot be exported or a folder that
+            is not empty.
     """
+    # The folder holds whole weights, which transformers may quantise again.
+    whole = config.model | {"quantize": "none", "low_resource": False}
+    checked = check_sections(dataclasses.replace(config, model=whole), "chat")
+    options = checked.model_options
+    if options.vision_tower is not None:
+        raise ConfigError(f"{config.path}: model.vision_tower: only EVA can be exported")
+    if not options.has_qformer:
+        raise ConfigError(
+            f"{config.path}: model.has_qformer: the variant without Q-Former cannot be exported: "
+            "transformers' BLIP-2 always has one"
+        )
+    tokenizer_file = Path(options.llama_model) / "tokenizer.model"
+    if not tokenizer_file.is_file():
+        raise ConfigError(
+            f"{config.path}: model.llama_model: {tokenizer_file.parent} holds no tokenizer.model; "
+            "only LLaMA and its kin can be exported"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MiniGPT4Error(f"--to hf {folder}: exists already; nothing in it is overwritten")
+    save_hugging_face(build_chat(checked, torch.device("cpu")), tokenizer_file, folder)
+    logger.info("%s: load it with transformers.Blip2ForConditionalGeneration", folder)
+
+
+def export_projection(folder: Path, file: Path) -> None:
+    """Write the projection of an exported folder under our names, for ``model.ckpt``.
+
+    Raises:
+        MiniGPT4Error: for a folder without a projection, or a file that exists.
+    """
+    if file.suffix != ".pth":
+        raise ConfigError(
+            f"--to minigpt4 {file}: must end in .pth; convert makes safetensors of it"
+        )
+    if file.exists():
+        raise MiniGPT4Error(f"--to minigpt4 {file}: exists already; nothing is overwritten")
     weights = WeightsFolder(folder)
     if not set(_PROJECTION.values()) <= weights.tensors.keys():
         raise CheckpointError(f"{folder}: not a BLIP-2 model (no language_projection in it)")
-    return {ours: weights.read(theirs).clone() for ours, theirs in _PROJECTION.items()}
+    found = {ours: weights.read(theirs).clone() for ours, theirs in _PROJECTION.items()}
+    save_atomically({"model": found}, file)
+    logger.info("%s: the projection of %s, for model.ckpt; nothing else is taken", file, folder)
 
 
 def build_config(model: MiniGPT4, image_token: int) -> Blip2Config:

@@ -13,7 +13,7 @@ from minigpt4.files import write_atomically
 from minigpt4.tools.report.charts import draw
 from minigpt4.tools.report.evaluations import Evaluation, is_evaluation, read_evaluation
 from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_looks
-from minigpt4.tools.report.facts import Card, differing_keys, make_card
+from minigpt4.tools.report.facts import differing_keys, make_card
 from minigpt4.tools.report.figures import training_charts, validated, validation_charts
 from minigpt4.tools.report.reading import Notes
 from minigpt4.tools.report.runs import (
@@ -123,11 +123,12 @@ def _render(found: Found, output: Path) -> str:
         failures += [example for part in evaluation.data_sets for example in part.failures]
     examples, more_examples = make_sheet(runs, notes)
     cards = [make_card(run, colour) for colour, run in enumerate(runs)]
+    names = [*(run.name for run in runs), *(one.name for one in found.evaluations)]
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
-        title=_title(cards, found.evaluations),
+        title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         made=f"{datetime.now(timezone.utc):%-d %B %Y, %H:%M} UTC",
         cards=cards,
         training=training,
@@ -143,8 +144,3 @@ def _render(found: Found, output: Path) -> str:
         differences=differing_keys([run.config for run in runs]) if len(runs) > 1 else [],
         notes=notes.lines,
     )
-
-
-def _title(cards: Sequence[Card], evaluations: Sequence[Evaluation]) -> str:
-    names = [card.run.name for card in cards] + [one.name for one in evaluations]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -136,6 +136,8 @@ def test_from_pictures_to_a_set(make: Make, server: ChatServer, output: Path, pi
     assert "tokens so far: 800 read, 160 written" in told
     assert "filter: 8 of 9 pass (apology 0" in told
     assert f"{output}: 8 pairs" in told
+    assert KEY not in told
+    assert KEY.encode() not in written(output)
     last = rows_of(output / "verdicts.jsonl")[-1]
     assert (last["kept"], last["reason"]) == (False, "unreadable picture")
     before = written(output)
@@ -154,33 +156,32 @@ def test_each_rule_of_the_filter_is_counted(make: Make, server: ChatServer, outp
         "3": "Too short.",
         "4": "On the left there is a tree, and " * 4 + "so on.",
         "5": "The paragraph is already correct.",
-        "6": "###Human: a text that is long enough and says who speaks to whom.",
+        "6": GOOD.format("all of it") + " ###Human:",
+        "7": GOOD.format("all of it"),
     }
-    good = GOOD.format("all of it")
-
-    def answer(text: str, count: int) -> Answer:
-        return completion(replies.get(text.split()[-1].removesuffix(".jpg"), good))
-
-    server.answer = answer
+    server.answer = lambda text, _: completion(replies[text[-5]])
     code, told = make(output, *asking(server))
     assert code == 0, told
     line = "filter: 1 of 9 pass (apology 2, incomplete 1, control text 1, short 2, repetition 1, "
     assert line + "unreadable picture 1)" in told
-    reasons = {row["image_id"]: row.get("reason") for row in rows_of(output / "verdicts.jsonl")}
-    assert reasons == {
-        "0": "apology",
-        "1": "apology",
-        "2": "incomplete",
-        "3": "short",
-        "4": "repetition",
-        "5": "short",
-        "6": "control text",
-        "7": None,
-        "8": "unreadable picture",
-    }
+    assert [row.get("reason") for row in rows_of(output / "verdicts.jsonl")] == [
+        *("apology", "apology", "incomplete", "short", "repetition", "short", "control text"),
+        *(None, "unreadable picture"),
+    ]
     (entry,) = read_entries(output)
     assert isinstance(entry, RawSample)
-    assert (entry.key, entry.text) == ("7", good)
+    assert (entry.key, entry.text) == ("7", replies["7"])
+
+
+def test_a_text_without_a_reply_is_left_for_the_next_run(
+    make: Make, server: ChatServer, output: Path
+):
+    server.answer = lambda text, _: failure(400) if text[-5] == "0" else polished(text)
+    code, told = make(output, *asking(server))
+    assert code == 0, told
+    assert "no reply 1" in told
+    assert "1 texts without a reply: the same command asks again" in told
+    assert len(read_entries(output)) == 7
 
 
 def test_by_rules_no_server_is_needed(make: Make, output: Path):
@@ -217,23 +218,15 @@ def test_reviews_count_also_without_the_page(make: Make, server: ChatServer, out
     assert not (output / "image" / "1.jpg").exists()
 
 
-def test_the_key_is_in_no_file_and_no_line(make: Make, server: ChatServer, output: Path):
-    def answer(text: str, count: int) -> Answer:
-        if text.endswith("0.jpg"):
-            return failure(400, f"wrong: {KEY}")
-        return completion(GOOD.format(KEY)) if text.endswith("3.jpg") else polished(text)
-
-    server.answer = answer
-    code, told = make(output, *asking(server))
-    assert code == 0, told
-    assert "1 texts without a reply: the same command asks again" in told
+def test_a_key_that_is_refused_is_one_line_and_shown_nowhere(
+    make: Make, server: ChatServer, output: Path
+):
     server.answer = lambda *_: failure(401, f"Incorrect API key provided: {KEY}")
-    code, refused = make(output, *asking(server))
+    code, told = make(output, *asking(server))
     assert code == 2
-    assert "401" in one_line(refused)
-    assert KEY not in told + refused
+    assert "401" in one_line(told)
+    assert KEY not in told
     assert KEY.encode() not in written(output)
-    assert set(server.keys) == {f"Bearer {KEY}"}
 
 
 def test_a_budget_stops_it_and_a_larger_one_goes_on(make: Make, server: ChatServer, output: Path):
@@ -375,7 +368,7 @@ def test_killed_while_it_polishes_nothing_received_is_asked_again(
     arguments = [*common(pictures, output), *FAST, *asking(server, "--concurrency", 2)]
     arguments += ["--options", f"model.ckpt={projection}"]
     server.answer = lambda text, _: Answer(
-        body=polished(text).body, after=0.0 if server.asked.total() <= 3 else 3600.0
+        body=polished(text).body, after=0.0 if text[-5] in "012" else 3600.0
     )
     journal = output / "requests.jsonl"
     with started(*arguments) as job:

@@ -309,6 +309,7 @@ def read(*arguments: str) -> Server | None:
         ("http://", "is no address"),
         ("http://127.0.0.1:99999/v1", "is no address"),
         ("http://[::1/v1", "is no address"),
+        ("http://127.0.0.1/v1\x00", "is no address"),
         (f"http://me:{KEY}@127.0.0.1/v1", "OPENAI_API_KEY"),
         (f"http://127.0.0.1/v1?key={KEY}", "OPENAI_API_KEY"),
     ],

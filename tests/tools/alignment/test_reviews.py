@@ -10,8 +10,7 @@ import pytest
 from minigpt4.datasets.cc_sbu_align import read_entries
 from minigpt4.datasets.samples import RawSample
 from minigpt4.errors import DataError
-from minigpt4.tools.alignment.assembling import assemble
-from minigpt4.tools.alignment.pictures import Picture, find_pictures
+from minigpt4.tools.alignment.pictures import Picture, assemble, find_pictures
 from minigpt4.tools.alignment.request_pool import Reply
 from minigpt4.tools.alignment.verdicts import Review, Reviews, Verdict, judge
 from minigpt4.tools.alignment.work_folder import Journal

@@ -1,17 +1,11 @@
-"""The report in a real browser, from its file.
+"""The report in a real browser, from its file."""
 
-``REPORT_SCREENSHOTS="RUN_DIR …" pytest tests/tools/report/test_report_browser.py -k screenshots``
-makes the pictures in ``docs`` of the runs that it names (those of ``make quickstart``).
-"""
-
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt4.tools.report.making import make_report
-from tests.helpers.repo import ROOT
 from tests.tools.report.folders import HOSTILE, make_full_runs
 
 pytestmark = pytest.mark.browser
@@ -81,21 +75,3 @@ def test_hostile_texts_are_read_not_run(browser: Any, report: Path):
     assert reader.page.locator("script, .said img").count() == 0
     assert reader.complaints == []
     reader.context.close()
-
-
-@pytest.mark.skipif("REPORT_SCREENSHOTS" not in os.environ, reason="names the runs to show")
-def test_screenshots(browser: Any, tmp_path: Path):
-    file = make_report(list(map(Path, os.environ["REPORT_SCREENSHOTS"].split())), tmp_path)
-    for name, scheme, part in (
-        ("report.png", "light", "validation"),
-        ("report_2.png", "dark", "samples"),
-    ):
-        size = {"width": 1280, "height": 960}
-        reader = Reader(browser, file, viewport=size, color_scheme=scheme, device_scale_factor=1.5)
-        reader.page.evaluate(
-            "part => { document.documentElement.style.scrollBehavior = 'auto';"
-            " document.getElementById(part).scrollIntoView(); }",
-            part,
-        )
-        reader.page.screenshot(path=ROOT / "docs" / name)
-        reader.context.close()
