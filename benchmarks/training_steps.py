@@ -26,8 +26,7 @@ from minigpt4.models.llm_input import IGNORED, IMAGE_MARK
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.compiling import compile_layers
 from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
-from minigpt4.models.towers import QFormerSize, Towers, build_q_former
-from minigpt4.models.vision_tower import cast_to_half
+from minigpt4.models.towers import QFormerSize, Towers, build_q_former, cast_to_half
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
     build_visual_encoder,

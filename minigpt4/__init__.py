@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from minigpt4.datasets.samples import BadSample, Batch, DataSet, RawSample, Source, Text, Turn
     from minigpt4.errors import CheckpointError, ConfigError, DataError, MiniGPT4Error
     from minigpt4.metrics import Metric
+    from minigpt4.models.llm_input import Exchange, Row
     from minigpt4.models.minigpt4 import MiniGPT4
-    from minigpt4.models.rows import Exchange, Row
     from minigpt4.models.tokenizer import Tokenizer
     from minigpt4.models.vision_tower import VisionTower
     from minigpt4.registry import (
@@ -53,7 +53,7 @@ _MODULES = {
     "errors": ("CheckpointError", "ConfigError", "DataError", "MiniGPT4Error"),
     "metrics": ("Metric",),
     "models.minigpt4": ("MiniGPT4",),
-    "models.rows": ("Exchange", "Row"),
+    "models.llm_input": ("Exchange", "Row"),
     "models.tokenizer": ("Tokenizer",),
     "models.vision_tower": ("VisionTower",),
     "registry": (

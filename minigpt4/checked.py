@@ -9,8 +9,7 @@ from minigpt4.config import Config, raise_faults
 from minigpt4.config.checks import check_model_folder
 from minigpt4.config.presets import unknown_data_set
 from minigpt4.conversation import SHIPPED, Template
-from minigpt4.conversation.options import GenerationOptions
-from minigpt4.conversation.templates import load_template
+from minigpt4.conversation.options import GenerationOptions, load_template
 from minigpt4.errors import ConfigError, shown
 from minigpt4.models.language_model import vocabulary_fault
 from minigpt4.models.options import ModelOptions

@@ -57,15 +57,23 @@ _Entry = TypeVar("_Entry", bound=Callable[..., Any])
 
 
 class Registry:
-    """Names of one kind of part; ``home`` is the package whose import registers them."""
+    """Names of one kind of part.
 
-    def __init__(self, kind: str, home: str) -> None:
+    Args:
+        kind: What messages call it.
+        home: Package whose import registers its parts.
+        modules: Or the module of ``home`` that registers each name, imported when it is asked for.
+    """
+
+    def __init__(self, kind: str, home: str, modules: Mapping[str, str] | None = None) -> None:
         self.kind = kind
-        self._home = home
+        self._home, self._modules = home, modules or {}
         self._entries: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[_Entry], _Entry]:
         def add(entry: _Entry) -> _Entry:
+            if name in self._modules and name not in self._entries:
+                importlib.import_module(f"{self._home}.{self._modules[name]}")
             known = self._entries.get(name)
             # The same file imported twice (a plugin run again) is no conflict.
             if known is not None and _origin(known) != _origin(entry):
@@ -77,7 +85,7 @@ class Registry:
 
     def names(self) -> list[str]:
         importlib.import_module(self._home)
-        return sorted(self._entries)
+        return sorted({*self._entries, *self._modules})
 
     def get(self, name: str) -> Callable[..., Any]:
         """The callable of a name.
@@ -87,6 +95,8 @@ class Registry:
         """
         if complaint := self.complaint(name):
             raise ConfigError(complaint)
+        if name not in self._entries:
+            importlib.import_module(f"{self._home}.{self._modules[name]}")
         return self._entries[name]
 
     def complaint(self, name: object) -> str | None:
@@ -117,7 +127,16 @@ def build_named(registry: Registry, spec: Mapping[str, Any]) -> Any:
     return registry.build(spec["name"], {k: v for k, v in spec.items() if k != "name"})
 
 
-BUILDERS = Registry("data set", home="minigpt4.datasets")
+BUILDERS = Registry(
+    "data set",
+    home="minigpt4.datasets",
+    modules={
+        "cc_sbu": "caption_shards",
+        "cc_sbu_align": "cc_sbu_align",
+        "laion": "caption_shards",
+        "pairs": "own_rows.builder",
+    },
+)
 MODELS = Registry("model", home="minigpt4.models")
 VISION_TOWERS = Registry("vision tower", home="minigpt4.models.vision_towers")
 IMAGE_PROCESSORS = Registry("image processor", home="minigpt4.processors")

@@ -29,7 +29,9 @@ from minigpt4.registry import (
     RUNNERS,
     TASKS,
     TEXT_PROCESSORS,
+    VISION_TOWERS,
     Registry,
+    schema,
     visible_parameters,
 )
 
@@ -39,6 +41,7 @@ _PLACES = {  # where this page lists the names of a registry
     LR_SCHEDULES.kind: "#learning-rate-schedules",
     IMAGE_PROCESSORS.kind: "#processors",
     TEXT_PROCESSORS.kind: "#processors",
+    VISION_TOWERS.kind: "#vision-towers",
 }
 
 
@@ -53,7 +56,7 @@ class Key(NamedTuple):
 
 def configuration_page() -> str:
     """All of ``docs/configuration.md``."""
-    return "\n".join((CONFIGURATION, *_model(), *_datasets(), *_run(), *_chat(), *_rest())) + "\n"
+    return "\n".join((CONFIGURATION, *_model(), *_towers(), *_datasets(), *_run(), *_chat(), *_rest())) + "\n"
 
 
 def keys_of(entry: Callable[..., Any], prefix: str = "") -> Iterator[Key]:
@@ -73,12 +76,14 @@ def keys_of(entry: Callable[..., Any], prefix: str = "") -> Iterator[Key]:
 
 
 def meanings_of(entry: Callable[..., Any]) -> dict[str, str]:
-    """What a Google docstring says of each parameter."""
-    text = inspect.cleandoc(entry.__doc__ or "")
-    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
-    found = re.findall(
-        r"^    (\w+): (.*(?:\n      +.*)*)", section[1] if section else "", re.MULTILINE
-    )
+    """What the Google docstrings of a callable, and of what it inherits, say of each option."""
+    options = schema(entry)
+    found: list[tuple[str, str]] = []
+    for part in options.__mro__ if isinstance(options, type) else (options,):
+        text = inspect.cleandoc(part.__doc__ or "")
+        section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
+        listed = section[1] if section else ""
+        found += re.findall(r"^    (\w+): (.*(?:\n      +.*)*)", listed, re.MULTILINE)
     return {name: _markdown(meaning) for name, meaning in found}
 
 
@@ -194,6 +199,12 @@ def _model() -> Iterator[str]:
                 *keys_of(entry),
             ]
         )
+
+
+def _towers() -> Iterator[str]:
+    yield "\n## Vision towers\n"
+    yield "Named by `model.vision_tower`; without it EVA is built from `model`'s own keys."
+    yield from _parts(VISION_TOWERS, "###")
 
 
 def _refused() -> str:

@@ -36,8 +36,7 @@ from minigpt4.conversation import (
     plain_text,
     stop_texts,
 )
-from minigpt4.conversation.options import GenerationOptions, change_options
-from minigpt4.conversation.templates import load_template
+from minigpt4.conversation.options import GenerationOptions, change_options, load_template
 from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError

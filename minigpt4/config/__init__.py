@@ -4,8 +4,6 @@ First stop of both paths. Importing this package imports no torch; checking a co
 packages of the parts it names, because it is their signatures that say which keys exist.
 """
 
-from minigpt4.config.checking import raise_faults
-from minigpt4.config.layers import Config, load_config
-from minigpt4.config.sources import describe
+from minigpt4.config.layers import Config, load_config, raise_faults
 
-__all__ = ["Config", "describe", "load_config", "raise_faults"]
+__all__ = ["Config", "load_config", "raise_faults"]

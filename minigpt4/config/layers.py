@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.config.plugins import import_plugins
 from minigpt4.config.presets import (
     Layer,
     builder_of,
@@ -39,6 +38,7 @@ RETIRED = {
     "model.freeze_vit": "the visual encoder is always frozen; model.trainable names what is not",
     "model.freeze_qformer": "model.trainable names what is not frozen",
 }
+_MAX_KEY, _MAX_TEXT = 200, 1000
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,11 @@ def _sections(whole: Mapping[Any, Any], faults: list[Fault]) -> dict[str, Any]:
 
 def _plugin_faults(plugins: Sequence[Any], folder: Path) -> list[Fault]:
     """Import the plugins; what cannot be imported is a fault."""
-    faults = []
+    faults: list[Fault] = []
+    if not plugins:
+        return faults
+    from minigpt4.config.plugins import import_plugins
+
     for plugin in plugins:
         try:
             if not isinstance(plugin, str):
@@ -215,3 +219,26 @@ def _with_q_former(trainable: Any) -> Any:
     if not isinstance(parts, list) or "q_former" in parts:
         return parts
     return [*parts, "q_former"]
+
+
+def raise_faults(path: Path, faults: Sequence[Fault]) -> None:
+    """Raise all errors, one a line.
+
+    Raises:
+        ConfigError: when there are any.
+    """
+    lines = dict.fromkeys(_line(path, fault) for fault in faults)
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _line(path: Path, fault: Fault) -> str:
+    line = f"{_printable(fault.key, _MAX_KEY)}: {_printable(fault.text, _MAX_TEXT)}"
+    # What the command line said is in no file.
+    return line if fault.key.startswith("--") else f"{path}: {line}"
+
+
+def _printable(text: str, longest: int) -> str:
+    """One line whatever keys and values hold: line breaks, escapes, half a surrogate pair."""
+    shortened = text if len(text) <= longest else text[:longest] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened)

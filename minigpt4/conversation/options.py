@@ -1,6 +1,6 @@
 """Generation options: the ``chat:`` section of a YAML."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.conversation.turns import OWN, TEMPLATES, Template
 from minigpt4.errors import ConfigError
 from minigpt4.models.llm_input import IMAGE_MARK
-from minigpt4.registry import Fault, bind
+from minigpt4.registry import Fault, bind, nearest
 
 
 def _check_template(template: str | Template) -> str | None:
@@ -81,6 +81,34 @@ class GenerationOptions:
         if least > most:
             text = f"{least} is more than chat.max_new_tokens, {most}"
             yield Fault("chat.min_length", text)
+
+
+def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) -> Template:
+    """The template that ``chat.template`` names, holds as a set of keys, or leaves to the model.
+
+    Args:
+        spec: A name, ``own``, the keys of a :class:`Template`, or one that is made already.
+        llama_model: Folder or hub id of the language model, for ``own``.
+
+    Raises:
+        ConfigError: for a name or keys that are unknown, and a language model whose own chat
+            template is none that turns can be written with.
+    """
+    if isinstance(spec, Template):
+        return spec
+    if isinstance(spec, Mapping):
+        bound, faults = bind(Template, spec, "chat.template")
+        if faults:
+            raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+        return Template(**bound)
+    if spec == OWN:
+        from minigpt4.conversation.templates import own_template
+
+        return own_template(llama_model)
+    if spec not in TEMPLATES:
+        text = f"chat.template: unknown template {spec!r}; {nearest(spec, [*TEMPLATES, OWN])}"
+        raise ConfigError(text)
+    return TEMPLATES[spec]
 
 
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:

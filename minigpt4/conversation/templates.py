@@ -1,13 +1,12 @@
-"""Templates: what ``chat.template`` says → how turns are written, in a chat as in training."""
+"""Own templates: a language model's chat template → how turns are written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt4.conversation.turns import OWN, TEMPLATES, Conversation, Message, Template
+from minigpt4.conversation.turns import OWN, Conversation, Message, Template
 from minigpt4.errors import CheckpointError, ConfigError, one_line
 from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer, special_words
-from minigpt4.registry import bind, nearest
 
 # Texts that no chat template holds; they show where it puts what is said.
 _QUESTION, _ANSWER, _NEXT = "Zquestionz", "Zanswerz", "Znextz"
@@ -18,32 +17,6 @@ _TRIALS = [  # questions and answers in turn
     ["One", "two", "three?", "Four.", "And  five?"],
     ["One", "two", "three?", "Four.", "And  five?", "6"],
 ]
-
-
-def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) -> Template:
-    """The template that ``chat.template`` names, holds as a set of keys, or leaves to the model.
-
-    Args:
-        spec: A name, ``own``, the keys of a :class:`Template`, or one that is made already.
-        llama_model: Folder or hub id of the language model, for ``own``.
-
-    Raises:
-        ConfigError: for a name or keys that are unknown, and a language model whose own chat
-            template is none that turns can be written with.
-    """
-    if isinstance(spec, Template):
-        return spec
-    if isinstance(spec, Mapping):
-        bound, faults = bind(Template, spec, "chat.template")
-        if faults:
-            raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
-        return Template(**bound)
-    if spec == OWN:
-        return own_template(llama_model)
-    if spec not in TEMPLATES:
-        text = f"chat.template: unknown template {spec!r}; {nearest(spec, [*TEMPLATES, OWN])}"
-        raise ConfigError(text)
-    return TEMPLATES[spec]
 
 
 def own_template(llama_model: str) -> Template:

@@ -24,7 +24,6 @@ from minigpt4.datasets.options import (
     split_sources,
     training_processor,
 )
-from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
 from minigpt4.datasets.samples import (
     IMAGE_SUFFIXES,
     BadSample,
@@ -122,7 +121,7 @@ class ShardSource:
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         for sample in self._read(self.shards[unit]):
-            if self.side.has(place_of(sample.key.rpartition("/")[2])):
+            if self.side is ALL or self.side.has(place_of(sample.key.rpartition("/")[2])):
                 yield sample
 
     def _read(self, shard: str) -> Iterator[RawSample | BadSample]:
@@ -271,6 +270,8 @@ def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSam
         return bad("unreadable json", one_line(error))
     images = tuple(fields[suffix] for suffix in suffixes)
     if text_of:
+        from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
+
         try:
             text = text_of(told if isinstance(told, dict) else {}, len(images))
         except RowError as error:

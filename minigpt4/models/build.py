@@ -16,11 +16,8 @@ from minigpt4.models.language_model import (
 from minigpt4.models.lora import add_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.options import ModelOptions, Precision, TowerOptions
-from minigpt4.models.speed.device_map import move_around
-from minigpt4.models.speed.quantization import choose_quantization
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.models.towers import Towers, build_q_former
-from minigpt4.models.vision_tower import cast_to_half
+from minigpt4.models.towers import Towers, build_q_former, cast_to_half
 from minigpt4.registry import MODELS, Hidden, Section
 from minigpt4.weights.checkpoint import (
     kind_of_file,
@@ -80,7 +77,11 @@ def build_minigpt4(
     empty = device.type == "meta"
     dtype = dtype or choose_dtype(options.precision, device)
     _check_trainable(options, empty)
-    quantized = choose_quantization(options.quantize, options.low_resource, device)
+    quantized = options.quantize
+    if quantized != "none" or options.low_resource:
+        from minigpt4.models.speed.quantization import choose_quantization
+
+        quantized = choose_quantization(quantized, options.low_resource, device)
     towers = (
         Towers(None, None, None, None, dtype)
         if from_features
@@ -109,6 +110,8 @@ def build_minigpt4(
     )
     _load_ckpt(model, options.ckpt_files)
     if options.device_map == "auto" and not empty:
+        from minigpt4.models.speed.device_map import move_around
+
         move_around(model, language_model, device)
         return model
     return model if stay_on_cpu else model.to(device)

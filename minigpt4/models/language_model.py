@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
-from minigpt4.models.speed.device_map import DeviceMap, memory_for_layers
-from minigpt4.models.speed.quantization import Quantize, check_quantized, quantization_config
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
 
 # Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
 LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
+Quantize = Literal["none", "int8", "nf4"]
+DeviceMap = Literal["none", "auto"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,18 @@ def load_language_model(
         CheckpointError: when transformers cannot load it, or weights are missing.
         ConfigError: when it cannot be quantised here.
     """
+    device = device or torch.device("cpu")
     options: dict[str, object] = {"dtype": dtype}
     if quantize != "none":
+        from minigpt4.models.speed.quantization import check_quantized, quantization_config
+
         options["quantization_config"] = quantization_config(quantize, dtype)
-        options["device_map"] = {"": device or torch.device("cpu")}
+        options["device_map"] = {"": device}
     if device_map == "auto":
+        from minigpt4.models.speed.device_map import memory_for_layers
+
         options["device_map"] = "auto"
-        options["max_memory"] = memory_for_layers(device or torch.device("cpu"))
+        options["max_memory"] = memory_for_layers(device)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -67,7 +72,8 @@ def load_language_model(
             f"model.llama_model: {folder} is a {type(model).__name__}, which takes no "
             "inputs_embeds: images cannot stand among its words"
         )
-    check_quantized(model, quantize, device or torch.device("cpu"))
+    if quantize != "none":
+        check_quantized(model, quantize, device)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(

@@ -4,7 +4,6 @@ They are peft's; the model around them, its names and its generation stay transf
 """
 
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel
 
 from minigpt4.config.checks import Positive
 from minigpt4.errors import ConfigError, one_line
-from minigpt4.models.speed.quantization import silence
 
 LACKING = "needs peft, which is not installed; pip install -e '.[lora]'"
 
@@ -51,6 +49,8 @@ def add_lora(language_model: PreTrainedModel, options: LoraOptions) -> None:
     """
     if not has_peft():
         raise ConfigError(f"model.trainable: lora {LACKING}")
+    from minigpt4.models.speed.quantization import silence
+
     silence()  # peft imports bitsandbytes where it is installed
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -68,13 +68,6 @@ def add_lora(language_model: PreTrainedModel, options: LoraOptions) -> None:
     for name, parameter in language_model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-
-
-def lora_dropouts(language_model: nn.Module) -> Iterator[nn.Module]:
-    """The only modules in the language model that differ between training and evaluation."""
-    for name, module in language_model.named_modules():
-        if ".lora_dropout." in name:
-            yield module
 
 
 def merge_lora(language_model: nn.Module) -> None:

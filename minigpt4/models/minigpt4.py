@@ -16,12 +16,21 @@ from transformers import PreTrainedModel
 
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import most_positions
-from minigpt4.models.llm_input import IMAGE_MARK, Joined, Segment, Spliced, join, pad
-from minigpt4.models.lora import lora_dropouts
+from minigpt4.models.llm_input import (
+    IMAGE_MARK,
+    Exchange,
+    Joined,
+    Row,
+    Segment,
+    Spliced,
+    join,
+    pad,
+    prompt_segments,
+    row_segments,
+    stage_rows,
+)
 from minigpt4.models.loss import target_logits, target_loss
-from minigpt4.models.rows import Exchange, Row, prompt_segments, row_segments, stage_rows
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
-from minigpt4.models.speed.quantization import quantized_layers
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.models.towers import Towers
 from minigpt4.weights.names import TRAINABLE, trained_part
@@ -119,10 +128,11 @@ class MiniGPT4(Towers):
         """
         super().train(False)
         self.training = mode
-        for dropout in lora_dropouts(self.llama_model):
-            dropout.train(mode)
-        for layer in quantized_layers(self.llama_model):
-            layer.train()
+        for name, module in self.llama_model.named_modules():
+            if ".lora_dropout." in name:
+                module.train(mode)
+            elif type(module).__module__.startswith("bitsandbytes."):
+                module.train()  # it only chooses the arithmetic; see quantized_layers
         return self
 
     def choose_packing(self, packing: Packing) -> str | None:
@@ -141,7 +151,7 @@ class MiniGPT4(Towers):
         self.shares_prefix = not (
             packing == "off"
             or fault
-            or any(dropout.p for dropout in lora_dropouts(self.llama_model))
+            or any(d.p for n, d in self.llama_model.named_modules() if ".lora_dropout." in n)
             or packing_fault(self.llama_model, self.device, lead=2)
         )
         self.train(training)
@@ -179,13 +189,13 @@ class MiniGPT4(Towers):
         return embedded
 
     def prompt_segments(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Segment]:
-        """A prompt as segments; see :func:`minigpt4.models.rows.prompt_segments`."""
+        """A prompt as segments; see :func:`minigpt4.models.llm_input.prompt_segments`."""
         return prompt_segments(self.tokenizer, prompt, images)
 
     def stage_rows(
         self, text: Sequence[str], prompts: Sequence[str] | None = None
     ) -> list[list[Exchange]]:
-        """Rows as both stages have them; see :func:`minigpt4.models.rows.stage_rows`."""
+        """Rows as both stages have them; see :func:`minigpt4.models.llm_input.stage_rows`."""
         return stage_rows(text, prompts, self.end_sym)
 
     def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from minigpt4.config.checks import FileOrUrl, ModelFolder, Positive, check_file
+from minigpt4.models.language_model import DeviceMap, Quantize
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.lora import LACKING, LoraOptions, has_peft
 from minigpt4.models.minigpt4 import Trainable
-from minigpt4.models.speed.device_map import DeviceMap
-from minigpt4.models.speed.quantization import Quantize, check_quantize
 from minigpt4.models.tokenizer import Bos
 from minigpt4.models.towers import PATCHES_PER_TOKEN, QFormerSize
 from minigpt4.models.vision_tower import VisionTower
@@ -54,6 +53,15 @@ def check_trainable(parts: tuple[Trainable, ...]) -> str | None:
     if not parts:
         return "names nothing to train; the original trains [llama_proj]"
     return f"lora {LACKING}" if "lora" in parts and not has_peft() else None
+
+
+def check_quantize(kind: Quantize) -> str | None:
+    """Return what is wrong with a quantization without the library that does it."""
+    if kind == "none":
+        return None
+    from minigpt4.models.speed.quantization import lack
+
+    return lack()
 
 
 def _lines_with_image(path: str) -> list[str]:

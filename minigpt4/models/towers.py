@@ -51,6 +51,16 @@ def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QF
     )
 
 
+def cast_to_half(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Cast matrices and their biases to ``dtype``; norms, embeddings and q/v biases stay in fp32.
+
+    As in the original; so the residual stream is in fp32 too.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
 class Towers(nn.Module):
     """Visual encoder, the norm on top of it, and a Q-Former or none.
 

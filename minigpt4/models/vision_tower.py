@@ -52,13 +52,3 @@ class VisionTower(Protocol):
         Raises:
             CheckpointError: for a file that holds something else.
         """
-
-
-def cast_to_half(encoder: nn.Module, dtype: torch.dtype) -> None:
-    """Cast matrices and their biases to ``dtype``; norms, embeddings and q/v biases stay in fp32.
-
-    As in the original; so the residual stream is in fp32 too.
-    """
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)

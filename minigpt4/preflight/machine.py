@@ -11,7 +11,7 @@ import torch
 from minigpt4.config.checks import nearest_existing
 from minigpt4.errors import ConfigError, one_line
 from minigpt4.models.build import choose_dtype
-from minigpt4.models.speed.quantization import Quantize
+from minigpt4.models.language_model import Quantize
 from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.memory import (
     TOWERS,

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from minigpt4.models.speed.quantization import Quantize
+from minigpt4.models.language_model import Quantize
 from minigpt4.preflight.draft import MetaModel
 from minigpt4.weights.names import trained_part
 

@@ -14,7 +14,7 @@ import torch
 
 from minigpt4.assembly import build_schedule
 from minigpt4.checked import CheckedConfig, Purpose, bind_sections, run_check
-from minigpt4.config import Config, describe, raise_faults
+from minigpt4.config import Config, raise_faults
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.options import Stored
 from minigpt4.errors import ConfigError
@@ -80,6 +80,8 @@ def chat_memory(checked: CheckedConfig, device: str) -> str | None:
 
 def described(config: Config) -> str:
     """Return the merged config as YAML, and after each value where it came from."""
+    from minigpt4.config.sources import describe
+
     return describe(config, asdict(GenerationOptions()))
 
 
@@ -195,6 +197,11 @@ def _evaluation_faults(draft: Draft) -> Iterator[Fault]:
 
 
 def _validation_faults(draft: Draft) -> Iterable[Fault]:
+    run, options = draft.run, (bound.options for bound in draft.checked.datasets.values())
+    stored = [own.stored for own in options if isinstance(own, Stored)]
+    held_out = any(each.val_storage is not None or each.val_fraction for each in stored)
+    if not (run.valid_splits or run.eval_every_steps is not None or held_out):
+        return []
     from minigpt4.preflight.validation_checks import validation_faults
 
     return validation_faults(draft)

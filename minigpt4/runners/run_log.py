@@ -15,7 +15,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.files import JsonLines
-from minigpt4.runners.trackers import Trackers
 
 _Words = dict[str, Callable[[float], str]]
 
@@ -78,7 +77,7 @@ class RunLog:
         self._tracker_names, self._run_name, self._config = trackers, run_name, config
         self._main = main
         self._bar: tqdm[Any] | None = None
-        self._trackers: Trackers | None = None
+        self._trackers: Any = None
         self._open = ExitStack()
 
     def __enter__(self) -> "RunLog":
@@ -89,7 +88,12 @@ class RunLog:
                 opened.enter_context(logging_redirect_tqdm())
                 self._bar = opened.enter_context(self._make_bar())
             folder, config, first = self._folder, self._config, self._first_step
-            self._trackers = Trackers(self._tracker_names, folder, self._run_name, config, first)
+            if self._tracker_names:
+                from minigpt4.runners.trackers import Trackers
+
+                self._trackers = Trackers(
+                    self._tracker_names, folder, self._run_name, config, first
+                )
             self._open = opened.pop_all()
         return self
 

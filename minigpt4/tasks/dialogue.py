@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template
 from minigpt4.datasets.samples import Turn
-from minigpt4.models.llm_input import IMAGE_MARK
-from minigpt4.models.rows import Exchange
+from minigpt4.models.llm_input import IMAGE_MARK, Exchange
 
 
 def exchanges(

@@ -9,9 +9,8 @@ import torch
 
 from minigpt4.conversation import TEMPLATES, Template, plain_text
 from minigpt4.datasets.samples import Batch, Text, Turn, to_device
-from minigpt4.models.llm_input import IMAGE_MARK
+from minigpt4.models.llm_input import IMAGE_MARK, Row, stage_rows
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.rows import Row, stage_rows
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.registry import TASKS, Hidden
 from minigpt4.tasks.dialogue import ending, exchanges, open_prompt

@@ -8,8 +8,8 @@ import torch
 from minigpt4.conversation import Template
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import Batch
+from minigpt4.models.llm_input import Row
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.rows import Row
 
 
 class Generator(Protocol):

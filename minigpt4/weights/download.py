@@ -38,7 +38,17 @@ def cached(path_or_url: str) -> Path:
 
 
 def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
-    """The local file of a path or URL; a URL is downloaded into the cache first.
+    """Return the local file of a path or URL; a URL is downloaded into the cache first.
+
+    Raises:
+        CheckpointError: as :func:`fetch_url`.
+    """
+    is_url = path_or_url.startswith(("http://", "https://"))
+    return fetch_url(path_or_url, timeout) if is_url else Path(path_or_url)
+
+
+def fetch_url(path_or_url: str, timeout: float = 30.0) -> Path:
+    """Return the file of a URL in the cache.
 
     A download goes on where an earlier one stopped, is checked against the size that the server
     names, and appears under its name only when it is whole. Of several processes on one machine
@@ -47,8 +57,6 @@ def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
     Raises:
         CheckpointError: when the file cannot be fetched; the line says where to put it by hand.
     """
-    if not path_or_url.startswith(("http://", "https://")):
-        return Path(path_or_url)
     target = cached(path_or_url)
     source = target.with_name(target.name + ".url")
     if target.is_file():

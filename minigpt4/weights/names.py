@@ -1,4 +1,6 @@
-"""Names of weights: ours, the original's, BLIP-2's, EVA's and transformers', one into another.
+"""Names of weights: ours, the original's and transformers', one into another.
+
+Those of a vision tower are next to it.
 
 ``convert_*`` are pure functions from one set of names to another.
 """
@@ -10,8 +12,6 @@ import torch
 
 Tensors = dict[str, torch.Tensor]
 
-# What EVA's and BLIP-2's files hold beside the parts that are used here.
-_UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
 _UNUSED_Q_FORMER = re.compile(  # the text branch
     r"embeddings\.(position_ids|word_embeddings|position_embeddings)|pooler\."
     r"|encoder\.layer\.\d+\.(intermediate|output)\."
@@ -43,21 +43,6 @@ _BLIP2_NAMES = (
 )
 # What can be trained, by its names in ``model.trainable``; the visual encoder never is.
 TRAINABLE = ("llama_proj", "q_former", "ln_vision", "query_tokens", "lora")
-
-
-def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
-    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
-
-    Names are equal; blocks from ``depth`` on and unused heads are left out.
-    """
-    converted = {}
-    for name, value in weights.items():
-        unused = _UNUSED_EVA.match(name)
-        block = unused.group(1) if unused else None
-        if unused and (block is None or int(block) >= depth):
-            continue
-        converted[name] = value
-    return converted
 
 
 def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:

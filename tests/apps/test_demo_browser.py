@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from PIL import Image, ImageDraw
 
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
 from tests.helpers.browser import PageVisitor, open_page
@@ -147,19 +146,6 @@ def test_examples_are_put_into_the_question_box(visitor: PageVisitor):
     assert visitor.questions == [DESCRIBE]
     assert visitor.pictures == ["2.png", "3.png"]
     assert visitor.typed == ""
-
-
-def test_a_drawing_of_ones_own_can_be_asked_about(visitor: PageVisitor, tmp_path: Path):
-    """A sketch as people make it: transparent, any size, thin lines that nothing was trained on."""
-    sketch = Image.new("RGBA", (431, 257), (0, 0, 0, 0))
-    canvas = ImageDraw.Draw(sketch)
-    canvas.line([(20, 200), (200, 40), (380, 200), (20, 200)], fill=(20, 20, 20, 255), width=3)
-    canvas.ellipse([300, 20, 380, 100], outline=(230, 120, 0, 180), width=5)
-    file = tmp_path / "sketch.png"
-    sketch.save(file)
-    visitor.show(file)
-    visitor.ask(DESCRIBE)
-    assert visitor.answers[0]
 
 
 def test_a_pasted_picture(visitor: PageVisitor, pictures: list[Path]):

@@ -87,6 +87,8 @@ def test_no_file_of_the_server_can_be_fetched(server: Server, address: str):
                 answer = await visitor.client.get(path)
                 assert answer.status_code in (403, 404), path
                 assert "root:" not in answer.text
+            other = await visitor.client.get("gradio_api/proxy=http://127.0.0.1:1/")
+            assert other.status_code == 400  # by gradio itself
 
     asyncio.run(run())
 
@@ -113,6 +115,9 @@ def test_an_event_of_many_megabytes_is_refused(server: Server):
         async with visit(server.url, LOGIN) as visitor:
             with pytest.raises(httpx.HTTPStatusError, match="413"):
                 await visitor.ask("a" * 3_000_000)
+            long = {"fn_index": 0, "data": ["a" * 3_000_000]}
+            passing = await visitor.client.post("gradio_api/run/upload", json=long)
+            assert passing.status_code == 413  # only an upload itself may be long
             big = await visitor.client.post("gradio_api/upload", files={"files": b"0" * 21_000_000})
             assert big.status_code == 413
 

@@ -16,9 +16,9 @@ from minigpt4.conversation import (
     plain_text,
     register_template,
 )
-from minigpt4.conversation.templates import load_template
+from minigpt4.conversation.options import load_template
 from minigpt4.errors import ConfigError
-from minigpt4.models.rows import prompt_segments
+from minigpt4.models.llm_input import prompt_segments
 from minigpt4.models.tokenizer import load_tokenizer
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import CHATML, LLAMA_2, save_llama_2, save_tokenizer

@@ -74,7 +74,7 @@ def links_folder(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def script(
-    program: Path, *arguments: object, **environment: object
+    program: Path, *arguments: object, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
     return finished(["bash", program, *arguments], **environment)
 

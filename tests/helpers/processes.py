@@ -6,12 +6,13 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.repo import ROOT
 
 
 def finished(
-    command: Sequence[object], cwd: Path = ROOT, **environment: object
+    command: Sequence[object], cwd: Path = ROOT, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, on one thread; ``environment`` adds variables."""
     added = {"OMP_NUM_THREADS": "1", **environment}

@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.models.vision_tower import cast_to_half
+from minigpt4.models.towers import cast_to_half
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
     build_visual_encoder,
+    convert_visual_encoder,
     resize_position_embedding,
 )
-from minigpt4.weights.names import convert_q_former, convert_visual_encoder
+from minigpt4.weights.names import convert_q_former
 
 
 def test_resizing_keeps_the_class_token_and_the_dtype() -> None:

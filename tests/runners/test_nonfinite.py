@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
+from minigpt4.models.llm_input import Exchange, Row
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.rows import Exchange, Row
 from minigpt4.runners.nonfinite import PendingStep
 from minigpt4.runners.optimizer import OptimizerStep
 from minigpt4.runners.trainer import Trainer

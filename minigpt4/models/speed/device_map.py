@@ -3,13 +3,10 @@
 A layer runs where it lies; one in main memory is copied to a GPU each time, which is slow.
 """
 
-from typing import Literal
-
 import torch
 from accelerate.utils import get_max_memory
 from torch import nn
 
-DeviceMap = Literal["none", "auto"]
 # Left free on every GPU for what generating takes, and on the first one for the frozen towers too.
 _GENERATING, _TOWERS = 2_000_000_000, 4_000_000_000
 

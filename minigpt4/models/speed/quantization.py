@@ -6,24 +6,18 @@ Only its linear layers' weights are; embeddings, norms, the head and all that is
 import importlib.util
 import logging
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from minigpt4.errors import ConfigError, one_line
+from minigpt4.models.language_model import Quantize
 
-Quantize = Literal["none", "int8", "nf4"]
 _BLOCK = 64  # numbers of NF4 that share a scale
 _INSTALL = "pip install -e '.[quantize]'"
 
 logger = logging.getLogger(__name__)
-
-
-def check_quantize(kind: Quantize) -> str | None:
-    """Complaint about a quantisation without the library that does it."""
-    return _lack() if kind != "none" else None
 
 
 def silence() -> None:
@@ -31,7 +25,7 @@ def silence() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _lack(device: torch.device | None = None) -> str | None:
+def lack(device: torch.device | None = None) -> str | None:
     if importlib.util.find_spec("bitsandbytes") is None:
         return f"needs bitsandbytes, which is not installed; {_INSTALL}"
     if device is not None and device.type not in ("cuda", "cpu"):
@@ -52,12 +46,12 @@ def choose_quantization(kind: Quantize, low_resource: bool, device: torch.device
     """
     if device.type == "meta" or (kind == "none" and not low_resource):
         return "none"
-    lack = _lack(device)
-    if lack is None:
+    lacking = lack(device)
+    if lacking is None:
         return "int8" if kind == "none" else kind
     if kind != "none":
-        raise ConfigError(f"model.quantize: {kind} {lack}")
-    logger.warning("model.low_resource: int8 %s; full precision is used", lack)
+        raise ConfigError(f"model.quantize: {kind} {lacking}")
+    logger.warning("model.low_resource: int8 %s; full precision is used", lacking)
     return "none"
 
 

@@ -4,6 +4,7 @@ Source: EVA-ViT-g as BLIP-2 uses it, built from timm's ``Eva``; settings checked
 original's recorded activations (``tests/golden``).
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +19,10 @@ from minigpt4.errors import CheckpointError
 from minigpt4.registry import VISION_TOWERS, Fault
 from minigpt4.weights.checkpoint import kind_of_file
 from minigpt4.weights.download import EVA_VIT_G
-from minigpt4.weights.names import convert_visual_encoder
+from minigpt4.weights.names import Tensors
+
+# What EVA's file holds in addition to the parts that are used here.
+_UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,18 @@ def resize_position_embedding(pos_embed: torch.Tensor, grid: tuple[int, int]) ->
     return resample_abs_pos_embed(
         pos_embed.float(), list(grid), num_prefix_tokens=1, interpolation="bicubic", antialias=False
     ).to(pos_embed.dtype)
+
+
+def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
+    """EVA's file, or the ``visual_encoder.*`` part of the original's weights, for timm's ``Eva``.
+
+    Names are equal; blocks from ``depth`` on and unused heads are left out.
+    """
+    converted = {}
+    for name, value in weights.items():
+        unused = _UNUSED_EVA.match(name)
+        block = unused.group(1) if unused else None
+        if unused and (block is None or int(block) >= depth):
+            continue
+        converted[name] = value
+    return converted

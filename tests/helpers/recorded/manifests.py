@@ -15,10 +15,14 @@ from minigpt4.config import load_config
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.options import TowerOptions
 from minigpt4.models.towers import QFormerSize, build_q_former
-from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
+from minigpt4.models.vision_towers.eva import (
+    VisualEncoderSize,
+    build_visual_encoder,
+    convert_visual_encoder,
+)
 from minigpt4.registry import MODELS
 from minigpt4.weights.checkpoint import trained_weights
-from minigpt4.weights.names import convert_language_model, convert_q_former, convert_visual_encoder
+from minigpt4.weights.names import convert_language_model, convert_q_former
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import Comparison, Unit, equal, files_of, read_json
 

@@ -20,9 +20,13 @@ from minigpt4.models.loss import target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.models.towers import QFormerSize, Towers, build_q_former
-from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
+from minigpt4.models.vision_towers.eva import (
+    VisualEncoderSize,
+    build_visual_encoder,
+    convert_visual_encoder,
+)
 from minigpt4.weights.checkpoint import load_into, load_trained
-from minigpt4.weights.names import convert_language_model, convert_q_former, convert_visual_encoder
+from minigpt4.weights.names import convert_language_model, convert_q_former
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import (
     LOGITS_ATOL,
