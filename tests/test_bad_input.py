@@ -103,7 +103,7 @@ def test_a_projection_of_another_size(run_entry: EntryPoint, arguments: list[str
 def test_a_fault_in_a_chats_yaml_is_told_before_the_model_loads(
     monkeypatch: pytest.MonkeyPatch, option: str, expected: str
 ):
-    monkeypatch.setattr("minigpt4.chat.loading.MODELS.build", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("minigpt4.registry.MODELS.build", lambda *_, **__: pytest.fail("built"))
     with one_line(ConfigError, expected, TINY):
         load_chat(TINY, ["model.ckpt=", option])
 

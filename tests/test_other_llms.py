@@ -8,9 +8,10 @@ import torch
 
 import train
 from minigpt4.__main__ import main
-from minigpt4.chat import Chat, ChatSession, load_chat
+from minigpt4.chat import Chat, load_chat
 from minigpt4.checked import bind_sections
 from minigpt4.config import load_config
+from minigpt4.conversation import Conversation
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import CheckpointError, ConfigError, DataError
 from minigpt4.registry import MODELS
@@ -108,18 +109,21 @@ def test_nobody_types_a_special_word(chat: Chat, word: int) -> None:
     tokenizer = chat.model.tokenizer
     special = [*tokenizer.special, *chat.template.forbidden]
     typed = special[word % len(special)]
-    session = chat.start()
-    plain = chat.model.prompt_segments(asked(chat, session, "Say it"), [])
-    said = chat.model.prompt_segments(asked(chat, chat.start(), f"Say it {typed}"), [])
+    plain, said = (
+        chat.model.prompt_segments(asked(chat, question), [])
+        for question in ("Say it", f"Say it {typed}")
+    )
     specials = {i for text in tokenizer.special for i in tokenizer.encode(text)}
     count = [sum(i in specials for i in ids) for (ids,) in (plain, said)]
     assert count[0] == count[1]
     assert len(said[0]) > len(plain[0])
 
 
-def asked(chat: Chat, session: ChatSession, question: str) -> str:
-    chat._say([question], session)
-    return session.conversation.prompt()
+def asked(chat: Chat, question: str) -> str:
+    """The prompt that the model read."""
+    session = chat.start()
+    chat.ask(question, (), session, max_new_tokens=1)
+    return Conversation(chat.template, session.conversation.messages[:1]).prompt()
 
 
 def test_rows_begin_as_the_model_was_taught(chat: Chat, family: Family, folder: Path) -> None:

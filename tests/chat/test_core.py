@@ -258,14 +258,12 @@ def test_numbers_that_overflow_are_one_line(
     broken = torch.full_like(chat.model.llama_proj.bias, torch.inf)
     monkeypatch.setattr(chat.model.llama_proj.bias, "data", broken)
     fresh = Chat(chat.model, chat.image_processor, chat.options)
+    # The image is encoded in fp32 and kept: a CPU has no fp16.
     for dtype, mend in ((torch.float32, "check them"), (torch.float16, "model.precision=bf16")):
-        monkeypatch.setattr(chat.model, "compute_dtype", torch.float32)
-        session = fresh.start()
-        fresh._encode(pictures[0])  # encoded in fp32: a CPU has no fp16
         monkeypatch.setattr(chat.model, "compute_dtype", dtype)
-        with pytest.raises(NonFiniteLogitsError, match=f"Inf or NaN in word 1.*{mend}") as error:
+        session = fresh.start()
+        with one_line(NonFiniteLogitsError, "Inf or NaN in word 1", mend):
             fresh.ask("What?", pictures[:1], session, num_beams=beams)
-        assert "\n" not in str(error.value)
         assert messages_of(session) == []
 
 

@@ -12,7 +12,7 @@ from minigpt4.chat.likelihood import ChoiceLikelihood, choice_likelihoods
 from minigpt4.conversation import IMAGE_TEXT
 from minigpt4.errors import DataError
 from minigpt4.models.llm_input import Exchange, row_segments, splice
-from minigpt4.models.loss import target_loss
+from minigpt4.models.loss import target_logits, target_loss
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import FAMILIES, KINDS, chat_options, save_gpt_neox, save_kind
 from tests.helpers.repo import TINY
@@ -43,7 +43,7 @@ def read_whole(chat: Chat, prompt: str, shown: list[torch.Tensor], choice: str) 
     spliced = splice([segments], model.embed_tokens, model.device)
     with torch.no_grad():
         logits = model.logits(spliced)
-    loss = target_loss(logits, spliced.targets)
+    loss = target_loss(*target_logits(logits, spliced.targets))
     likeliest = logits[0, -1 - tokens : -1].argmax(dim=-1).tolist()
     return ChoiceLikelihood(
         -loss.item() * tokens, tokens, likeliest == model.tokenizer.encode(choice)

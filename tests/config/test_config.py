@@ -199,6 +199,8 @@ def test_resolved_config_can_be_loaded_again(
         ("model.llama_model", "/nowhere/vicuna", "model.llama_model: no such folder: /nowhere"),
         ("model.llama_model", "", "model.llama_model: missing"),
         ("model.ckpt", "/path/to/stage1.pth", "model.ckpt: '/path/to/stage1.pth' is a placeholder"),
+        ("model.ckpt", "/absolute/path/to/it/", "is a placeholder"),
+        ("model.ckpt", "./path/to/weights.pth", "is a placeholder"),
         ("model.ckpt", "/nowhere/c.pth", "model.ckpt: no such file: /nowhere/c.pth"),
         ("model.vit_model", "/nowhere/vit.pth", "model.vit_model: no such file"),
         ("model.precision", "fp8", "model.precision: 'fp8'"),

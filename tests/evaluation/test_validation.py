@@ -17,7 +17,7 @@ from minigpt4.config import load_config
 from minigpt4.datasets.samples import DataSet, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.evaluation.validation import best_value, is_smaller_better
-from minigpt4.models.loss import target_loss
+from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.helpers.data_files import read_rows, write_rows
@@ -91,7 +91,7 @@ def test_the_figures_are_those_of_every_held_out_sample(
         targets = spliced.targets[0, 1:]
         count = int((targets != -100).sum())
         tokens += count
-        loss += count * target_loss(logits, spliced.targets).item()
+        loss += count * target_loss(*target_logits(logits, spliced.targets)).item()
         hits += int((logits[0, :-1].argmax(-1) == targets)[targets != -100].sum())
     assert figures["samples"] == len(batches)
     assert figures["loss"] == pytest.approx(loss / tokens, rel=1e-5)

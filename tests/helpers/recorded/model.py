@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced
-from minigpt4.models.loss import target_loss
+from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.models.towers import QFormerSize, Towers, build_q_former
@@ -301,7 +301,7 @@ def compare_mode(model: MiniGPT4, mode: Mode) -> list[Comparison]:
         equal("targets", rows(targets).tolist(), rows(expected["targets"]).tolist()),
         compare("logits", rows(logits), rows(expected["logits"]), LOGITS_ATOL),
     ]
-    loss = target_loss(logits, targets)
+    loss = target_loss(*target_logits(logits, targets))
     for recorded in (mode.facts["loss"], expected["loss"].item()):
         results.append(within("loss", abs(loss.item() - recorded), LOSS_ATOL))
     if "loss_per_sample_reduction_none" in expected:
@@ -374,7 +374,7 @@ def _compare_forward(model: MiniGPT4, mode: Mode, spliced: Spliced, departures: 
         own = model(mode.image, model.stage_rows(mode.texts, mode.prompts)).item()
     # The original may pad more than the longest row needs.
     recorded = mode.expected["logits"][:, : spliced.targets.shape[1]]
-    wanted = target_loss(recorded, spliced.targets).item()
+    wanted = target_loss(*target_logits(recorded, spliced.targets)).item()
     departure = f"{departures} more target than the original, loss {own:.4f}"
     note = f"departure: {departure}, recorded {mode.facts['loss']:.4f}" if departures else ""
     result = within("loss of forward", abs(own - wanted), LOSS_ATOL)
