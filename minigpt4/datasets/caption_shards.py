@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import braceexpand
 from webdataset.tariterators import group_by_keys
@@ -107,7 +107,7 @@ class ShardSource:
     text_of: TextOf | None = None
     side: Side = ALL
 
-    units_per_group: ClassVar = 1
+    units_per_group = 1
 
     def __post_init__(self) -> None:
         self.units = len(self.shards)

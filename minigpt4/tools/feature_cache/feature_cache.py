@@ -41,7 +41,6 @@ from minigpt4.datasets.features import save_features
 from minigpt4.datasets.samples import Batch, DataSet, keys_of_images, to_device
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.models.build import build_towers
-from minigpt4.models.minigpt4 import freeze
 from minigpt4.models.towers import Towers
 from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.feature_identity import check_cacheable, identity_difference, identity_of
@@ -116,7 +115,7 @@ def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> di
         draft = Draft(checked, accelerator.device.type)
         caches = [_Cache(draft, dataset, output, arithmetic, dtype) for dataset in datasets]
         towers = build_towers(checked.model_options, accelerator.device, arithmetic)
-        freeze(towers)
+        towers.requires_grad_(False).eval()
         towers.to(accelerator.device)
         processes = Distributed(accelerator, run.timeout)
         told = {}
