@@ -46,7 +46,7 @@ class Group:
     """What the json of a group holds.
 
     Attributes:
-        identity: What the features depend on; see ``runners/feature_identity.py``.
+        identity: What the features depend on; see ``preflight/feature_identity.py``.
         files: What the group was read from, as that file describes it.
         counts: Samples of each unit.
         rows: All samples, in order.

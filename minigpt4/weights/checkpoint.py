@@ -1,6 +1,6 @@
 """Weights on disk: ours, the original's, BLIP-2's and EVA's; reading, loading, atomic writing.
 
-Names are converted in ``weight_names.py``. Hugging Face folders are read by transformers itself
+Names are converted in ``names.py``. Hugging Face folders are read by transformers itself
 (``models/language_model.py``).
 """
 
