@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +24,26 @@ from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
+from minigpt4.evaluation.figures import (
+    SHUFFLED,
+    Best,
+    Figures,
+    Sums,
+    best_value,
+    is_smaller_better,
+)
 from minigpt4.evaluation.validation_batches import as_png, encoded, first_of, with_other_pictures
 from minigpt4.files import JsonLines, write_atomically
-from minigpt4.metrics import build_metrics, lower_is_better, score_rows
+from minigpt4.metrics import build_metrics, score_rows
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
 from minigpt4.runners.trainer import Validated
 from minigpt4.tasks.task import Task
 
-FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
-SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
-_FALLING = ("loss", "perplexity")
-
-Figures = dict[str, dict[str, float]]  # data set → figure → value
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best validation so far, as ``best.json`` tells it."""
-
-    metric: str
-    value: float
-    epoch: int
-    step: int
-
-
-@dataclass
-class _Sums:
-    """Over the target tokens of a data set."""
-
-    tokens: int = 0
-    loss: float = 0.0
-    hits: int = 0
-
-    def add(self, other: Sequence[float]) -> None:
-        self.tokens += int(other[0])
-        self.loss += other[1]
-        self.hits += int(other[2])
-
-    def figures(self) -> dict[str, float]:
-        loss = self.loss / self.tokens
-        # Beyond what a float can hold it is told as such, not raised.
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        accuracy = self.hits / self.tokens
-        return dict(zip(FIGURES, (loss, accuracy, perplexity), strict=True))
 
 
 def build_validation(
@@ -214,7 +186,7 @@ class Validation:
         )
         chat = Chat(model, batches.dataset.image_processor, self._options)
         counts = {"samples": 0, "unreadable": 0, "left": 0}
-        sums, shuffled = _Sums(), _Sums()
+        sums, shuffled = Sums(), Sums()
         rows: list[Row] = []
         first_bad = ""
         loader = DataLoader(
@@ -283,7 +255,7 @@ class Validation:
         total = {key: sum(share["counts"][key] for share in shares) for key in shares[0]["counts"]}
         if total.pop("left"):
             return None
-        sums, shuffled = _Sums(), _Sums()
+        sums, shuffled = Sums(), Sums()
         for share in shares:
             sums.add(share["sums"])
             shuffled.add(share["shuffled"])
@@ -340,24 +312,6 @@ class Validation:
         write_atomically(path, lambda file: file.write(content))
 
 
-def is_smaller_better(name: str, mode: str = "auto") -> bool:
-    """Whether the smallest value of a figure is the best."""
-    figure = name.rpartition("/")[2].removeprefix(SHUFFLED)
-    if mode != "auto":
-        return mode == "min"
-    return figure in _FALLING if figure in FIGURES else lower_is_better(figure)
-
-
-def best_value(name: str, figures: Figures) -> float | None:
-    """A figure's value: of one data set where it is named so, else the mean; None where it is no
-    number.
-    """
-    dataset, _, figure = name.rpartition("/")
-    values = [own[figure] for key, own in figures.items() if figure in own and dataset in ("", key)]
-    mean = sum(values) / len(values) if values else math.nan
-    return mean if math.isfinite(mean) else None
-
-
 @contextmanager
 def _undisturbed(model: MiniGPT4) -> Iterator[None]:
     """Around what must leave no trace in a training: modes, random numbers, compiled graphs."""
@@ -375,7 +329,7 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
         model.train(training)
 
 
-def _numbers(sums: _Sums) -> tuple[float, ...]:
+def _numbers(sums: Sums) -> tuple[float, ...]:
     return sums.tokens, sums.loss, sums.hits
 
 

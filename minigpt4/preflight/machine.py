@@ -287,12 +287,14 @@ def too_small(need: Need, batch: int, memory: int) -> str | None:
 
 
 def _shortage(need: Need, batch: int, memory: int) -> str:
-    place, owner = ("GPU", "GPU") if need.gpu else ("main", "machine")
-    text = f"a batch of {batch} needs about {gigabytes(need.total(batch))} of {place} memory"
-    largest = need.largest_batch(memory)
-    fits = "not one sample fits: model.quantize makes the language model smaller"
-    fits = f"{largest} should fit" if largest else fits
-    return f"{text}, this {owner} has {gigabytes(memory)}; {fits}"
+    text = f"a batch of {batch} needs about {gigabytes(need.total(batch))} "
+    if need.gpu:
+        text += f"of GPU memory, this GPU has {gigabytes(memory)}"
+    else:
+        text += f"of main memory, this machine has {gigabytes(memory)}"
+    if largest := need.largest_batch(memory):
+        return f"{text}; {largest} should fit"
+    return f"{text}; not one sample fits: model.quantize makes the language model smaller"
 
 
 def gigabytes(count: int) -> str:

@@ -35,7 +35,7 @@ def validation_faults(draft: Draft) -> Iterator[Fault]:
 
 
 def _best_faults(draft: Draft, holding: Sequence[str]) -> Iterator[Fault]:
-    from minigpt4.evaluation.validation import FIGURES, SHUFFLED
+    from minigpt4.evaluation.figures import FIGURES, SHUFFLED
 
     run = draft.run
     known = [*FIGURES, *(run.metrics if run.valid_captions else ())]

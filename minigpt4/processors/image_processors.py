@@ -112,9 +112,17 @@ def build_blip2_image_train(
     random_crop: bool = False,
     image_backend: ImageBackend = "pil",
 ) -> ImageProcessor:
-    """Return the training processor: a plain resize, as the original's last state has it.
+    """Return the training processor: a plain resize, or v1's random crop.
 
-    ``random_crop`` crops as v1 did: at random, from ``min_scale`` to ``max_scale`` of the area.
+    Args:
+        image_size: Pixels of each side.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
+        min_scale: Minimum fraction of the area that a random crop keeps.
+        max_scale: Maximum fraction of the area that a random crop keeps.
+        random_crop: v1 crops at random; the original's last state resizes, and so does ours.
+        image_backend: ``torchvision`` decodes JPEGs and resizes twice as fast, with pixels up to 2
+            of 255 grey levels off the original's.
     """
     if not random_crop:
         return build_blip2_image_eval(image_size, mean, std, image_backend)
@@ -131,6 +139,13 @@ def build_blip2_image_eval(
     std: _Std = PIXEL_STD,
     image_backend: ImageBackend = "pil",
 ) -> ImageProcessor:
-    """Return the evaluation processor: a bicubic resize to a square of ``image_size`` pixels."""
+    """Return the evaluation processor: a bicubic resize to a square.
+
+    Args:
+        image_size: Pixels of each side.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
+        image_backend: As in training.
+    """
     resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
     return ImageProcessor(resize, image_size, mean, std, image_backend=image_backend)
