@@ -281,7 +281,7 @@ def _after(kind: Any, check: Callable[..., Any]) -> Any:
 
 
 def _faults(error: pydantic.ValidationError, value: Any, where: str) -> list[Fault]:
-    """Return the errors that pydantic found, ours before its own."""
+    """Return the errors that pydantic found; of a set of keys, ours rather than its own."""
     ours: list[Fault] = []
     others: dict[tuple[str, str], dict[str, int]] = {}
     for detail in error.errors(include_url=False):
@@ -296,7 +296,9 @@ def _faults(error: pydantic.ValidationError, value: Any, where: str) -> list[Fau
         else:
             text = detail["msg"]
             others.setdefault((key, shown(detail["input"])), {})[text[0].lower() + text[1:]] = 0
-    return ours or [
+    if ours and (isinstance(value, Mapping) or not others):
+        return ours
+    return [
         Fault(key, f"{given}: {'; or '.join(texts)}") for (key, given), texts in others.items()
     ]
 

@@ -178,7 +178,9 @@ def test_llama_2_and_its_template_fit(run_entry: EntryPoint, tmp_path: Path) -> 
     llama_2 = folder_of(tmp_path / "llama", LATER)
     write_weights(llama_2, {"weight": torch.zeros(1)}, shards=1)
     projection = tmp_path / "projection.pth"
-    torch.save({"model": {"llama_proj.bias": torch.zeros(1)}}, projection)
+    weights = {"weight": (4096, 5632), "bias": (4096,)}
+    zeros = {f"llama_proj.{n}": torch.zeros(1).expand(shape) for n, shape in weights.items()}
+    torch.save({"model": zeros}, projection)
     options = [f"model.llama_model={llama_2}", f"model.ckpt={projection}"]
     yaml_file = "eval_configs/minigpt4_llama2_eval.yaml"
     run_entry.ok(main, "check", "--cfg-path", yaml_file, "--options", *options)
