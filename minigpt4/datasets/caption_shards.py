@@ -37,15 +37,12 @@ from minigpt4.errors import one_line, shown
 from minigpt4.registry import BUILDERS, Hidden, Section
 
 TextOf = Callable[[Mapping[str, Any], int], Text]
-LARGEST_FILE = (
-    256 << 20
-)  # bytes; a longer picture or json is bad: a window holds a thousand of them
+# Bytes; a longer picture or json is bad: a window holds a thousand of them.
+LARGEST_FILE = 256 << 20
 MOST_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _LACKING = ("no image", "no json")  # causes of a sample that may have been cut in two
-_LONGEST_HEADER = 16 << 10  # bytes; a path has at most 4096
-_LONGEST_SKIP = 8 << 30  # bytes of one file
-_RECORD = 20 * tarfile.BLOCKSIZE  # a tar's end is filled up to a multiple of it
+_MAX_NAME = 4096  # of a path
 
 logger = logging.getLogger(__name__)
 
@@ -162,18 +159,17 @@ class _Files:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            # As a stream: it never goes back, so a hostile header cannot lead it in a circle.
-            with open(self.shard, "rb") as file, _Tar.open(fileobj=file, mode="r|*") as tar:
-                assert isinstance(tar, _Tar)
+            with tarfile.open(self.shard) as tar:
+                end = -1
                 while entry := tar.next():
                     tar.members = []  # type: ignore[attr-defined]  # or it remembers all
+                    if tar.offset <= end or len(entry.name) > _MAX_NAME:
+                        raise tarfile.ReadError("a header of impossible sizes")
+                    end = tar.offset
                     if entry.isreg() and not entry.issparse():
                         content = self._read(tar, entry)
                         yield {"fname": entry.name, "data": content, "__url__": self.shard}
-                if not tar.ended:
-                    raise tarfile.ReadError("its end is missing: it was cut, or is damaged")
-                if tar.fileobj.read(2 * _RECORD).strip(b"\0"):
-                    raise tarfile.ReadError("more lies behind its end: several tars in one?")
+                _check_end(tar)
         except FileNotFoundError:
             self.fault = BadSample(self.shard, "missing shard", shard=self.shard)
         except Exception as error:  # on broken bytes tarfile and its unpackers raise any kind
@@ -195,38 +191,14 @@ class _Files:
         return BadSample(self.shard, "broken shard", text, self.shard)
 
 
-class _Entry(tarfile.TarInfo):
-    """A header; one that would keep its reader busy for hours is refused.
-
-    Tells its tar where the end was found that every whole tar has.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
-        entry = super().frombuf(buf, encoding, errors)
-        # Long names and the like, whose patterns take the square of their length.
-        if entry.type not in tarfile.REGULAR_TYPES and entry.size > _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {entry.size:,} bytes")
-        return entry
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Entry":
-        try:
-            entry = super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tarfile_.ended = True  # type: ignore[attr-defined]
-            raise
-        # Behind the end of a file, a stream is skipped block by block all the same.
-        if tarfile_.offset - entry.offset > _LONGEST_SKIP:
-            raise tarfile.ReadError(f"a file of {entry.size:,} bytes")
-        return entry
-
-
-class _Tar(tarfile.TarFile):
-    """A tar whose reader learns whether it was read to its end."""
-
-    tarinfo = _Entry
-    ended = False
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Refuse a tar whose last header was not followed by its end: tarfile takes any for one."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("its end is missing: it was cut, or is damaged")
+    if tar.fileobj.read(2 * tarfile.RECORDSIZE).strip(tarfile.NUL):
+        raise tarfile.ReadError("more lies behind its end: several tars in one?")
 
 
 def _split_name(name: str) -> tuple[str | None, str]:
