@@ -298,9 +298,7 @@ def _faults(error: pydantic.ValidationError, value: Any, where: str) -> list[Fau
             others.setdefault((key, shown(detail["input"])), {})[text[0].lower() + text[1:]] = 0
     if ours and (isinstance(value, Mapping) or not others):
         return ours
-    return [
-        Fault(key, f"{given}: {'; or '.join(texts)}") for (key, given), texts in others.items()
-    ]
+    return [Fault(key, f"{given}: {'; or '.join(texts)}") for (key, given), texts in others.items()]
 
 
 def _check(check: Any, value: Any, dry: bool) -> tuple[Any, list[Fault]]:

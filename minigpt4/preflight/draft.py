@@ -83,8 +83,9 @@ class Draft:
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise UnknownOptionError  # missing, or a hub id that is fetched later
         try:
-            layers = AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
-            if check_layers(layers):
+            # Code that lies with a model is not run here, nor asked about.
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if check_layers(config.get_text_config().num_hidden_layers):
                 raise UnknownOptionError
             language_model = empty_language_model(folder, dtype)
             if "lora" in trainable:

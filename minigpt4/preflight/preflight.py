@@ -68,8 +68,9 @@ def preflight(
     checked, faults = bind_sections(config, purpose)
     draft = Draft(checked, _device(checked, device))
     faults = [*others, *faults]
+    told = {fault.key for fault in faults}  # what is wrong in itself is not compared with files
     for check in (*_CHECKS["all"], *_CHECKS[purpose]):
-        faults += run_check(check, draft)
+        faults += [fault for fault in run_check(check, draft) if fault.key not in told]
     raise_faults(config.path, faults)
     if warning := memory_warning(draft):
         logger.warning("%s: %s", config.path, warning)
