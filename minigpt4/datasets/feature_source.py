@@ -6,11 +6,11 @@ lists all groups.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source, Turn
@@ -18,8 +18,10 @@ from minigpt4.datasets.splits import Side
 from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 
-_INDEX = "features.json"
+INDEX = "features.json"
 ADVICE = "run the same cache-features command again"
+
+Row = dict[str, Any]  # a sample of a group: key, and text, features; or cause, detail
 
 
 @runtime_checkable
@@ -38,12 +40,9 @@ class CacheableSource(Source, Protocol):
         """What a unit is read from; first the shard, where it is one."""
 
 
-Row = dict[str, Any]  # a sample of a group: key, and text, features; or cause, detail
-
-
 @dataclass(frozen=True)
 class Group:
-    """What the json of a group holds.
+    """What the json of a group holds; with it the group is complete.
 
     Attributes:
         identity: What the features depend on; see ``preflight/feature_identity.py``.
@@ -62,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Index:
-    """What ``features.json`` holds.
+    """What ``features.json`` holds; with it the cache is complete.
 
     Attributes:
         identity: Of all groups.
@@ -72,6 +71,27 @@ class Index:
 
     identity: dict[str, Any]
     groups: list[dict[str, Any]]
+
+
+_Form = TypeVar("_Form", Group, Index)
+
+
+def save_json(content: Group | Index, file: Path) -> None:
+    """Write a group's json or the index, whole or not at all."""
+    text = json.dumps(vars(content), separators=(",", ":"))
+    write_atomically(file, lambda opened: opened.write(text.encode()))
+
+
+def load_json(form: type[_Form], file: Path) -> _Form:
+    """Read what :func:`save_json` has written.
+
+    Raises:
+        DataError: where there is none, or another content.
+    """
+    try:
+        return form(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{file}: damaged ({one_line(error, 100)}); {ADVICE}") from error
 
 
 def group_file(folder: Path, number: int) -> Path:
@@ -94,62 +114,29 @@ def files_of(source: CacheableSource, group: int) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def save_group(group: Group, file: Path) -> None:
-    """Write a group's json; with it the group is done."""
-    _save(vars(group), file)
-
-
-def load_group(file: Path) -> Group:
-    """A group's json.
-
-    Raises:
-        DataError: where there is none, or another content.
-    """
-    group = _load(file, Group)
-    assert isinstance(group, Group)
-    return group
-
-
-def save_index(index: Index, folder: Path) -> None:
-    """Write ``features.json``; with it the cache is complete."""
-    _save(vars(index), folder / _INDEX)
-
-
-def remove_index(folder: Path) -> None:
-    (folder / _INDEX).unlink(missing_ok=True)
-
-
 def load_index(folder: Path, groups: int) -> Index:
-    """A finished cache's ``features.json``.
+    """Read the index of one data set's cache.
 
     Args:
-        folder: Of one data set.
-        groups: That its source has.
+        folder: Folder of the cache.
+        groups: Number of groups that its source has.
 
     Raises:
-        DataError: where there is none: no cache, or one that is not finished.
+        DataError: for no cache, or one that is not complete.
     """
-    file = folder / _INDEX
-    if not file.is_file():
+    if not (folder / INDEX).is_file():
         done = sum(group_file(folder, number).is_file() for number in range(groups))
         if done:
             raise DataError(f"{folder}: {groups - done} of {groups} groups are missing; {ADVICE}")
-        raise DataError(f"{folder}: not a feature cache, or not complete (no {_INDEX} in it)")
-    index = _load(file, Index)
-    assert isinstance(index, Index)
-    return index
+        raise DataError(f"{folder}: not a feature cache, or not complete (no {INDEX} in it)")
+    return load_json(Index, folder / INDEX)
 
 
-def _save(content: Mapping[str, Any], file: Path) -> None:
-    text = json.dumps(content, separators=(",", ":"))
-    write_atomically(file, lambda opened: opened.write(text.encode()))
-
-
-def _load(file: Path, form: type[Group] | type[Index]) -> Group | Index:
-    try:
-        return form(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{file}: damaged ({one_line(error, 100)}); {ADVICE}") from error
+def groups_difference(index: Index, source: CacheableSource) -> str | None:
+    """Complaint about a cache of another number of groups."""
+    found, wanted = len(index.groups), group_count(source)
+    same = found == wanted
+    return None if same else f"made of {found} groups of files, this data set has {wanted}"
 
 
 def row_of(sample: RawSample | BadSample) -> Row:
@@ -189,15 +176,12 @@ class FeatureSource:
         self.units, self.window = source.units, source.window
         self._source, self._folder = source, folder
         self._groups: dict[int, Group] = {}
-        wanted = group_count(source)
-        found = len(load_index(folder, wanted).groups)
-        if found != wanted:
-            raise DataError(
-                f"{folder}: made of {found} groups of files, this data set has {wanted}"
-            )
+        index = load_index(folder, group_count(source))
+        if difference := groups_difference(index, source):
+            raise DataError(f"{folder}: {difference}")
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
-        number = unit // self._source.units_per_group
+        number, place = divmod(unit, self._source.units_per_group)
         shard = next((str(file) for file in self._source.files(unit)), "")
         try:
             group = self._group(number)
@@ -205,7 +189,6 @@ class FeatureSource:
             file = group_file(self._folder, number)
             yield BadSample(str(file), "unreadable features", str(error))
             return
-        place = unit - number * self._source.units_per_group
         first = sum(group.counts[:place])
         for row in islice(group.rows, first, first + group.counts[place]):
             yield _sample_of(row, shard, self._folder)
@@ -215,7 +198,7 @@ class FeatureSource:
             # Single pairs come from all over the data set: all are held, as without a cache.
             if self._source.units_per_group == 1:
                 self._groups.clear()
-            self._groups[number] = load_group(group_file(self._folder, number))
+            self._groups[number] = load_json(Group, group_file(self._folder, number))
         return self._groups[number]
 
 

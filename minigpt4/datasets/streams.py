@@ -95,6 +95,12 @@ class WorkerBatch:
         return replace(self, batch=pin_memory(self.batch))
 
 
+def worker_place() -> tuple[int, int]:
+    """Return how many workers a DataLoader has, and which of them this process is."""
+    worker = get_worker_info()
+    return (worker.num_workers, worker.id) if worker else (1, 0)
+
+
 @dataclass(eq=False)
 class SampleStream(IterableDataset[WorkerBatch]):
     """An endless stream of one data set's batches for one rank.
@@ -120,10 +126,9 @@ class SampleStream(IterableDataset[WorkerBatch]):
     delivered: int = 0
 
     def __iter__(self) -> Iterator[WorkerBatch]:
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
+        workers, own = worker_place()
         # A DataLoader asks its workers in turn, always from the first one on.
-        turn = (self.delivered + worker.id) % workers if worker else 0
+        turn = (self.delivered + own) % workers
         reader = _Reader(self, self.rank * workers + turn, self.world_size * workers)
         start = replace(self.positions[turn]) if self.positions else StreamPosition()
         return reader.deliveries(start)
@@ -259,8 +264,7 @@ class OrderedBatches(IterableDataset[OrderedBatch]):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[OrderedBatch]:
-        worker = get_worker_info()
-        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        workers, own = worker_place()
         # A DataLoader takes its workers' batches in turn, so ranks differ first, then workers.
         reader = own * self.world_size + self.rank
         source = self.dataset.source

@@ -1,7 +1,8 @@
 """What cached features depend on, recorded with them and compared before they are trained from.
 
 The frozen towers, the image processor, the files of the data set. Not the language model: one cache
-serves them all. Not the text processor: captions are cached as they are.
+serves them all. Not the text processor: captions are cached as they are. A file is read again only
+where its size or the time of its last change is another.
 """
 
 import dataclasses
@@ -9,9 +10,10 @@ import functools
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from minigpt4.datasets.feature_source import (
     Index,
     files_of,
     group_count,
+    groups_difference,
     load_index,
     uncacheable,
 )
@@ -32,46 +35,90 @@ from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
 from minigpt4.models.build import build_minigpt4
 from minigpt4.models.options import TowerOptions
 from minigpt4.preflight.draft import Draft
-from minigpt4.preflight.file_facts import DIGEST, FileFact, describe, files_difference, has_content
 from minigpt4.registry import MODELS, Fault, UnknownOptionError
 from minigpt4.weights.download import cached
 
-_FORMAT = 2
+FORMAT = 2
+_DIGEST = 20  # bytes
 _WEIGHTS = ("vit_model", "q_former_model")
 _OF_EVA = ("vit_model", "image_size", "visual_encoder")
 _OF_Q_FORMER = ("q_former_model", "num_query_token", "q_former")
 _SEEDS = 16  # with which a picture is processed: a transform that draws shows by one of them
 _NEW = "run cache-features into another folder, or take features out"
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 logger = logging.getLogger(__name__)
 
 
+class FileFact(NamedTuple):
+    """A file as a cache describes it; one that cannot be read has no digest, and -1 bytes."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+def describe(file: Path, before: FileFact | None = None) -> FileFact:
+    """Return a file's facts; it is read unless it has the size and time that it had before."""
+    try:
+        status = os.stat(file)
+        size, changed = status.st_size, status.st_mtime_ns
+        same = before is not None and (before.size, before.mtime_ns) == (size, changed)
+        digest = before.digest if before and same else _digest(file, size, changed)
+    except OSError:  # of a shard it is a bad sample, and stays one
+        return FileFact(file.name, -1, 0, "")
+    return FileFact(file.name, size, changed, digest)
+
+
+@functools.cache
+def _digest(file: Path, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_difference(recorded: Sequence[Sequence[Any]], files: Sequence[Path]) -> str | None:
+    """Return the first of a group's files that is another than it was."""
+    for fact, file in zip(map(FileFact._make, recorded), files, strict=False):
+        if fact.name != file.name:
+            return f"made of {fact.name}, where {file} is now"
+        if describe(file, fact).digest != fact.digest:
+            return f"{file} has changed since"
+    if len(recorded) != len(files):
+        return f"a group was made of {len(recorded)} files, and has {len(files)} now"
+    return None
+
+
 def identity_of(draft: Draft, dataset: DataSet, arithmetic: torch.dtype, dtype: torch.dtype) -> Any:
-    """What the features of a data set depend on but its files, as json holds it.
+    """Return what the features of a data set depend on but its files, as json holds it.
 
     Args:
-        draft: The checked config.
-        dataset: With its pictures.
-        arithmetic: In which the towers compute.
-        dtype: In which features are kept.
+        draft: Checked config.
+        dataset: Data set with its pictures.
+        arithmetic: Dtype in which the towers compute.
+        dtype: Dtype in which features are kept.
     """
+    settings = _settings(draft.model)
     weights = {
         name: {"origin": value, "file": describe(cached(value))}
-        for name, value in _settings(draft.model).items()
+        for name, value in settings.items()
         if name in _WEIGHTS
     }
     return {
-        "format": _FORMAT,
-        "towers": _settings(draft.model) | weights,
+        "format": FORMAT,
+        "towers": settings | weights,
         "image_processor": _processed(dataset, seed=0),
         "val_fraction": _val_fraction(dataset),
-        "arithmetic": _short(arithmetic),
-        "dtype": _short(dtype),
+        "arithmetic": _SHORT[arithmetic],
+        "dtype": _SHORT[dtype],
     }
 
 
 def _settings(model: TowerOptions) -> dict[str, Any]:
-    """Settings of the model section that decide what the towers make of pixels."""
+    """Return the settings of the model section that decide what the towers make of pixels."""
     unused = set() if model.has_qformer else set(_OF_Q_FORMER)
     # Another tower than EVA decides by its own options; without one there is no such key.
     unused |= {"vision_tower"} if model.vision_tower is None else set(_OF_EVA)
@@ -85,8 +132,17 @@ def _settings(model: TowerOptions) -> dict[str, Any]:
     }
 
 
-def _short(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+def _same_weights(origin: str, recorded: Mapping[str, Any]) -> bool:
+    file, before = cached(origin), FileFact(*recorded["file"])
+    if not file.is_file():  # a URL, which need not be fetched
+        return bool(recorded["origin"] == origin)
+    return describe(file, before).digest == before.digest
+
+
+def _val_fraction(dataset: DataSet) -> float:
+    """Return the share of the data set's pictures that its training does not read."""
+    assert isinstance(dataset.source, CacheableSource)
+    return dataset.source.side.val_fraction
 
 
 @functools.cache
@@ -102,20 +158,19 @@ def _test_picture() -> bytes:
 
 
 def _processed(dataset: DataSet, seed: int) -> str:
-    """A digest of what the image processor makes of one picture, on its way to the model."""
+    """Return a digest of what the image processor makes of one picture, on its way to the model."""
     wordless = dataclasses.replace(dataset, text_processor=str)
     sample = read_sample(RawSample("", _test_picture(), "text"), wordless, str(seed))
     if isinstance(sample, BadSample):
         raise DataError(f"a picture to try its image processor with gives {sample.reason}")
     batch = to_device(stack([sample], dataset), torch.device("cpu"))
     pixels = batch["image"].float().contiguous()
-    told = hashlib.blake2b(str(list(pixels.shape)).encode(), digest_size=DIGEST)
-    told.update(pixels.numpy().tobytes())
-    return told.hexdigest()
+    content = str(list(pixels.shape)).encode() + pixels.numpy().tobytes()
+    return hashlib.blake2b(content, digest_size=_DIGEST).hexdigest()
 
 
-def random_fault(dataset: DataSet) -> str | None:
-    """Complaint about an image processor that draws."""
+def _random_fault(dataset: DataSet) -> str | None:
+    """Return a complaint about an image processor that draws."""
     drawn = getattr(dataset.image_processor, "random", False)
     if drawn or len({_processed(dataset, seed) for seed in range(_SEEDS)}) > 1:
         return (
@@ -143,14 +198,14 @@ def tower_faults(draft: Draft) -> list[Fault]:
 
 
 def check_cacheable(datasets: Sequence[DataSet]) -> None:
-    """Hold data sets, before anything is computed.
+    """Check data sets before anything is computed.
 
     Raises:
         DataError: for a random image processor, or a source of an unknown kind.
     """
     for dataset in datasets:
         known = isinstance(dataset.source, CacheableSource)
-        if complaint := random_fault(dataset) if known else uncacheable(dataset):
+        if complaint := _random_fault(dataset) if known else uncacheable(dataset):
             raise DataError(f"datasets.{dataset.name}: {complaint}")
 
 
@@ -164,7 +219,7 @@ def feature_faults(draft: Draft) -> list[Fault]:
     for dataset in _data_sets(draft, named):
         folder = Path(named[dataset.name]) / dataset.name
         try:
-            complaint = random_fault(dataset) or _cache_fault(draft, dataset, folder)
+            complaint = _random_fault(dataset) or _cache_fault(draft, dataset, folder)
         except MiniGPT4Error as error:
             complaint = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -204,18 +259,18 @@ def _cache_fault(draft: Draft, dataset: DataSet, folder: Path) -> str | None:
 
 
 def identity_difference(recorded: Mapping[str, Any], draft: Draft, dataset: DataSet) -> str | None:
-    """What is another now than when features were computed; None where nothing is."""
+    """Return what is another now than when features were computed; None where nothing is."""
     towers = recorded["towers"]
     for name, value in _settings(draft.model).items():
         before = towers.get(name)
         if name in _WEIGHTS:
             if before is None or not _same_weights(value, before):
-                told = "none" if before is None else before["origin"]
-                return f"made with another {name} ({told}, now {value})"
+                made_of = "none" if before is None else before["origin"]
+                return f"made with another {name} ({made_of}, now {value})"
         elif before != value:
             return f"made with model.{name} {shown(before)}, now {shown(value)}"
-    if recorded["format"] != _FORMAT:
-        return f"of format {recorded['format']}, this program writes {_FORMAT}"
+    if recorded["format"] != FORMAT:
+        return f"of format {recorded['format']}, this program writes {FORMAT}"
     if recorded["image_processor"] != _processed(dataset, seed=0):
         return "made with another image processor: it gives other pixels (size, mean, std, resize)"
     before, now = recorded.get("val_fraction", 0.0), _val_fraction(dataset)
@@ -224,53 +279,33 @@ def identity_difference(recorded: Mapping[str, Any], draft: Draft, dataset: Data
     return None
 
 
-def _val_fraction(dataset: DataSet) -> float:
-    """Share of the data set's pictures that its training does not read."""
-    assert isinstance(dataset.source, CacheableSource)
-    return dataset.source.side.val_fraction
-
-
-def _same_weights(origin: str, recorded: Mapping[str, Any]) -> bool:
-    file = cached(origin)
-    if not file.is_file():  # a URL, which need not be fetched
-        return bool(recorded["origin"] == origin)
-    return has_content(file, FileFact(*recorded["file"]))
-
-
 def _data_difference(index: Index, source: CacheableSource) -> str | None:
-    """The first file that is another than when its group was cached."""
-    found, wanted = len(index.groups), group_count(source)
-    if found != wanted:
-        return f"made of {found} groups of files, this data set has {wanted}"
-    _tell_touched(index, source)
-    for number, group in enumerate(index.groups):
-        if difference := files_difference(group["files"], files_of(source, number)):
-            return difference
-    return None
-
-
-def _tell_touched(index: Index, source: CacheableSource) -> None:
-    """One line before files are read because the time of their last change is another."""
-    facts = [FileFact(*fact) for group in index.groups for fact in group["files"]]
-    files = [file for group in range(group_count(source)) for file in files_of(source, group)]
+    """Return the first file that is another than when its group was cached."""
+    if difference := groups_difference(index, source):
+        return difference
+    groups = [(group["files"], files_of(source, n)) for n, group in enumerate(index.groups)]
+    pairs = [pair for facts, files in groups for pair in zip(facts, files, strict=False)]
     touched = {
-        file: fact.size
-        for fact, file in zip(facts, files, strict=False)
-        if file.is_file() and file.stat().st_mtime_ns != fact.mtime_ns
+        file: FileFact(*fact).size
+        for fact, file in pairs
+        if file.is_file() and file.stat().st_mtime_ns != FileFact(*fact).mtime_ns
     }
     if touched:
-        text = (
+        logger.info(
             "%d files (%.1f GB; first: %s) were touched since their features were computed: their "
+            "content is compared; cache-features once more notes their new times",
+            len(touched),
+            sum(touched.values()) / 1e9,
+            next(iter(touched)),
         )
-        text += "content is compared; cache-features once more notes their new times"
-        logger.info(text, len(touched), sum(touched.values()) / 1e9, next(iter(touched)))
+    return next(filter(None, (files_difference(*group) for group in groups)), None)
 
 
 def _tell_rounding(draft: Draft, recorded: Mapping[str, Any], name: str) -> None:
-    """One line where the run computes otherwise: losses then differ by rounding."""
+    """Log one line where the run computes otherwise: losses then differ by rounding."""
     if draft.device is None:
         return
-    run = _short(chosen_dtype(draft.checked, torch.device(draft.device)))
+    run = _SHORT[chosen_dtype(draft.checked, torch.device(draft.device))]
     kept = recorded["dtype"]
     if run != recorded["arithmetic"] or kept not in (run, "fp32"):
         text = "datasets.%s.features: computed in %s and kept in %s, this run computes in %s: "

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minigpt4.datasets.caption_shards import ShardSource
-from minigpt4.datasets.feature_source import FeatureSource, Group, load_index, row_of, save_group
+from minigpt4.datasets.feature_source import FeatureSource, Group, load_index, row_of, save_json
 from minigpt4.datasets.features import CachedFeatures, save_features
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample, stack, to_device
 from minigpt4.errors import DataError
@@ -70,7 +70,7 @@ def test_keys_follow_the_shards_when_these_move(file: Path, tmp_path: Path) -> N
     rows = [row_of(sample) for sample in before]
     assert "/old" not in str(rows)
     rows[0]["features"] = [(file.name, 2)]
-    save_group(Group({}, [], [3], rows, {}), tmp_path / "00000.json")
+    save_json(Group({}, [], [3], rows, {}), tmp_path / "00000.json")
     (tmp_path / "features.json").write_text('{"identity": {}, "groups": [{}]}')
     found = list(FeatureSource(ShardSource([shard], 7), tmp_path).read(0))
     assert found == [

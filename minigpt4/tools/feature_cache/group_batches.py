@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from minigpt4.datasets.feature_source import CacheableSource, Row, row_of, units_of
 from minigpt4.datasets.samples import (
@@ -13,33 +14,19 @@ from minigpt4.datasets.samples import (
     DataSet,
     RawSample,
     Sample,
-    pin_memory,
     read_sample,
     stack,
 )
+from minigpt4.datasets.streams import worker_place
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupBatch:
-    """Consecutive samples of one group.
-
-    Attributes:
-        group: Its number.
-        units: Of each sample.
-        rows: Each sample as the group's json has it.
-        batch: The pictures that can be read; None where there is none.
-    """
+class GroupBatch(NamedTuple):
+    """Consecutive samples of one group; a DataLoader pins what is in a named tuple."""
 
     group: int
-    units: list[int]
-    rows: list[Row]
-    batch: Batch | None
-
-    def pin_memory(self) -> "GroupBatch":
-        """Called by the DataLoader, which cannot look into a class."""
-        if self.batch is None:
-            return self
-        return dataclasses.replace(self, batch=pin_memory(self.batch))
+    units: list[int]  # of each sample
+    rows: list[Row]  # each sample as the group's json has it
+    batch: Batch | None  # the pictures that can be read; None where there is none
 
 
 class GroupBatches(IterableDataset[GroupBatch]):
@@ -63,12 +50,10 @@ class GroupBatches(IterableDataset[GroupBatch]):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[GroupBatch]:
-        worker = get_worker_info()
-        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        workers, own = worker_place()
         # A DataLoader takes its workers' batches in turn.
-        for number, (group, share) in enumerate(self._shares()):
-            if number % workers == own:
-                yield self._read(group, share)
+        for group, share in itertools.islice(self._shares(), own, None, workers):
+            yield self._read(group, share)
 
     def _shares(self) -> Iterator[tuple[int, list[tuple[int, RawSample | BadSample]]]]:
         """Of each group its samples, still encoded, with their units, a batch at a time."""

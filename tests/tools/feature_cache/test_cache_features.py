@@ -24,11 +24,11 @@ from minigpt4.datasets.features import save_features
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import to_device
 from minigpt4.models.towers import Towers
-from minigpt4.preflight import file_facts
+from minigpt4.preflight import feature_identity
 from minigpt4.registry import BUILDERS
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.trainer import Trainer
-from minigpt4.tools.feature_cache import feature_cache
+from minigpt4.tools.feature_cache import cache_folder, feature_cache
 from tests.helpers.data_files import pair, plant_pairs, plant_shards, write_tar
 from tests.helpers.repo import ROOT, EntryPoint
 from tests.helpers.training import STAGE1, STAGE2, Stop, compare, only_run, stage1_options
@@ -367,14 +367,14 @@ def test_only_what_is_damaged_or_changed_is_made_anew(
     whole = contents(cached)
     folder = cached / "laion"
     read: list[str] = []
-    digest = file_facts._digest
+    digest = feature_identity._digest
 
     def noted(file: Path, *status: int) -> str:
         read.append(file.name)
         return digest(file, *status)
 
     with monkeypatch.context() as patch:
-        patch.setattr(file_facts, "_digest", noted)
+        patch.setattr(feature_identity, "_digest", noted)
         cache(STAGE1, cached, *options, "run.num_workers=0")
     assert "eva_vit.pth" in read
     assert not any(name.endswith(".tar") for name in read), "untouched shards are not read again"
@@ -404,7 +404,7 @@ def test_large_groups_lie_in_several_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feature_cache, "_FILE_BYTES", 500_000)  # 61 samples
+    monkeypatch.setattr(cache_folder, "_FILE_BYTES", 500_000)  # 61 samples
     options = stage1_options(scenes, tmp_path / "one", log_freq=1)
     split = cache(STAGE1, tmp_path / "cached", *options)
     assert len(list((split / "laion").glob("*.safetensors"))) == 4
@@ -661,7 +661,7 @@ def test_a_folder_that_cannot_be_written_or_is_busy_are_one_line(
         save_features(features, file if len(written) == 1 else Path("/dev/full/features"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_cache, "save_features", full)
+        patch.setattr(cache_folder, "save_features", full)
         line = refused(run_entry, new, *options)
     assert "cannot be written" in line
     assert len(list((new / "cc_sbu_align").glob("0*.json"))) == 1
