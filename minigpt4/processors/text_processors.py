@@ -16,9 +16,11 @@ _SPACES = re.compile(r"\s{2,}")
 
 @TEXT_PROCESSORS.register("blip_caption")
 def build_blip_caption(prompt: str = "", max_words: Positive = 50) -> Callable[[str], str]:
-    """Lower-case, drop some punctuation, squeeze white space, cut after ``max_words`` words.
+    """Lower-case, drop some punctuation, squeeze white space, cut.
 
-    Every caption gets ``prompt`` in front.
+    Args:
+        prompt: Put in front of every caption.
+        max_words: Words after which a caption is cut.
     """
     return partial(_process_caption, prompt, max_words)
 
