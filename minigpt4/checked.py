@@ -38,7 +38,7 @@ _USED: dict[Purpose, tuple[str, ...]] = {
     "evaluation": ("model", "datasets", "run"),
     "caching": ("model", "datasets", "run"),
     "chat": ("model",),
-    "data": ("datasets",),
+    "data": ("model", "datasets"),
 }
 _PARTIAL: dict[Purpose, tuple[str, ...]] = {"evaluation": ("run",), "caching": ("model", "run")}
 
