@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.errors import ConfigError, run_guarded
 from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
-from minigpt4.models.loss import target_loss
+from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 
 IMAGE, VOCABULARY = 32, 1000
@@ -58,12 +57,12 @@ def padded_loss(model: LlamaForCausalLM, joined: Joined) -> torch.Tensor:
     output = model(
         inputs_embeds=spliced.embeds, attention_mask=spliced.attention_mask, use_cache=False
     )
-    return target_loss(output.logits, spliced.targets)
+    return target_loss(*target_logits(output.logits, spliced.targets))
 
 
 def packed_loss(model: LlamaForCausalLM, joined: Joined) -> torch.Tensor:
     packed = pack(joined)
-    return functional.cross_entropy(packed_logits(model, packed).float(), packed.targets)
+    return target_loss(packed_logits(model, packed), packed.targets)
 
 
 Loss = Callable[[LlamaForCausalLM, Joined], torch.Tensor]
