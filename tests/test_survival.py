@@ -6,15 +6,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.kill_resume import Figures, newest_step, one_run
-from tests.helpers.processes import kill_all
+from tests.helpers.processes import started
 from tests.helpers.repo import ROOT
 from tests.helpers.training import STAGE1, compare, only_run, stage1_options, training_command
 
@@ -48,24 +47,6 @@ def until(true: Callable[[], bool], job: subprocess.Popen[str]) -> None:
         assert job.poll() is None, finish(job)
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-@contextmanager
-def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    job = subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        yield job
-    finally:
-        kill_all(job.pid)
-        job.wait()
 
 
 def finish(job: subprocess.Popen[str]) -> str:

@@ -3,10 +3,7 @@
 Uses the same splice as training. An image is encoded once for each session.
 """
 
-import hashlib
-import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +11,13 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
-from minigpt4.chat.generation import (
-    Watch,
-    cut_at,
-    cut_growing,
-    end_ids,
-    first_ids,
-    generate_ids,
-    has_any,
-)
+from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
+from minigpt4.chat.images import EncodedImages, ImageInput, open_image
 from minigpt4.chat.kept_states import KeptStates, positions_of
 from minigpt4.chat.multiple_choice import choose
 from minigpt4.chat.sessions import ChatSession, Usage
+from minigpt4.chat.streaming import Show, stream_in_turn
 from minigpt4.chat.waiting import FairQueue, Ticket
 from minigpt4.conversation import (
     IMAGE_TEXT,
@@ -37,17 +27,12 @@ from minigpt4.conversation import (
     stop_texts,
 )
 from minigpt4.conversation.options import GenerationOptions, change_options, load_template
-from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
 
-_ENCODED = 64  # images whose tokens are kept, of all chats together
-_GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
-
-ImageInput = str | Path | Image.Image
 Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
 
 
@@ -75,7 +60,7 @@ class Chat:
             0 if options.static_cache else options.kept_tokens, model.llama_model.config
         )
         self._positions = learned_positions(model.llama_model)
-        self._encoded: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._images = EncodedImages(model, image_processor)
 
     @property
     def template(self) -> Template:
@@ -96,15 +81,13 @@ class Chat:
             session.conversation.answer(self._plain(answer))
         return session
 
-    @torch.no_grad()
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Image tokens ``[N, Q, H]``, of all at once.
+        """Return image tokens ``[N, Q, H]``, of all at once.
 
         Raises:
-            DataError: for a file that is not a readable picture.
+            DataError: for a file that is not a readable image.
         """
-        pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
-        return self.model.encode_img(pixels.to(self.model.device))
+        return self._images.encode_all(images)
 
     def ask(
         self,
@@ -158,34 +141,11 @@ class Chat:
         session = session or self.start()
         asked = session.copy()
         words = [question] if isinstance(question, str) else list(question)
-        texts: queue.Queue[str | BaseException | None] = queue.Queue()
 
-        def work() -> None:
-            # The turn is the worker's: one who reads slowly keeps nobody waiting.
-            try:
-                while not place.wait(_GLANCE):
-                    if stopped.is_set():
-                        return
-                self._answer([*map(open_image, images), *words], asked, texts.put, stopped, changes)
-            except BaseException as error:  # handed over: it belongs to the caller's thread
-                texts.put(error)
-            finally:
-                place.leave()
-                texts.put(None)
+        def answer(show: Show) -> None:
+            self._answer([*map(open_image, images), *words], asked, show, stopped, changes)
 
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        answer = ""
-        try:
-            while (item := texts.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                if item != answer:
-                    answer = item
-                    yield answer
-        finally:
-            stopped.set()
-            worker.join()
+        yield from stream_in_turn(answer, place, stopped)
         if asked.usage is not None:  # else it was given up while it waited
             vars(session).update(vars(asked))
 
@@ -193,24 +153,24 @@ class Chat:
         self,
         question: Sequence[Part],
         session: ChatSession,
-        tell: Callable[[str | None], None],
+        show: Show,
         cancelled: threading.Event,
         changes: dict[str, Any],
     ) -> None:
-        """Tell a question's answer as it grows; it joins the session. None is told at its end."""
+        """Show a question's answer as it grows, then None; the answer joins the session."""
         options, stops = change_options(self.options, changes), self.template.stops
         self._say(question, session)
         segments = self._fit(session, options)
 
-        def show(text: str) -> None:
-            tell(cut_growing(text, stops))
+        def show_growing(text: str) -> None:
+            show(cut_growing(text, stops))
 
-        listen = show if options.num_beams == 1 else None
+        listen = show_growing if options.num_beams == 1 else None
         text, usage = self._write(segments, options, listen, cancelled)
         session.conversation.answer(self._plain(text))
         session.usage = usage
-        tell(text)
-        tell(None)
+        show(text)
+        show(None)
         self._read_answer(session, options)
 
     def _plain(self, text: str) -> str:
@@ -220,31 +180,18 @@ class Chat:
         """Put a question's words and images into a session, each where it stands."""
         parts = list(question)
         while parts and not isinstance(parts[0], str):
-            session.images.append(self._encode(parts.pop(0)))
+            session.images.append(self._images.encode(parts.pop(0)))
             session.conversation.add_image()
         words = []
         for part in parts:
             if isinstance(part, str):
                 words.append(self._plain(part).strip())
             else:
-                session.images.append(self._encode(part))
+                session.images.append(self._images.encode(part))
                 words.append(IMAGE_TEXT)
         if not any(word for word in words if word != IMAGE_TEXT):
             raise DataError("the question is empty; type what to ask")
         session.conversation.ask(" ".join(word for word in words if word))
-
-    @torch.no_grad()
-    def _encode(self, image: ImageInput) -> torch.Tensor:
-        """Tokens ``[Q, H]`` of an image; the same picture is encoded once."""
-        pixels = self.image_processor(open_image(image))
-        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
-        tokens = self._encoded.pop(key, None)
-        if tokens is None:
-            (tokens,) = self.model.encode_img(pixels[None].to(self.model.device))
-        self._encoded[key] = tokens
-        while len(self._encoded) > _ENCODED:
-            self._encoded.popitem(last=False)
-        return tokens
 
     def _fit(self, asked: ChatSession, options: GenerationOptions) -> list[Segment]:
         """The prompt's segments, without the oldest turns where they do not fit the context."""
@@ -285,7 +232,7 @@ class Chat:
         past = self.kept.find(positions) if keeps else None
         kept = past.get_seq_length() if past is not None else 0
         stops = self.template.stops
-        (ids,) = self.answer_ids([segments], stops, options, listen, cancelled, past=past)
+        (ids,) = answer_ids(self.model, [segments], stops, options, listen, cancelled, past)
         if past is not None:
             # Of a search with beams the first row's answer may be any beam's.
             self.kept.keep(positions, ids if options.num_beams == 1 else [], past)
@@ -344,7 +291,7 @@ class Chat:
                 answers[place] = error
         if contexts:
             with self.waiting.join():
-                rows = self.answer_ids(list(contexts.values()), self.template.stops, options)
+                rows = answer_ids(self.model, list(contexts.values()), self.template.stops, options)
             for place, row in zip(contexts, rows, strict=True):
                 answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
@@ -392,35 +339,5 @@ class Chat:
             options = replace(options, max_new_tokens=most)
         stops = stop_texts(stop)
         with self.waiting.join():
-            rows = self.answer_ids(contexts, stops, options)
+            rows = answer_ids(self.model, contexts, stops, options)
         return [cut_at(self.model.tokenizer.decode(row), *stops) for row in rows]
-
-    def answer_ids(
-        self,
-        contexts: Sequence[Sequence[Segment]],
-        stops: Sequence[str],
-        options: GenerationOptions,
-        listen: Callable[[str], None] | None = None,
-        cancelled: threading.Event | None = None,
-        past: DynamicCache | None = None,
-    ) -> list[list[int]]:
-        """Return the ids that are generated after each context."""
-        embed = self.model.embed_tokens
-        spliced = splice(contexts, embed, self.model.device, pad_side="left")
-        watch = Watch(self.model.tokenizer, stops, listen, cancelled)
-        if options.seed is not None:
-            torch.manual_seed(options.seed)
-        ends = end_ids(self.model, stops)
-        ids = generate_ids(
-            self.model, spliced.embeds, spliced.attention_mask, options, [watch], past, ends
-        )
-        return ids[:, len(first_ids(self.model.tokenizer)) :].tolist()
-
-
-def open_image(image: ImageInput) -> Image.Image:
-    """Open an image as a viewer shows it.
-
-    Raises:
-        DataError: for a file that is not a readable image.
-    """
-    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)

@@ -16,6 +16,7 @@ from transformers import (
 
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer
 
@@ -120,6 +121,39 @@ def generate_ids(
         logits_processor=LogitsProcessorList([FiniteLogits(model.compute_dtype)]),
         **given,
     )
+
+
+def answer_ids(
+    model: MiniGPT4,
+    contexts: Sequence[Sequence[Segment]],
+    stops: Sequence[str],
+    options: GenerationOptions,
+    listen: Callable[[str], None] | None = None,
+    cancelled: threading.Event | None = None,
+    past: DynamicCache | None = None,
+) -> list[list[int]]:
+    """Return the ids that are generated after each context.
+
+    Args:
+        model: In eval mode.
+        contexts: Segments of each prompt.
+        stops: Texts that end an answer.
+        options: How to generate.
+        listen: Receives the text so far of the only answer, as it grows.
+        cancelled: When set, the answer ends where it is.
+        past: What the language model has read of the only context.
+
+    Raises:
+        NonFiniteLogitsError: where Inf or NaN comes out.
+    """
+    spliced = splice(contexts, model.embed_tokens, model.device, pad_side="left")
+    watch = Watch(model.tokenizer, stops, listen, cancelled)
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    ends = end_ids(model, stops)
+    ids = generate_ids(model, spliced.embeds, spliced.attention_mask, options, [watch], past, ends)
+    answers: list[list[int]] = ids[:, len(first_ids(model.tokenizer)) :].tolist()
+    return answers
 
 
 def first_ids(tokenizer: Tokenizer) -> list[int]:

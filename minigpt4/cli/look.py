@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.chat.core import open_image
+    from minigpt4.chat.images import open_image
     from minigpt4.tools.interpret import write_looks
 
     for file in arguments.image:

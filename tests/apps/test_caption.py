@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from PIL import Image
 
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
-from tests.helpers.processes import kill_all
-from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.processes import started
+from tests.helpers.repo import EntryPoint
 from tests.helpers.repo import error_line as one_line
 
 CONFIG = "eval_configs/tiny_eval.yaml"
@@ -301,24 +300,6 @@ def command(given: Path, output: Path, options: list[str], *arguments: str) -> l
     return [*program, "--output", str(output), *arguments, "--options", *options]
 
 
-@contextmanager
-def started(arguments: list[str], **settings: Any) -> Iterator[subprocess.Popen[str]]:
-    job = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        **settings,
-    )
-    try:
-        yield job
-    finally:
-        kill_all(job.pid)
-        job.communicate()
-
-
 def wait_for_rows(job: subprocess.Popen[str], output: Path, rows: int) -> None:
     until = time.monotonic() + WAIT
     while not output.exists() or output.read_bytes().count(b"\n") < rows:
@@ -345,7 +326,7 @@ def test_a_killed_run_goes_on_and_nobody_else_writes_meanwhile(
 ):
     given, killed, alone = (tmp_path / name for name in ("list.jsonl", "killed", "alone"))
     many(pictures, given, 100)
-    with started(command(given, killed, options, "--batch-size", "2")) as job:
+    with started([sys.executable, *command(given, killed, options, "--batch-size", "2")]) as job:
         wait_for_rows(job, killed, 10)
         os.kill(job.pid, signal.SIGSTOP)
         code, error = caption(given, killed, "--batch-size", 2)
@@ -397,13 +378,15 @@ def test_killed_at_random_with_any_number_of_processes_nothing_differs(
     rng, rows = random.Random(2), 0
     arguments = command(given, killed, options, "--batch-size", "2")
     for processes in (1, 2, 1, 2, 1, 2):
-        with started([*(torchrun(processes) if processes > 1 else []), *arguments]) as job:
+        with started(
+            [sys.executable, *(torchrun(processes) if processes > 1 else []), *arguments]
+        ) as job:
             wait_for_rows(job, killed, rows + 1)
             time.sleep(rng.random() / 2)
         rows = killed.read_bytes().count(b"\n")
         assert alone.read_bytes().startswith(killed.read_bytes())
         assert rows < 400, "the kills came too late"
-    with started([*torchrun(2), *arguments]) as job:
+    with started([sys.executable, *torchrun(2), *arguments]) as job:
         error = job.communicate(timeout=WAIT)[1]
     assert job.returncode == 0, error
     assert killed.read_bytes() == alone.read_bytes()
@@ -417,7 +400,9 @@ def test_a_rank_that_dies_ends_the_run_which_then_goes_on(
     given, killed, alone = (tmp_path / name for name in ("list.jsonl", "killed", "alone"))
     many(pictures, given, 200)
     assert caption(given, alone, "--batch-size", 2)[0] == 0
-    with started([*torchrun(2), *command(given, killed, options, "--batch-size", "2")]) as job:
+    with started(
+        [sys.executable, *torchrun(2), *command(given, killed, options, "--batch-size", "2")]
+    ) as job:
         wait_for_rows(job, killed, 10)
         os.kill(rank_of(job.pid, 1), signal.SIGKILL)
         error = job.communicate(timeout=WAIT)[1]
@@ -442,7 +427,9 @@ def rank_of(launcher: int, rank: int) -> int:
 @pytest.mark.slow
 def test_under_torchrun_a_mistake_is_one_line(few: Path, tmp_path: Path, options: list[str]):
     (tmp_path / "out.jsonl").write_text("mine\n")
-    with started([*torchrun(2), *command(few, tmp_path / "out.jsonl", options)]) as job:
+    with started(
+        [sys.executable, *torchrun(2), *command(few, tmp_path / "out.jsonl", options)]
+    ) as job:
         error = job.communicate(timeout=WAIT)[1]
     assert job.returncode == 1
     assert error.count("error: --output") == 1
@@ -456,7 +443,9 @@ def test_ctrl_c_ends_it_in_one_line_and_it_goes_on(
     given, output, alone = (tmp_path / name for name in ("list.jsonl", "out", "alone"))
     many(pictures, given, 300)
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with started(command(given, output, options, "--batch-size", "2"), **default) as job:
+    with started(
+        [sys.executable, *command(given, output, options, "--batch-size", "2")], **default
+    ) as job:
         wait_for_rows(job, output, 10)
         os.killpg(job.pid, signal.SIGINT)
         error = job.communicate(timeout=WAIT)[1]

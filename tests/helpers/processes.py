@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,34 @@ def finished(
         timeout=600,
         check=False,
     )
+
+
+@contextlib.contextmanager
+def started(command: Sequence[object], **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a command on one thread; at the end it and all below it are killed.
+
+    Args:
+        command: Program and arguments.
+        **settings: Of ``Popen``; its ``env`` adds variables.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings.pop("env", {})}
+    settings = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | settings
+    job = subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        **settings,
+    )
+    try:
+        yield job
+    finally:
+        kill_all(job.pid)
+        job.wait()
+        for pipe in (job.stdout, job.stderr):
+            if pipe:
+                pipe.close()
 
 
 def descendants(pid: int) -> list[int]:

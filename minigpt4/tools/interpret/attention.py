@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from minigpt4.chat import Chat
-from minigpt4.chat.core import ImageInput, open_image
-from minigpt4.chat.generation import cut_at
+from minigpt4.chat.generation import answer_ids, cut_at
+from minigpt4.chat.images import ImageInput, open_image
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice
@@ -138,7 +138,7 @@ def _greedy_ids(chat: Chat, prompt: Sequence[Segment]) -> list[int]:
     decode, stops = chat.model.tokenizer.decode, chat.template.stops
     options = replace(chat.options, do_sample=False, num_beams=1)
     _check_room(chat, prompt, options.max_new_tokens)
-    (ids,) = chat.answer_ids([prompt], stops, options)
+    (ids,) = answer_ids(chat.model, [prompt], stops, options)
     answer = cut_at(decode(ids), *stops)
     while ids and cut_at(decode(ids[:-1]), *stops) == answer:
         ids.pop()

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from minigpt4.chat import Chat
-from minigpt4.chat.core import ImageInput, open_image
+from minigpt4.chat.images import ImageInput, open_image
 from minigpt4.errors import ConfigError
 from minigpt4.processors.image_processors import ImageProcessor
 

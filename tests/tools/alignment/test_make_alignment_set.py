@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from tests.helpers.chat_server import (
     failure,
     polished,
 )
-from tests.helpers.processes import kill_all
+from tests.helpers.processes import started
 from tests.helpers.repo import ROOT, EntryPoint
 from tests.helpers.repo import error_line as one_line
 
@@ -307,22 +306,7 @@ def test_mistakes_are_one_line(
 # Real processes from here on.
 
 
-@contextmanager
-def started(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "minigpt4", "make-alignment-set", *map(str, arguments)]
-    job = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        start_new_session=True,
-    )
-    try:
-        yield job
-    finally:
-        kill_all(job.pid)
-        job.communicate()
+PROGRAM = [sys.executable, "-m", "minigpt4", "make-alignment-set"]
 
 
 def wait_until(job: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
@@ -339,12 +323,12 @@ def test_killed_while_it_describes_no_draft_differs(scenes: Path, projection: Pa
     few = ["--num-beams", 2, "--max-new-tokens", 20, "--batch-size", 2]
     options = ["--options", f"model.ckpt={projection}"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    with started(*common(images, alone), *few, *options) as job:
+    with started([*PROGRAM, *common(images, alone), *few, *options]) as job:
         error = job.communicate(timeout=WAIT)[1]
     assert job.returncode == 1, error
     drafts = killed / "drafts.jsonl"
     for rows in (3, 9):
-        with started(*common(images, killed), *few, *options) as job:
+        with started([*PROGRAM, *common(images, killed), *few, *options]) as job:
 
             def far_enough(rows: int = rows) -> bool:
                 return drafts.exists() and drafts.read_bytes().count(b"\n") >= rows
@@ -354,7 +338,7 @@ def test_killed_while_it_describes_no_draft_differs(scenes: Path, projection: Pa
             job.wait()
         assert drafts.read_bytes().count(b"\n") < 24
         assert not (killed / "verdicts.jsonl").exists()
-    with started(*common(images, killed), *few, *options) as job:
+    with started([*PROGRAM, *common(images, killed), *few, *options]) as job:
         job.communicate(timeout=WAIT)
     assert drafts.read_bytes() == (alone / "drafts.jsonl").read_bytes()
     assert [row["image_id"] for row in rows_of(drafts)] == [str(n) for n in range(24)]
@@ -371,7 +355,7 @@ def test_killed_while_it_polishes_nothing_received_is_asked_again(
         body=polished(text).body, after=0.0 if text[-5] in "012" else 3600.0
     )
     journal = output / "requests.jsonl"
-    with started(*arguments) as job:
+    with started([*PROGRAM, *arguments]) as job:
         wait_until(
             job,
             lambda: server.asked.total() == 5 and journal.read_bytes().count(b"reply") == 3,
@@ -379,7 +363,7 @@ def test_killed_while_it_polishes_nothing_received_is_asked_again(
         job.send_signal(signal.SIGKILL)
         job.wait()
     server.answer = lambda text, _: polished(text)
-    with started(*arguments) as job:
+    with started([*PROGRAM, *arguments]) as job:
         error = job.communicate(timeout=WAIT)[1]
     assert job.returncode == 0, error
     assert Counter(server.asked.values()) == {1: 6, 2: 2}
@@ -395,14 +379,14 @@ def test_ctrl_c_waits_for_what_is_under_way_and_it_goes_on(
     arguments = [*common(pictures, output), *FAST, *asking(server, "--concurrency", 2)]
     arguments += ["--options", f"model.ckpt={projection}"]
     server.answer = lambda text, _: Answer(body=polished(text).body, after=0.3)
-    with started(*arguments) as job:
+    with started([*PROGRAM, *arguments]) as job:
         wait_until(job, lambda: server.asked.total() >= 3)
         job.send_signal(signal.SIGINT)
         error = job.communicate(timeout=WAIT)[1]
     assert job.returncode == 130, error
     assert "Traceback" not in error
     assert server.asked.total() < 8
-    with started(*arguments) as job:
+    with started([*PROGRAM, *arguments]) as job:
         assert job.wait(WAIT) == 0
     assert set(server.asked.values()) == {1}
 
@@ -419,7 +403,7 @@ def test_killed_while_it_writes_the_set_is_whole_or_not_there(
     work = tmp_path / "work"
     text = "A small red circle is on the left of a blue square on a dark background."
     arguments = [*common(many, work), *FAST, "--options", f"model.ckpt={projection}"]
-    with started(*arguments) as job:  # it settles what it works on
+    with started([*PROGRAM, *arguments]) as job:  # it settles what it works on
         wait_until(job, (work / "drafts.jsonl").exists)
         job.send_signal(signal.SIGKILL)
         job.wait()
@@ -427,13 +411,13 @@ def test_killed_while_it_writes_the_set_is_whole_or_not_there(
     (work / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     image = work / "image"
     for linked in (1, 500):
-        with started(*arguments) as job:
+        with started([*PROGRAM, *arguments]) as job:
             wait_until(job, lambda n=linked: image.exists() and len(os.listdir(image)) >= n)  # type: ignore[misc]
             job.send_signal(signal.SIGKILL)
             job.wait()
         if (work / "filter_cap.json").exists():
             assert len(read_entries(work)) == 3000
-    with started(*arguments) as job:
+    with started([*PROGRAM, *arguments]) as job:
         assert job.wait(WAIT) == 0
     entries = read_entries(work)
     assert all(isinstance(entry, RawSample) for entry in entries)

@@ -1,0 +1,67 @@
+"""Images of chats: files and PIL images → tokens, each picture encoded once."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from minigpt4.datasets.images import as_shown, load_image
+from minigpt4.datasets.samples import ToPixels
+from minigpt4.models.minigpt4 import MiniGPT4
+
+_KEPT = 64  # images whose tokens are kept, of all chats together
+
+ImageInput = str | Path | Image.Image
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """Open an image as a viewer shows it.
+
+    Raises:
+        DataError: for a file that is not a readable image.
+    """
+    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
+
+
+class EncodedImages:
+    """Tokens of the latest images.
+
+    Args:
+        model: In eval mode, on its device.
+        image_processor: PIL image → pixels.
+    """
+
+    def __init__(self, model: MiniGPT4, image_processor: ToPixels) -> None:
+        self._model = model
+        self._image_processor = image_processor
+        self._tokens: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def encode(self, image: ImageInput) -> torch.Tensor:
+        """Return an image's tokens ``[Q, H]``; those of the same pixels are computed once.
+
+        Raises:
+            DataError: for a file that is not a readable image.
+        """
+        pixels = self._image_processor(open_image(image))
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        tokens = self._tokens.pop(key, None)
+        if tokens is None:
+            (tokens,) = self._model.encode_img(pixels[None].to(self._model.device))
+        self._tokens[key] = tokens
+        while len(self._tokens) > _KEPT:
+            self._tokens.popitem(last=False)
+        return tokens
+
+    @torch.no_grad()
+    def encode_all(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """Return tokens ``[N, Q, H]`` of several images, computed in one batch and not kept.
+
+        Raises:
+            DataError: for a file that is not a readable image.
+        """
+        pixels = torch.stack([self._image_processor(open_image(image)) for image in images])
+        return self._model.encode_img(pixels.to(self._model.device))
