@@ -77,6 +77,7 @@ def build_reader(checked: CheckedConfig, faults: Sequence[Fault]) -> Reader | No
             most_positions(AutoConfig.from_pretrained(options.llama_model)),
         )
     except UnknownOptionError:
-        told = f"{faults[0].key}: {faults[0].text}" if faults else f"arch {checked.config.arch}"
+        reasons = [f"{fault.key}: {fault.text}" for fault in faults]
+        told = "; ".join(reasons) or f"arch {checked.config.arch}"
         logger.warning("lengths are told in words, not tokens: %s", told)
         return None
