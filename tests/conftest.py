@@ -97,7 +97,8 @@ def own_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt4.registry import ALL_REGISTRIES
 
     for registry in ALL_REGISTRIES:
-        registry.names()
+        for name in registry.names():
+            registry.get(name)  # a part is imported when it is first named
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
