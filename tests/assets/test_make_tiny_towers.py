@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from assets.tiny.making.__main__ import BARS
 from assets.tiny.making.pretrain_language import text_ceiling
 from assets.tiny.making.pretraining import optimise
+from assets.tiny.making.towers import BARS
 from minigpt4.chat import load_chat
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.tools.tiny_world import answers, scoring
