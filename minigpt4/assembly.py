@@ -1,5 +1,6 @@
 """Assembly: a checked config → accelerator, data sets, model, task, and the trainer's parts."""
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from minigpt4.errors import ConfigError, shown
 from minigpt4.models.build import choose_dtype
 from minigpt4.models.choices import Precision
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.registry import LR_SCHEDULES, TASKS, visible_parameters
+from minigpt4.registry import LR_SCHEDULES, TASKS, Bound, visible_parameters
 from minigpt4.runners.bad_samples import BadSampleLog
 from minigpt4.runners.distributed import Distributed, StopSignals
 from minigpt4.runners.lr_schedules import LRSchedule
@@ -87,7 +88,10 @@ def build_datasets(checked: CheckedConfig, images: bool = False) -> list[DataSet
     """
     datasets = []
     for name, bound in checked.datasets.items():
-        made = (bound.with_defaults("features") if images else bound).build(name=name)
+        if images and "features" in vars(bound.options):
+            bound = Bound(bound.entry, copy.copy(bound.options))
+            vars(bound.options)["features"] = None
+        made = bound.build(name=name)
         if not isinstance(made, DataSet):  # a plug-in's
             raise ConfigError(f"datasets.{name}: its builder gives {shown(made)}, no DataSet")
         datasets.append(made)

@@ -10,7 +10,7 @@ from minigpt4.config.checks import check_model_folder
 from minigpt4.config.presets import unknown_data_set
 from minigpt4.conversation import SHIPPED, Template
 from minigpt4.conversation.options import GenerationOptions, load_template
-from minigpt4.errors import ConfigError, shown
+from minigpt4.errors import ConfigError, Fault, nearest, shown
 from minigpt4.models.language_model import vocabulary_fault
 from minigpt4.models.options import ModelOptions
 from minigpt4.registry import (
@@ -20,12 +20,9 @@ from minigpt4.registry import (
     RUNNERS,
     UNKNOWN,
     Bound,
-    Fault,
     Registry,
     UnknownOptionError,
     bind,
-    bind_entry,
-    nearest,
     visible_parameters,
 )
 from minigpt4.runners.options import RunOptions
@@ -130,7 +127,7 @@ def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list
         registry: Registry, name: Any, options: Mapping[str, Any], where: str, section: str
     ) -> Bound:
         dry, may_lack = section in used, section in partial or section not in used
-        bound, found = bind_entry(registry.get(name), options, where, dry, may_lack)
+        bound, found = bind(registry.get(name), options, where, dry, may_lack)
         faults.extend(found)
         return bound
 
@@ -160,7 +157,7 @@ def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list
         text = f"unknown runner {shown(name)}; known: {', '.join(RUNNERS.names())}"
         faults += [Fault("run.runner", text)]
         faults += _unknown_keys(RUNNERS, config.run, ("runner",), "run")
-    chat, found = bind_entry(GenerationOptions, config.chat, "chat", dry=True)
+    chat, found = bind(GenerationOptions, config.chat, "chat", dry=True)
     faults += found
     # A malformed section or a dangling ${…} is reported once, not again as what it lacks.
     told = {fault.key for fault in config.faults}
@@ -199,7 +196,8 @@ def _of_schedule(
     parameters = visible_parameters(LR_SCHEDULES.get(name))[1]
     own = {key: value for key, value in options.items() if key in parameters and key not in known}
     bound, faults = bind(LR_SCHEDULES.get(name), own, "run", dry=True, partial=True)
-    return {key: value for key, value in options.items() if key not in own}, bound, faults
+    values = {key: value for key, value in vars(bound.options).items() if key in own}
+    return {key: value for key, value in options.items() if key not in own}, values, faults
 
 
 def _builder_faults(config: Config, name: str) -> Iterator[Fault]:

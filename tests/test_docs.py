@@ -21,14 +21,13 @@ from minigpt4.config import Config, load_config
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
 from minigpt4.conversation.options import GenerationOptions
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, Fault
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
     MODELS,
     RUNNERS,
     TEXT_PROCESSORS,
-    Fault,
     bind,
     visible_parameters,
 )

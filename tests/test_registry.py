@@ -9,7 +9,7 @@ import pytest
 
 from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.config.plugins import import_plugins
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, Fault, near, nearest
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
@@ -19,13 +19,9 @@ from minigpt4.registry import (
     RUNNERS,
     TASKS,
     TEXT_PROCESSORS,
-    Fault,
     Hidden,
     Registry,
     bind,
-    build_named,
-    near,
-    nearest,
 )
 from tests.helpers.messages import one_line, several_lines
 
@@ -158,7 +154,7 @@ def test_values_that_fit(options: dict[str, Any], value: object) -> None:
     bound, faults = bind(entry, {"number": 1, **options}, "part", dry=True)
     assert faults == []
     (key,) = options
-    assert bound[key] == value
+    assert getattr(bound.options, key) == value
 
 
 @pytest.mark.parametrize(
@@ -236,10 +232,6 @@ def test_a_key_that_is_no_word_is_a_fault(key: Any) -> None:
     assert "unknown key" in fault.text
 
 
-def test_build_named_takes_name_and_options_together() -> None:
-    assert build_named(SHAPES, {"name": "circle", "radius": 3}) == {"radius": 3, "label": ""}
-
-
 @pytest.mark.parametrize(
     ("word", "known", "hint"),
     [
@@ -256,10 +248,8 @@ def test_hint_for_an_unknown_word(word: str, known: list[str], hint: str) -> Non
 
 
 @pytest.fixture
-def own_builders(monkeypatch: pytest.MonkeyPatch) -> Registry:
+def own_builders(own_registrations: None) -> Registry:
     """The data-set registry; what a test registers is forgotten afterwards."""
-    BUILDERS.names()
-    monkeypatch.setattr(BUILDERS, "_entries", dict(BUILDERS._entries))
     return BUILDERS
 
 
@@ -388,8 +378,8 @@ def test_the_nearest_name_is_found_in_any_case(word: str, meant: str | None) -> 
 
 def test_a_name_or_a_set_of_keys() -> None:
     bound, faults = bind(entry, {"number": 1, "trim": {"width": 3}}, "part")
-    assert (bound["trim"], faults) == (Size(3), [])
-    assert bind(entry, {"number": 1, "trim": "some"}, "part")[0]["trim"] == "some"
+    assert (bound.options.trim, faults) == (Size(3), [])
+    assert bind(entry, {"number": 1, "trim": "some"}, "part")[0].options.trim == "some"
     (fault,) = faults_of({"trim": {"width": 3, "heigth": 1}})
     assert fault == Fault("part.trim.heigth", "unknown key; did you mean 'height'?")
     (fault,) = faults_of({"trim": {"width": 0}})

@@ -18,8 +18,8 @@ from minigpt4.config.presets import (
     unknown_data_set,
 )
 from minigpt4.config.reading import read_option, read_yaml, resolve
-from minigpt4.errors import ConfigError, one_line, shown
-from minigpt4.registry import BUILDERS, Fault, near, nearest
+from minigpt4.errors import ConfigError, Fault, near, nearest, one_line, shown
+from minigpt4.registry import BUILDERS
 
 SECTIONS = ("model", "datasets", "run", "chat", "processors", "plugins")
 # Keys of the original that decide nothing any more, and what decides now.

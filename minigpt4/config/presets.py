@@ -6,16 +6,8 @@ from importlib import resources
 from typing import Any
 
 from minigpt4.config.reading import parse
-from minigpt4.errors import shown
-from minigpt4.registry import (
-    BUILDERS,
-    IMAGE_PROCESSORS,
-    MODELS,
-    TEXT_PROCESSORS,
-    Fault,
-    bind,
-    nearest,
-)
+from minigpt4.errors import Fault, nearest, shown
+from minigpt4.registry import BUILDERS, IMAGE_PROCESSORS, MODELS, TEXT_PROCESSORS, bind
 
 REFUSED_ARCHS = {"minigpt_v2": "MiniGPT-v2 is not supported; use arch minigpt4 or mini_gpt4"}
 

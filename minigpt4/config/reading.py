@@ -9,8 +9,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.errors import ConfigError, one_line
-from minigpt4.registry import Fault
+from minigpt4.errors import ConfigError, Fault, one_line
 
 MAX_DEPTH = 20  # levels; a config has six
 MAX_NODES = 200_000  # a list of all LAION shards has 10,489
