@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Hidden,
     )
     from minigpt4.runners.lr_schedules import LRSchedule
-    from minigpt4.runners.run_state import Stateful
+    from minigpt4.runners.resuming import Stateful
     from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
     from minigpt4.tasks.task import Task
 
@@ -60,7 +60,7 @@ _MODULES = {
         *("TEXT_PROCESSORS", "VISION_TOWERS", "Hidden"),
     ),
     "runners.lr_schedules": ("LRSchedule",),
-    "runners.run_state": ("Stateful",),
+    "runners.resuming": ("Stateful",),
     "tasks.image_text_pretrain": ("ImageTextPretrainTask",),
     "tasks.task": ("Task",),
 }

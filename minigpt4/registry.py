@@ -92,11 +92,7 @@ class Registry:
         return sorted({*self._entries, *self._modules})
 
     def get(self, name: str) -> Entry:
-        """Return the callable of a name.
-
-        Raises:
-            ConfigError: for an unknown name; the message lists the known ones.
-        """
+        """Return the callable of a name; ``ConfigError`` with the known ones if it is unknown."""
         if complaint := self.complaint(name):
             raise ConfigError(complaint)
         self._import(name)
@@ -116,8 +112,7 @@ class Registry:
     def build(self, name: str, options: Mapping[str, Any], /, **injected: Any) -> Any:
         """Call what ``name`` stands for with the YAML's options and those injected parts it takes.
 
-        Raises:
-            ConfigError: for an unknown name, or options that do not fit the signature.
+        An unknown name, or options that do not fit the signature, are a ``ConfigError``.
         """
         bound, faults = bind(self.get(name), options, name)
         if faults:

@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import train
 from minigpt4 import checked, registry
 from minigpt4.checked import bind_sections
-from minigpt4.config import load_config, presets
+from minigpt4.config import layers, load_config
 from minigpt4.conversation import options as chat_options
 from minigpt4.registry import UnknownOptionError
 from tests.helpers.processes import finished
@@ -24,11 +23,11 @@ def test_a_training_binds_every_section_once(
 ) -> None:
     bind, counts = registry.bind, Counter[tuple[str, Any]]()
 
-    def counted(entry: Any, options: Mapping[str, Any], where: str, *more: Any, **named: Any) -> Any:
+    def counted(entry: Any, options: Any, where: str, *more: Any, **named: Any) -> Any:
         counts[where, entry] += 1
         return bind(entry, options, where, *more, **named)
 
-    for module in (registry, checked, presets, chat_options):
+    for module in (registry, checked, layers, chat_options):
         monkeypatch.setattr(module, "bind", counted)
     options = stage1_options(scenes, tmp_path, max_epoch=1, iters_per_epoch=1)
     run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)

@@ -217,7 +217,7 @@ def key_faults(config: Config) -> Iterator[Fault]:
     if config.arch in MODELS.names():
         yield from bind(MODELS.get(config.arch), config.model_options(), "model", partial=True)[1]
     for name in config.datasets:
-        builder = BUILDERS.get(config.builder_of(name))
+        builder = BUILDERS.get(config.datasets[name].get("type", name))
         yield from bind(builder, config.dataset_options(name), f"datasets.{name}", partial=True)[1]
     yield from bind(RUNNERS.get("runner_base"), config.run_options(), "run", partial=True)[1]
     yield from bind(GenerationOptions, config.chat, "chat", partial=True)[1]

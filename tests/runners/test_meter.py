@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt4.runners.meter import Meter, peak_memory
+from minigpt4.runners.run_log import Meter, peak_memory
 
 
 class Clock:
@@ -20,7 +20,7 @@ def make(**options) -> tuple[Meter, Clock]:
 
 
 def test_figures_of_an_interval():
-    meter, clock = make(total_steps=10)
+    meter, clock = make(steps_left=10)
     for _ in range(4):
         with meter.waiting():
             clock.now += 0.5
@@ -37,7 +37,7 @@ def test_figures_of_an_interval():
 
 
 def test_each_reading_counts_anew_and_the_time_left_takes_all_of_them():
-    meter, clock = make(total_steps=10, first_step=4)
+    meter, clock = make(steps_left=6)
     clock.now += 1
     meter.count(samples=4)
     assert meter.read()["samples_per_second"] == 4
@@ -50,7 +50,7 @@ def test_each_reading_counts_anew_and_the_time_left_takes_all_of_them():
 
 
 def test_a_pause_between_epochs_is_not_counted():
-    meter, clock = make(total_steps=2)
+    meter, clock = make(steps_left=2)
     clock.now += 60  # a checkpoint, say
     meter.start()
     clock.now += 1
@@ -61,7 +61,7 @@ def test_a_pause_between_epochs_is_not_counted():
 
 
 def test_rates_are_those_of_all_processes():
-    meter, clock = make(total_steps=2, processes=3)
+    meter, clock = make(steps_left=2, processes=3)
     clock.now += 1
     meter.count(samples=5, tokens=7)
     figures = meter.read()
@@ -69,14 +69,14 @@ def test_rates_are_those_of_all_processes():
 
 
 def test_a_reading_without_a_step_or_a_second_is_no_crash():
-    meter, _ = make(total_steps=0)
+    meter, _ = make(steps_left=0)
     figures = meter.read()
     assert figures["samples_per_second"] == 0
     assert "eta_seconds" not in figures
 
 
 def test_waiting_that_ends_in_an_error_is_waiting():
-    meter, clock = make(total_steps=1)
+    meter, clock = make(steps_left=1)
 
     def no_more_batches() -> None:
         clock.now += 1
@@ -100,4 +100,4 @@ def test_memory_of_a_gpu_is_what_tensors_took():
     held = torch.ones(250_000_000, device=device)
     del held
     assert peak_memory(device) >= 1e9
-    assert Meter(total_steps=1, device=device).read()["memory_gb"] >= 1
+    assert Meter(1, device=device).read()["memory_gb"] >= 1

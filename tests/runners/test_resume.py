@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import train
+from minigpt4.runners.resuming import RandomState
 from minigpt4.runners.run_folder import is_whole, load_state
-from minigpt4.runners.run_state import RandomState
 from tests.helpers.repo import EntryPoint
 from tests.helpers.training import STAGE1, Stop, compare, equal, only_run, stage1_options
 
