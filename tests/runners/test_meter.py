@@ -19,8 +19,9 @@ def make(**options) -> tuple[Meter, Clock]:
     return Meter(clock=clock, **options), clock
 
 
-def test_figures_of_an_interval():
-    meter, clock = make(steps_left=10)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_figures_of_an_interval(processes: int):
+    meter, clock = make(steps_left=10, processes=processes)
     for _ in range(4):
         with meter.waiting():
             clock.now += 0.5
@@ -29,8 +30,8 @@ def test_figures_of_an_interval():
     figures = meter.read()
     assert figures.pop("memory_gb") > 0
     assert figures == {
-        "samples_per_second": 3.0,
-        "tokens_per_second": 40.0,
+        "samples_per_second": 3.0 * processes,
+        "tokens_per_second": 40.0 * processes,
         "data_wait": 0.25,
         "eta_seconds": 12.0,  # 6 steps of 2 s
     }
@@ -58,14 +59,6 @@ def test_a_pause_between_epochs_is_not_counted():
     figures = meter.read()
     assert figures["samples_per_second"] == 5
     assert figures["eta_seconds"] == 1
-
-
-def test_rates_are_those_of_all_processes():
-    meter, clock = make(steps_left=2, processes=3)
-    clock.now += 1
-    meter.count(samples=5, tokens=7)
-    figures = meter.read()
-    assert (figures["samples_per_second"], figures["tokens_per_second"]) == (15, 21)
 
 
 def test_a_reading_without_a_step_or_a_second_is_no_crash():
