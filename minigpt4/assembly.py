@@ -119,8 +119,7 @@ def build_task(checked: CheckedConfig, model: MiniGPT4, rank: int, **more: Any) 
     """Return the task; it takes what it needs of prompts, seed, rank, template and ``more``."""
     run = checked.run
     shared = {"prompts": model.prompts, "seed": run.seed, "template": checked.template}
-    task: Task = TASKS.build(run.task, {}, rank=rank, **shared, **more)
-    return task
+    return TASKS.build(run.task, {}, rank=rank, **shared, **more)
 
 
 def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
@@ -130,8 +129,7 @@ def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
     given = {name: getattr(run, name) for name in wanted if name in known} | checked.schedule
     if "iters_per_epoch" in wanted:
         given["iters_per_epoch"] = iters_per_epoch
-    schedule: LRSchedule = LR_SCHEDULES.build(run.lr_sched, given)
-    return schedule
+    return LR_SCHEDULES.build(run.lr_sched, given)
 
 
 def epoch_length(checked: CheckedConfig, datasets: Sequence[DataSet], world_size: int) -> int:

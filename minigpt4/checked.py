@@ -154,8 +154,7 @@ def _of_schedule(
     options: Mapping[str, Any], runner: Any
 ) -> tuple[dict[str, Any], dict[str, Any], list[Fault]]:
     """Return the run's options without those of its schedule alone, these, and their errors."""
-    known = visible_parameters(runner)[1]
-    name = options.get("lr_sched")
+    known, name = visible_parameters(runner)[1], options.get("lr_sched")
     if not isinstance(name, str) or "lr_sched" not in known or name not in LR_SCHEDULES.names():
         return dict(options), {}, []
     parameters = visible_parameters(LR_SCHEDULES.get(name))[1]

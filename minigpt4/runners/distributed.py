@@ -40,12 +40,11 @@ class Distributed:
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
         self.main, self.device = accelerator.is_main_process, accelerator.device
-        self._control: distributed.ProcessGroup | None = None
+        self._control: Any = None
         if self.count > 1:
             # On the CPU, so that agreeing does not wait for a GPU's queue.
-            group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-            assert isinstance(group, distributed.ProcessGroup)
-            self._control = group
+            limit = timedelta(seconds=timeout)
+            self._control = distributed.new_group(backend="gloo", timeout=limit)
 
     def all_reduce_max(self, values: Sequence[int]) -> list[int]:
         """Return the element-wise maximum over all processes."""

@@ -257,13 +257,10 @@ def git_state(folder: Path = _HERE) -> dict[str, Any] | None:
     """
     if not _git(folder, "ls-files", "."):
         return None
-    branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    commit, branch = _git(folder, "rev-parse", "HEAD"), _git(folder, "branch", "--show-current")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": _git(folder, "rev-parse", "HEAD"),
-        "branch": None if branch == "HEAD" else branch,
-        "dirty": None if changes is None else bool(changes),
-    }
+    dirty = None if changes is None else bool(changes)
+    return {"commit": commit, "branch": branch or None, "dirty": dirty}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

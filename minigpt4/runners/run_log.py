@@ -121,7 +121,6 @@ class RunLog:
             logger.info("%s, valid %s: %s", self._title(epoch, step), name, in_words(values))
 
     def state(self) -> dict[str, Any]:
-        """Return the size of ``log.txt`` in bytes."""
         return {"log_bytes": self.lines.size}
 
     def restore(self, state: Mapping[str, Any]) -> None:

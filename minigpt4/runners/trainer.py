@@ -108,6 +108,10 @@ class Trainer:
                 self.meter.start()
                 while self.step < self.total_steps:
                     self.train_step(*divmod(self.step, self.iters_per_epoch))
+        except DataError as error:  # the other processes do not know of it
+            error.rank_local = True
+            self.bad_samples.add(self.loader.take_bad())
+            raise
         finally:
             self.loader.close()
             self.folder.unlock()
@@ -165,23 +169,13 @@ class Trainer:
         """Return this rank's loss of the next batch, its gradient added."""
         with self.meter.waiting():
             batch = self._next_batch()
-        try:
-            loss = self.task.train_step(self.model, batch, self.step)
-        except DataError as error:
-            error.rank_local = True
-            raise
+        loss = self.task.train_step(self.model, batch, self.step)
         self.optimizer.backward(loss, MicroBatch(self.step, batch, loss.detach()))
         self.meter.count(len(batch["text"]), self.model.batch_positions)
         return loss.detach()
 
     def _next_batch(self) -> Batch:
-        try:
-            batch = next(self.batches)
-        except DataError as error:
-            error.rank_local = True
-            self.bad_samples.add(self.loader.take_bad())
-            raise
-        return to_device(batch, self.processes.device)
+        return to_device(next(self.batches), self.processes.device)
 
     def _report(self, epoch: int, step: int, lr: float) -> None:
         """Write one line of the log; losses of left-out steps are not part of the mean."""
