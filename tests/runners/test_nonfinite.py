@@ -25,7 +25,7 @@ SpoilAt = Callable[[int, Spoil, Spoil], None]
 
 def failing(trainings: Trainings, **options: object) -> str:
     """The one line of an error with which a training ends."""
-    code, stderr = trainings.run(*trainings.options(**options))
+    code, stderr = trainings.run(*trainings.options("out", **options))
     assert code == 2
     return error_line(stderr)
 
