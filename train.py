@@ -21,22 +21,18 @@ if TYPE_CHECKING:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train MiniGPT-4's projection.")
-    parser.add_argument("--cfg-path", required=True, help="YAML of the run (train_configs/)")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every value and where it came from"
-    )
+    add = parser.add_argument
+    add("--cfg-path", required=True, help="YAML of the run (train_configs/)")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML")
+    add("--print-config", action="store_true", help="print every value and where it came from")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if main_process else logging.WARNING, format="%(message)s"
-    )
+    level = logging.INFO if main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     config = load_config(arguments.cfg_path, arguments.options)
 
     # torch and transformers take seconds to import: a YAML that cannot be read fails before.

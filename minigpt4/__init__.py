@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minigpt4.conversation import Template, register_template
     from minigpt4.conversation.options import GenerationOptions
     from minigpt4.datasets.samples import BadSample, Batch, DataSet, RawSample, Source, Text, Turn
-    from minigpt4.errors import CheckpointError, ConfigError, DataError, MiniGPT4Error
+    from minigpt4.errors import CheckpointError, ConfigError, DataError, Fault, MiniGPT4Error
     from minigpt4.metrics import Metric
     from minigpt4.models.llm_input import Exchange, Row
     from minigpt4.models.minigpt4 import MiniGPT4
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
         TASKS,
         TEXT_PROCESSORS,
         VISION_TOWERS,
-        Fault,
         Hidden,
     )
     from minigpt4.runners.lr_schedules import LRSchedule
-    from minigpt4.runners.run_state import Stateful
+    from minigpt4.runners.resuming import Stateful
     from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
     from minigpt4.tasks.task import Task
 
@@ -50,7 +49,7 @@ _MODULES = {
     "conversation": ("Template", "register_template"),
     "conversation.options": ("GenerationOptions",),
     "datasets.samples": ("BadSample", "Batch", "DataSet", "RawSample", "Source", "Text", "Turn"),
-    "errors": ("CheckpointError", "ConfigError", "DataError", "MiniGPT4Error"),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "Fault", "MiniGPT4Error"),
     "metrics": ("Metric",),
     "models.minigpt4": ("MiniGPT4",),
     "models.llm_input": ("Exchange", "Row"),
@@ -58,10 +57,10 @@ _MODULES = {
     "models.vision_tower": ("VisionTower",),
     "registry": (
         *("BUILDERS", "IMAGE_PROCESSORS", "LR_SCHEDULES", "METRICS", "MODELS", "RUNNERS", "TASKS"),
-        *("TEXT_PROCESSORS", "VISION_TOWERS", "Fault", "Hidden"),
+        *("TEXT_PROCESSORS", "VISION_TOWERS", "Hidden"),
     ),
     "runners.lr_schedules": ("LRSchedule",),
-    "runners.run_state": ("Stateful",),
+    "runners.resuming": ("Stateful",),
     "tasks.image_text_pretrain": ("ImageTextPretrainTask",),
     "tasks.task": ("Task",),
 }

@@ -1,5 +1,7 @@
 """Assembly: a checked config → accelerator, data sets, model, task, and the trainer's parts."""
 
+import copy
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -18,41 +20,27 @@ from minigpt4.errors import ConfigError, shown
 from minigpt4.models.build import choose_dtype
 from minigpt4.models.choices import Precision
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.registry import LR_SCHEDULES, TASKS, visible_parameters
+from minigpt4.registry import LR_SCHEDULES, TASKS, Bound, visible_parameters
 from minigpt4.runners.bad_samples import BadSampleLog
 from minigpt4.runners.distributed import Distributed, StopSignals
 from minigpt4.runners.lr_schedules import LRSchedule
-from minigpt4.runners.meter import Meter
 from minigpt4.runners.nonfinite import NonFiniteGuard
 from minigpt4.runners.optimizer import OptimizerStep
 from minigpt4.runners.options import ComputeOptions, RunOptions
 from minigpt4.runners.resuming import ResumePoint
-from minigpt4.runners.run_log import RunLog
+from minigpt4.runners.run_log import Meter, RunLog
 from minigpt4.runners.trainer import Validator
 from minigpt4.tasks.task import Task
 
 
 def build_accelerator(run: ComputeOptions) -> Accelerator:
-    """Return processes and device of this run, with its seed set.
-
-    Raises:
-        ConfigError: for a device that this machine does not have.
-    """
-    device = run.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: cuda, but this machine has no usable GPU; "
-            "add --options run.device=cpu (or auto)"
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("run.device: mps, but this machine has none; use auto or cpu")
+    """Return processes and device of this run, its seed set; preflight has checked the device."""
     if run.deterministic:
-        # The same numbers on a GPU each time, for some speed; a CPU gives them anyway.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     # Without cpu=True, accelerate on a machine without GPU believes every process to be rank 0.
-    use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    use_cpu = run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available())
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         _meet_again("gloo" if use_cpu else "nccl")
     accelerator = Accelerator(cpu=use_cpu)
@@ -63,8 +51,7 @@ def build_accelerator(run: ComputeOptions) -> Accelerator:
 def _meet_again(backend: str) -> None:
     """Join the processes of a torchrun restart.
 
-    Its store still holds the addresses of the processes that died, and one that is early would
-    try to reach them: each restart gets a part of the store to itself.
+    Its store still holds the addresses of the dead processes: each restart gets its own part.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own_server = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -79,63 +66,51 @@ def _meet_again(backend: str) -> None:
 
 
 def build_datasets(checked: CheckedConfig, images: bool = False) -> list[DataSet]:
-    """Return the data sets, in the order of the YAML.
-
-    Args:
-        checked: The config.
-        images: Read them even where the YAML names cached features.
-    """
+    """Return the data sets; with ``images``, images even where the YAML names cached features."""
     datasets = []
     for name, bound in checked.datasets.items():
-        made = (bound.with_defaults("features") if images else bound).build(name=name)
+        made = (_without_features(bound) if images else bound).build(name=name)
         if not isinstance(made, DataSet):  # a plug-in's
             raise ConfigError(f"datasets.{name}: its builder gives {shown(made)}, no DataSet")
         datasets.append(made)
     return datasets
 
 
-def chosen_precision(checked: CheckedConfig) -> tuple[str, Precision]:
-    """Return key and value of what decides the arithmetic of the frozen parts.
+def _without_features(bound: Bound) -> Bound:
+    options = copy.copy(bound.options)
+    if "features" in vars(options):
+        vars(options)["features"] = None
+    return Bound(bound.entry, options)
 
-    ``run.amp: False`` is the original's word for fp32, ``True`` leaves the choice to the others.
-    """
+
+def chosen_precision(checked: CheckedConfig) -> tuple[str, Precision]:
+    """Return key and value of what decides the arithmetic of the frozen parts."""
     run = checked.run
-    if not run.amp:
+    if not run.amp:  # the original's word for fp32
         return "run.amp", "fp32"
     if run.precision != "auto":
         return "run.precision", run.precision
-    # A plug-in's model may have no such option.
     return "model.precision", getattr(checked.model.options, "precision", "auto")
 
 
 def chosen_dtype(checked: CheckedConfig, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of the frozen parts on a device.
-
-    Raises:
-        ConfigError: for one that the device does not have.
-    """
+    """Return the arithmetic of the frozen parts; ``ConfigError`` if the device lacks it."""
     key, precision = chosen_precision(checked)
     return choose_dtype(precision, device, key)
 
 
 def build_model(checked: CheckedConfig, device: torch.device) -> MiniGPT4:
-    """Return the model with its weights loaded, in this run's precision, sharded if it says so.
-
-    Raises:
-        MiniGPT4Error: for weights that do not fit together.
-    """
-    injected: dict[str, Any] = {
-        "device": device,
-        "dtype": chosen_dtype(checked, device),
-        "from_features": checked.from_features,
-    }
+    """Return the model in this run's precision, its weights loaded, sharded if ``shard`` is set."""
+    dtype, from_features = chosen_dtype(checked, device), checked.from_features
+    build = functools.partial(
+        checked.model.build, device=device, dtype=dtype, from_features=from_features
+    )
     if checked.run.shard == "none":
-        model: MiniGPT4 = checked.model.build(**injected)
-        return model
+        return build()
     from minigpt4.models.speed.sharding import has_several_processes, shard_language_model
 
-    # What one device does not hold must not be put there whole first.
-    model = checked.model.build(**injected, stay_on_cpu=has_several_processes())
+    # A model that is too large for one device is loaded on the CPU.
+    model: MiniGPT4 = build(stay_on_cpu=has_several_processes())
     shard_language_model(model, device)
     return model
 
@@ -144,8 +119,7 @@ def build_task(checked: CheckedConfig, model: MiniGPT4, rank: int, **more: Any) 
     """Return the task; it takes what it needs of prompts, seed, rank, template and ``more``."""
     run = checked.run
     shared = {"prompts": model.prompts, "seed": run.seed, "template": checked.template}
-    task: Task = TASKS.build(run.task, {}, rank=rank, **shared, **more)
-    return task
+    return TASKS.build(run.task, {}, rank=rank, **shared, **more)
 
 
 def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
@@ -155,16 +129,11 @@ def build_schedule(checked: CheckedConfig, iters_per_epoch: int) -> LRSchedule:
     given = {name: getattr(run, name) for name in wanted if name in known} | checked.schedule
     if "iters_per_epoch" in wanted:
         given["iters_per_epoch"] = iters_per_epoch
-    schedule: LRSchedule = LR_SCHEDULES.build(run.lr_sched, given)
-    return schedule
+    return LR_SCHEDULES.build(run.lr_sched, given)
 
 
 def epoch_length(checked: CheckedConfig, datasets: Sequence[DataSet], world_size: int) -> int:
-    """Return the steps of an epoch: ``iters_per_epoch``, else once through one folder data set.
-
-    Raises:
-        ConfigError: for shards without ``iters_per_epoch``; their streams have no end.
-    """
+    """Return the steps of an epoch: ``iters_per_epoch``, else once through one folder data set."""
     run = checked.run
     if run.iters_per_epoch:
         return run.iters_per_epoch
@@ -184,35 +153,15 @@ def build_runner(
     start: ResumePoint,
     validation: Validator | None,
 ) -> Any:
-    """Return the runner, a :class:`~minigpt4.runners.trainer.Trainer`, with all of its parts.
-
-    A plug-in's runner takes those parts that it names in its signature.
-    """
+    """Return the runner with those parts that its signature names; ours takes all."""
     run, config, folder = checked.run, checked.config.resolved(), start.folder.path
     total = run.max_epoch * iters_per_epoch
-    task = build_task(checked, model, processes.rank)
+    task, stop = build_task(checked, model, processes.rank), StopSignals(processes)
     guard = NonFiniteGuard(run, folder / "nonfinite.jsonl", processes, model, task)
-    stop = StopSignals(processes)
-    log = RunLog(
-        folder,
-        total_steps=total,
-        steps_per_epoch=iters_per_epoch,
-        first_step=start.step,
-        trackers=run.trackers,
-        run_name=folder.name,
-        config=config,
-        main=processes.main,
-    )
-    loader = MixedLoader(
-        datasets,
-        run.batch_size_train,
-        run.num_workers,
-        run.seed,
-        processes.rank,
-        processes.count,
-        pin_memory=processes.device.type == "cuda",
-        max_bad_fraction=run.max_bad_fraction,
-    )
+    log = RunLog(folder, total, iters_per_epoch, start.step, run.trackers, config, processes.main)
+    reading = (run.batch_size_train, run.num_workers, run.seed, processes.rank, processes.count)
+    pin_memory = processes.device.type == "cuda"
+    loader = MixedLoader(datasets, *reading, pin_memory, run.max_bad_fraction)
     return checked.runner.build(
         model=model,
         task=task,
@@ -224,12 +173,7 @@ def build_runner(
         stop=stop,
         start=start,
         log=log,
-        meter=Meter(
-            total_steps=total,
-            first_step=start.step,
-            processes=processes.count,
-            device=processes.device,
-        ),
+        meter=Meter(total - start.step, processes.count, processes.device),
         bad_samples=BadSampleLog(folder / "bad_samples.jsonl", processes),
         validation=validation,
         config=config,

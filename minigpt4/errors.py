@@ -1,16 +1,17 @@
-"""The errors a user can cause: each carries one line saying what, where and how to mend it."""
+"""The errors a user can cause: each carries one line saying what, where and how to fix it."""
 
+import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, NoReturn
 
 
 class MiniGPT4Error(Exception):
-    """Something the user can put right; entry points show it as one line and exit with code 2.
+    """Something the user can fix; entry points show it as one line and exit with code 2.
 
-    ``rank_local`` marks what one process of several met alone: that process tells it.
+    ``rank_local`` marks what one process of several met alone: that process reports it.
     """
 
     rank_local = False
@@ -46,13 +47,34 @@ class InterruptedRunError(MiniGPT4Error):
         self.exit_code = 128 + number
 
 
+class Fault(NamedTuple):
+    """An error in a config: its dotted key, and what is wrong with it."""
+
+    key: str
+    text: str
+
+
+def near(word: object, known: Iterable[str]) -> str | None:
+    """Return the known word that was most likely meant, in upper or lower case."""
+    folded = {name.casefold(): name for name in sorted(known)}
+    close = difflib.get_close_matches(str(word)[:100].casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return a hint for an unknown word: the nearest known one, else all of them."""
+    names = sorted(known)
+    close = near(word, names)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """What an error says, as one line; its type where it says nothing."""
+    """Return an error's text as one line; its type where it has none."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def shown(value: object, longest: int = 100) -> str:
-    """A value of a config as a message shows it, shortened."""
+    """Return a value of a config as a message shows it, shortened."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
@@ -71,12 +93,8 @@ def run_guarded(main: Callable[[], int | None]) -> NoReturn:
     except MiniGPT4Error as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0":
-            print(
-                "" if isinstance(error, InterruptedRunError) else "error: ",
-                error,
-                sep="",
-                file=sys.stderr,
-            )
+            mark = "" if isinstance(error, InterruptedRunError) else "error: "
+            print(f"{mark}{error}", file=sys.stderr)
         elif error.rank_local:
             print(f"error: rank {rank}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -13,11 +13,7 @@ from minigpt4.errors import MiniGPT4Error, one_line
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """What ``write`` puts into a file; the file is left as it was, or whole.
-
-    Raises:
-        MiniGPT4Error: when the disk is full or the folder cannot be written.
-    """
+    """Let ``write`` fill a file, whole or not at all; ``MiniGPT4Error`` if it cannot."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         with open(temporary, "wb") as file:
@@ -26,15 +22,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        _discard(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):  # torch wraps a full disk in the latter
             raise _unwritable(path, error) from error
         raise
-
-
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: Exception) -> MiniGPT4Error:
@@ -44,20 +36,20 @@ def _unwritable(path: Path, error: Exception) -> MiniGPT4Error:
     )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file for people to read, whole or not at all, and make its folder.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, with escapes for what UTF-8 cannot encode."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
-    Raises:
-        MiniGPT4Error: when it cannot be written.
-    """
-    text = json.dumps(content, indent=2) + "\n"
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file for people to read, whole or not at all, and make its folder."""
     with contextlib.suppress(OSError):  # the writing fails then, too
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def take_lock(descriptor: int) -> bool:
-    """Lock an open file or folder, where its disk knows locks; False: another process holds it."""
+    """Lock an open file or folder, if its disk can; False when another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -66,11 +58,9 @@ def take_lock(descriptor: int) -> bool:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Lock a folder for this process; no file is left in it.
+    """Return a descriptor that locks a folder until it is closed or the process ends.
 
-    Returns:
-        The descriptor that holds the lock until it is closed or the process ends, however it ends;
-        None when another process holds the lock.
+    None when another process holds the lock. No file is left in the folder.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     if take_lock(descriptor):
@@ -80,66 +70,52 @@ def lock_folder(folder: Path) -> int | None:
 
 
 class JsonLines:
-    """A file of JSON lines that only grows; a resumed run cuts it where it was saved."""
+    """A file of JSON lines that only grows; a resumed run cuts it where it was saved.
+
+    A file that cannot be written is a ``MiniGPT4Error``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def size(self) -> int:
-        """Bytes; 0 when there is none."""
+        """Bytes; 0 without a file."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def clear(self) -> None:
-        """Make the file empty, and its folder.
-
-        Raises:
-            MiniGPT4Error: when it cannot be written.
-        """
+        """Make the folder, and the file empty."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
         except OSError as error:
-            raise self._not_written(error) from error
+            raise _unwritable(self.path, error) from error
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """Write the rows, all of them or none.
-
-        Raises:
-            MiniGPT4Error: when the file cannot be written.
-        """
+        """Write the rows, all of them or none."""
         texts = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) for row in rows)
-        # Half a surrogate pair, which a caption's json may hold, becomes the escape that json has.
+        # Half a surrogate pair, which a caption may hold, becomes JSON's escape.
         lines = "".join(f"{text}\n" for text in texts).encode(errors="backslashreplace")
         before = self.size
         try:
             with open(self.path, "ab", buffering=0) as file:
-                if file.write(lines) != len(lines):  # the last bytes of a disk took a part of it
+                if file.write(lines) != len(lines):  # the disk had room for a part
                     os.truncate(self.path, before)
                     raise OSError("no space left for a line")
         except OSError as error:
-            raise self._not_written(error) from error
+            raise _unwritable(self.path, error) from error
 
     def truncate(self, size: int) -> None:
-        """Cut what an interrupted run had written after its last save; a shorter file stays.
-
-        Raises:
-            MiniGPT4Error: when the file cannot be written.
-        """
+        """Cut what an interrupted run had written after its last save; a shorter file stays."""
         try:
             if self.size > size:
                 os.truncate(self.path, size)
         except OSError as error:
-            raise self._not_written(error) from error
-
-    def _not_written(self, error: OSError) -> MiniGPT4Error:
-        return MiniGPT4Error(
-            f"{self.path}: cannot be written ({one_line(error)}); free space there"
-        )
+            raise _unwritable(self.path, error) from error
 
 
 def plain(value: Any) -> Any:
-    """``value`` for JSON, which knows neither NaN nor infinity."""
+    """Return a value for JSON, with None for NaN and infinity."""
     if isinstance(value, Mapping):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, int | str) or value is None:

@@ -14,7 +14,7 @@ from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
 from tests.helpers.browser import CHROMIUM, chromium
 from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT, EntryPoint
-from tests.helpers.training import Stop
+from tests.helpers.training import Stop, Trainings
 
 
 def pytest_configure() -> None:
@@ -89,6 +89,11 @@ def run_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         set_argv=lambda argv: monkeypatch.setattr("sys.argv", argv),
         read_stderr=lambda: capsys.readouterr().err,
     )
+
+
+@pytest.fixture
+def trainings(run_entry: EntryPoint, scenes: Path, tmp_path: Path) -> Trainings:
+    return Trainings(run_entry, scenes, tmp_path)
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import train
-from minigpt4 import binding
+from minigpt4 import checked, registry
 from minigpt4.checked import bind_sections
-from minigpt4.config import load_config
+from minigpt4.config import layers, load_config
+from minigpt4.conversation import options as chat_options
 from minigpt4.registry import UnknownOptionError
 from tests.helpers.processes import finished
 from tests.helpers.repo import EntryPoint
@@ -21,17 +21,20 @@ from tests.helpers.training import STAGE1, stage1_options
 def test_a_training_binds_every_section_once(
     run_entry: EntryPoint, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bind, counts = binding.bind, Counter[str]()
+    bind, counts = registry.bind, Counter[tuple[str, Any]]()
 
-    def counted(entry: Any, options: Mapping[str, Any], where: str, *more: Any) -> Any:
-        counts[where] += 1
-        return bind(entry, options, where, *more)
+    def counted(entry: Any, options: Any, where: str, *more: Any, **named: Any) -> Any:
+        counts[where, entry] += 1
+        return bind(entry, options, where, *more, **named)
 
-    monkeypatch.setattr(binding, "bind", counted)
+    for module in (registry, checked, layers, chat_options):
+        monkeypatch.setattr(module, "bind", counted)
     options = stage1_options(scenes, tmp_path, max_epoch=1, iters_per_epoch=1)
     run_entry.ok(train.main, "--cfg-path", STAGE1, "--options", *options)
-    sections = ("model", "datasets.laion", "datasets.cc_sbu", "run", "chat")
-    assert {name: counts[name] for name in sections} == dict.fromkeys(sections, 1)
+    sections = {"model", "datasets.laion", "datasets.cc_sbu", "run", "chat"}
+    found = {(where, entry): n for (where, entry), n in counts.items() if where in sections}
+    assert {where for where, _ in found} == sections
+    assert set(found.values()) == {1}
 
 
 def test_an_option_that_is_wrong_cannot_be_read() -> None:

@@ -21,14 +21,13 @@ from minigpt4.config import Config, load_config
 from minigpt4.config.layers import RETIRED, SECTIONS
 from minigpt4.conversation import Template
 from minigpt4.conversation.options import GenerationOptions
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, Fault
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
     MODELS,
     RUNNERS,
     TEXT_PROCESSORS,
-    Fault,
     bind,
     visible_parameters,
 )
@@ -218,7 +217,7 @@ def key_faults(config: Config) -> Iterator[Fault]:
     if config.arch in MODELS.names():
         yield from bind(MODELS.get(config.arch), config.model_options(), "model", partial=True)[1]
     for name in config.datasets:
-        builder = BUILDERS.get(config.builder_of(name))
+        builder = BUILDERS.get(config.datasets[name].get("type", name))
         yield from bind(builder, config.dataset_options(name), f"datasets.{name}", partial=True)[1]
     yield from bind(RUNNERS.get("runner_base"), config.run_options(), "run", partial=True)[1]
     yield from bind(GenerationOptions, config.chat, "chat", partial=True)[1]

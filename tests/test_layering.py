@@ -14,7 +14,6 @@ TRUNK = {
     "errors",
     "files",
     "row_files",
-    "binding",
     "registry",
     "config",
     "weights",
@@ -30,7 +29,6 @@ TRUNK = {
 NOT_FOR_THE_TRUNK = {"metrics", "evaluation", "preflight", "apps", "tools", "cli"}
 FLOORS = [
     {"errors"},
-    {"binding"},
     {"registry", "files", "row_files"},
     {"config", "configs", "weights", "metrics"},
     {"processors", "datasets", "models"},

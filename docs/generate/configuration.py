@@ -15,8 +15,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from docs.generate.prose import CONFIGURATION, PROCESSORS
-from minigpt4.config.layers import RETIRED
-from minigpt4.config.presets import REFUSED_ARCHS
+from minigpt4.config.layers import REFUSED_ARCHS, RETIRED
 from minigpt4.config.reading import parse
 from minigpt4.conversation import OWN, SHIPPED, Template
 from minigpt4.conversation.options import GenerationOptions

@@ -70,8 +70,8 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     config = load_config(arguments.cfg_path, arguments.options)
 
     from minigpt4.chat import choose_device
+    from minigpt4.errors import Fault
     from minigpt4.preflight.preflight import chat_memory, described, preflight
-    from minigpt4.registry import Fault
 
     if arguments.print_config:
         sys.stdout.write(described(config))

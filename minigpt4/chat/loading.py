@@ -11,7 +11,7 @@ from minigpt4.checked import CheckedConfig, check_sections
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.processors.image_processors import ImageProcessor
-from minigpt4.registry import IMAGE_PROCESSORS, build_named
+from minigpt4.registry import IMAGE_PROCESSORS
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0) -> torch.device:
@@ -68,7 +68,8 @@ def _image_processor(checked: CheckedConfig) -> ImageProcessor:
         spec = (entry.get("vis_processor") or {}).get("train") or spec
         break
     size = checked.model_options.tower.image_size
-    processor = build_named(IMAGE_PROCESSORS, {**spec, "image_size": spec.get("image_size", size)})
+    options = {"image_size": size, **spec}
+    processor = IMAGE_PROCESSORS.build(options.pop("name"), options)
     if not isinstance(processor, ImageProcessor) or processor.image_size != size:
         raise ConfigError(
             f"{checked.config.path}: the image processor makes {processor.image_size} pixels, "

@@ -1,7 +1,7 @@
-"""Checks that a parameter's annotation can carry: each returns a complaint or ``None``.
+"""Checks that a parameter's annotation can carry: each returns an error message or ``None``.
 
-They run over the whole config before anything is loaded (see ``registry.bind``). ``os.path`` asks
-for files because, unlike ``Path``, it takes names that no file can have.
+They run over the whole config before anything is loaded (see ``registry.bind``). ``os.path``,
+unlike ``Path``, takes names that no file can have.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,11 @@ _HUB_ID = re.compile(r"(?!\.)[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a path is one of the original's placeholders, still to be filled in."""
+    """Return whether a path is one of the original's placeholders, still to be filled in."""
     return re.search(r"(^|/)(path/to|your/path)(/|$)", value.lower()) is not None
 
 
 def check_file(value: str) -> str | None:
-    """Complaint about a file that should exist."""
     if not value or (os.path.isfile(value) and not is_placeholder(value)):
         return None
     if is_placeholder(value):
@@ -34,7 +34,6 @@ def check_file(value: str) -> str | None:
 
 
 def check_file_or_url(value: str) -> str | None:
-    """Complaint about a weights file that is neither on disk nor a URL."""
     is_url = value.startswith(("http://", "https://"))
     return _check_url(value) if is_url else check_file(value)
 
@@ -49,13 +48,12 @@ def _check_url(value: str) -> str | None:
 
 
 def check_model_folder(value: str) -> str | None:
-    """Complaint about a language model that is neither a folder nor a hub id ``name/model``."""
+    """Check the folder of a language model, or a hub id ``name/model``."""
     has_config = bool(value) and os.path.isfile(os.path.join(value, "config.json"))
     return None if has_config and not is_placeholder(value) else _check_hub_id(value)
 
 
 def _check_hub_id(value: str) -> str | None:
-    """Complaint about what is no model's folder, unless it is a hub id."""
     if not value:
         return "missing; put the folder or hub id of your Vicuna or LLaMA there"
     if is_placeholder(value):
@@ -70,7 +68,6 @@ def _check_hub_id(value: str) -> str | None:
 
 
 def check_writable_folder(value: str) -> str | None:
-    """Complaint about an output folder that cannot be made or written."""
     if not value:
         return "empty; name the folder for your runs"
     if is_placeholder(value):
@@ -81,7 +78,7 @@ def check_writable_folder(value: str) -> str | None:
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(value)  # names that no folder can have: too long, or with a null byte
-        # Tried, not asked: root may write what a read-only disk will not take.
+        # Permissions do not tell: root may write to a read-only disk.
         with tempfile.TemporaryFile(dir=existing):
             return None
     except (OSError, ValueError) as error:
@@ -90,47 +87,28 @@ def check_writable_folder(value: str) -> str | None:
 
 
 def nearest_existing(folder: str) -> Path:
-    """The folder, or the one above it that is there already."""
+    """Return the folder, or the nearest one above it that exists."""
     path = Path(folder).absolute()
     return next(parent for parent in (path, *path.parents) if os.path.exists(parent))
 
 
-def check_positive(value: float) -> str | None:
-    return None if 0 < value < math.inf else f"{value} must be greater than 0"
-
-
-def check_share(value: float) -> str | None:
-    return None if 0 <= value < 1 else f"{value} must be at least 0 and less than 1"
-
-
-def check_fraction(value: float) -> str | None:
-    return None if 0 <= value <= 1 else f"{value} must lie between 0 and 1"
-
-
 def check_folder(value: str) -> str | None:
-    """Complaint about a folder that should exist."""
     if is_placeholder(value):
         return f"{value!r} is a placeholder; put the path of your folder there"
     return None if os.path.isdir(value) else f"no such folder: {value}"
 
 
-def check_dimension(value: int) -> str | None:
-    """Complaint about a size that no part of a model has."""
-    return None if 0 < value <= MOST else f"{value} must be from 1 to {MOST:,}"
+def _check_number(is_valid: Callable[[float], bool], rule: str) -> Callable[[float], str | None]:
+    return lambda value: None if is_valid(value) else f"{value} must {rule}"
 
 
-def check_layers(value: int) -> str | None:
-    """Return what is wrong with a number of layers that no part of a model has."""
-    return None if 0 < value <= MAX_LAYERS else f"{value} must be from 1 to {MAX_LAYERS:,}"
-
-
-def check_ratio(value: float) -> str | None:
-    return None if 0 < value <= 1000 else f"{value} must be greater than 0 and at most 1,000"
-
-
-def check_not_negative(value: float) -> str | None:
-    return None if 0 <= value < math.inf else f"{value} must not be negative"
-
+check_positive = _check_number(lambda n: 0 < n < math.inf, "be greater than 0")
+check_not_negative = _check_number(lambda n: 0 <= n < math.inf, "not be negative")
+check_share = _check_number(lambda n: 0 <= n < 1, "be at least 0 and less than 1")
+check_fraction = _check_number(lambda n: 0 <= n <= 1, "lie between 0 and 1")
+check_ratio = _check_number(lambda n: 0 < n <= 1000, "be greater than 0 and at most 1,000")
+check_dimension = _check_number(lambda n: 0 < n <= MOST, f"be from 1 to {MOST:,}")
+check_layers = _check_number(lambda n: 0 < n <= MAX_LAYERS, f"be from 1 to {MAX_LAYERS:,}")
 
 Dimension = Annotated[int, check_dimension]
 Layers = Annotated[int, check_layers]

@@ -23,16 +23,14 @@ _TASK_METHODS = ("rows", "train_step", "evaluation_step")
 def import_plugins(plugins: Iterable[str], base: Path) -> None:
     """Import what a YAML lists under ``plugins``: files (``./mine.py``) or modules (``pkg.mod``).
 
-    Args:
-        plugins: Names as written in the YAML.
-        base: Folder of the YAML; relative files are looked up there, then in the current folder.
+    Relative files are looked up in ``base``, the YAML's folder, then in the current folder.
 
     Raises:
         ConfigError: for a file or module that cannot be imported.
     """
     plugins = list(plugins)
     for registry in ALL_REGISTRIES if plugins else ():
-        registry.names()  # ours are there first: a plugin cannot take their names unseen
+        registry.names()  # registers ours first, so that a plug-in cannot take their names
     for plugin in plugins:
         try:
             if plugin.endswith(".py"):
@@ -40,7 +38,7 @@ def import_plugins(plugins: Iterable[str], base: Path) -> None:
             else:
                 importlib.import_module(plugin)
             _check_entries()
-        except Exception as error:  # whatever the user's own code does at import
+        except Exception as error:  # the user's code may raise anything
             reason = one_line(error)
             if not isinstance(error, ConfigError | ImportError):
                 reason = f"{type(error).__name__}: {reason}"
@@ -62,11 +60,7 @@ def _import_file(plugin: str, base: Path) -> None:
 
 
 def _check_entries() -> None:
-    """Hold what users registered against what it will be asked.
-
-    Raises:
-        ConfigError: for an entry that the first use would fail on.
-    """
+    """Raise a ``ConfigError`` for an entry of a user that its first use would fail on."""
     for registry in ALL_REGISTRIES:
         for name in registry.names():
             entry = registry.get(name)
@@ -77,7 +71,7 @@ def _check_entries() -> None:
 
 
 def _fault(entry: Any, registry: Registry) -> str | None:
-    """What is the matter with an entry, behind its name."""
+    """Return what is wrong with an entry, to follow its name."""
     if not callable(entry):
         return f": {shown(entry)} is neither a function nor a class"
     if registry is METRICS:

@@ -1,4 +1,4 @@
-"""Reading: a user's YAML or ``--options`` → plain values, whatever stands in them."""
+"""Reading: a user's YAML or ``--options`` → plain values, whatever they contain."""
 
 import copy
 import os
@@ -9,15 +9,13 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.errors import ConfigError, one_line
-from minigpt4.registry import Fault
+from minigpt4.errors import ConfigError, Fault, one_line
 
 MAX_DEPTH = 20  # levels; a config has six
 MAX_NODES = 200_000  # a list of all LAION shards has 10,489
-# What reading a text that a user wrote can raise: PyYAML's own for what is no YAML, Python's for a
-# value that is not what its tag says (!!int x, !!bool x, !!timestamp x), a number of 5,000 digits,
-# and brackets by the hundred.
-_UNREADABLE = (
+# What a user's text can raise: PyYAML's errors, and Python's for a value that is not what its tag
+# says (!!int x, !!timestamp x), a number of 5,000 digits, hundreds of brackets.
+UNREADABLE = (
     yaml.YAMLError,
     OmegaConfBaseException,
     ValueError,
@@ -29,18 +27,13 @@ _TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestam
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """The sections of a YAML; ``${…}`` in it stay as they are.
-
-    Raises:
-        ConfigError: for a file that is missing or not readable as such.
-    """
-    if not os.path.isfile(path):  # a name that is none is no error here
-        raise ConfigError(
-            f"{path}: no such file; --cfg-path takes a YAML, e.g. from train_configs/"
-        )
+    """Return the sections of a YAML, ``${…}`` unresolved; ``ConfigError`` if it is unreadable."""
+    if not os.path.isfile(path):  # unlike Path, takes a name that no file can have
+        hint = "--cfg-path takes a YAML, e.g. from train_configs/"
+        raise ConfigError(f"{path}: no such file; {hint}")
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except (*_UNREADABLE, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: must hold sections such as model:, datasets: and run:")
@@ -48,40 +41,35 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def read_option(option: str) -> dict[Any, Any]:
-    """``a.b=c`` as nested sections; the value is read as YAML.
-
-    Raises:
-        ConfigError: for an option of another form.
-    """
+    """Return ``a.b=c`` as nested sections, ``c`` read as YAML; ``ConfigError`` in other forms."""
     key, equals, text = option.partition("=")
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise ConfigError(f"--options {option}: must look like section.key=value")
     try:
         value: Any = parse(text)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ConfigError(f"--options {option}: {one_line(error)}") from error
     for part in reversed(parts):
         value = {part: value}
-    assert isinstance(value, dict)
     return value
 
 
 def parse(text: str) -> Any:
-    """The value that a YAML text stands for, duplicate keys refused, ``1e-4`` a number."""
+    """Return the value of a YAML text; duplicate keys are refused, ``1e-4`` is a number."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:
         return None
     _measure(node, 0, {})
     if isinstance(node, yaml.MappingNode):
         return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    # OmegaConf makes settings of texts that hold keys, and of options whatever they hold.
+    # OmegaConf reads only sets of keys from a text, but any value from an option.
     found = OmegaConf.from_dotlist([f"value={text}"])
     return OmegaConf.to_container(found, resolve=False)["value"]  # type: ignore[index, call-overload]
 
 
 def _measure(node: yaml.Node, depth: int, sizes: dict[int, int | None]) -> int:
-    """Count a node's values, those behind an anchor each time it is named."""
+    """Count a node's values, those of an anchor each time it is named."""
     known = sizes.get(id(node), 0)
     if depth > MAX_DEPTH or known is None or node.tag.rpartition(":")[2] not in _TAGS:
         raise yaml.YAMLError(_refusal(node, depth, known))
@@ -101,25 +89,20 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _refusal(node: yaml.Node, depth: int, known: int | None) -> str:
-    """Why a config can hold no such node."""
     if depth > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH} levels"
     return "an anchor that holds itself" if known is None else f"a config knows no {node.tag}"
 
 
 def resolve(content: dict[Any, Any], faults: list[Fault]) -> dict[Any, Any]:
-    """Values with every ``${…}`` put in; those that lead nowhere are None, and a fault.
-
-    Raises:
-        OmegaConfBaseException: for values that OmegaConf does not know.
-    """
+    """Return the values with every ``${…}`` resolved; None, and an error, where it cannot be."""
     if _is_plain(content):
         return copy.deepcopy(content)
     return _Resolving(faults).plain(OmegaConf.create(content), "", 0)
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is resolved already: it holds no ``${…}`` and no ``???``."""
+    """Return whether a value holds no ``${…}`` and no ``???``."""
     if isinstance(value, dict | list):
         parts = value.values() if isinstance(value, dict) else value
         return depth <= MAX_DEPTH and all(_is_plain(part, depth + 1) for part in parts)
@@ -145,7 +128,7 @@ class _Resolving:
             try:
                 value = node[key]
             except (OmegaConfBaseException, RecursionError) as error:
-                # An interpolation that leads nowhere or in a circle, a ??? that nobody filled in.
+                # A ${…} that leads nowhere or in a circle, a ??? that is not filled in.
                 self.faults.append(Fault(place, one_line(error).partition(" full_key:")[0]))
                 value = None
             items[key] = self.plain(value, place, depth + 1)

@@ -1,4 +1,4 @@
-"""Sources: the merged config as text, and beside each value where it came from."""
+"""Sources: the merged config as text, with the origin of each value."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from minigpt4.config.layers import Config
+from minigpt4.config.layers import Config, builder_of
 from minigpt4.registry import (
     BUILDERS,
     IMAGE_PROCESSORS,
@@ -22,22 +22,20 @@ _DEFAULT = "default"
 
 
 def describe(config: Config, chat: Mapping[str, Any]) -> str:
-    """The config as YAML, defaults included; behind each value a comment says who set it.
+    """Return the config as YAML, defaults included (``chat``: those of its section).
 
-    Args:
-        config: What :func:`minigpt4.config.load_config` gave, faults and all.
-        chat: Defaults of the ``chat`` section.
+    A comment after each value says which layer set it.
     """
     whole = _with_defaults(config, chat)
     return "\n".join(_lines(whole, (), config)) + "\n"
 
 
 def source_of(config: Config, key: Key) -> str:
-    """Which layer a value came from: a preset, the YAML, ``--options``, or the default."""
+    """Return the layer of a value: a preset, the YAML, ``--options``, or the default."""
     for layer in reversed(config.layers):
         place: Any = layer.content
         for part in key:
-            if not isinstance(place, Mapping):  # a ${…} that stands for several keys
+            if not isinstance(place, Mapping):  # a ${…} of several keys
                 return layer.name
             if part not in place:
                 break
@@ -48,7 +46,7 @@ def source_of(config: Config, key: Key) -> str:
 
 
 def _processor_source(config: Config, key: Key) -> str:
-    """The layer whose ``processors:`` section set an option of a data set's processor."""
+    """Return the layer whose ``processors:`` section set an option of a processor."""
     if len(key) == 5 and key[2] in ("vis_processor", "text_processor"):
         _, dataset, kind, split, option = key
         name = config.datasets[dataset][kind][split].get("name")
@@ -64,7 +62,7 @@ def _with_defaults(config: Config, chat: Mapping[str, Any]) -> dict[str, Any]:
     runner = config.run.get("runner", "runner_base")
     datasets = {}
     for name, entry in config.datasets.items():
-        entry = _under(entry, _defaults(BUILDERS, config.builder_of(name)))
+        entry = _under(entry, _defaults(BUILDERS, builder_of(name, entry)))
         for kind, registry in (
             ("vis_processor", IMAGE_PROCESSORS),
             ("text_processor", TEXT_PROCESSORS),
@@ -84,12 +82,12 @@ def _with_defaults(config: Config, chat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(registry: Registry, name: Any) -> dict[str, Any]:
-    """Defaults of what a registry knows under a name; nothing for a name that it does not know."""
+    """Return the defaults of a registered name; nothing for an unknown one."""
     return options_of(registry.get(name)) if name in registry.names() else {}
 
 
 def _under(options: Mapping[Any, Any], defaults: Mapping[str, Any]) -> dict[Any, Any]:
-    """Options, and what stands underneath where they say nothing; deep, as dataclasses nest."""
+    """Return options with the defaults underneath, those of nested dataclasses too."""
     joined = dict(options)
     for key, value in defaults.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -111,7 +109,7 @@ def _lines(value: Mapping[Any, Any], key: Key, config: Config) -> Iterator[str]:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line, as YAML reads it back."""
+    """Return a value on one line, as YAML reads it back."""
     plain = list(value) if isinstance(value, tuple) else value
     options: dict[str, Any] = {"default_flow_style": True, "width": float("inf")}
     text = yaml.safe_dump(plain, **options).removesuffix("\n").removesuffix("\n...")

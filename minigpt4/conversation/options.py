@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
 from minigpt4.conversation.turns import OWN, TEMPLATES, Template
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, Fault, nearest
 from minigpt4.models.llm_input import IMAGE_MARK
-from minigpt4.registry import Fault, bind, nearest
+from minigpt4.registry import bind
 
 
 def _check_template(template: str | Template) -> str | None:
@@ -93,7 +93,7 @@ def _unnamed_template(spec: str | Mapping[str, Any], llama_model: str) -> Templa
         bound, faults = bind(Template, spec, "chat.template")
         if faults:
             raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
-        return Template(**bound)
+        return Template(**vars(bound.options))
     if spec == OWN:
         from minigpt4.conversation.templates import own_template
 
@@ -105,7 +105,8 @@ def _unnamed_template(spec: str | Mapping[str, Any], llama_model: str) -> Templa
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:
     """The options with changes, checked like those of a YAML."""
     bound, faults = bind(GenerationOptions, changes, "chat", dry=True)
-    changed = options if faults else replace(options, **bound)
+    given = {name: value for name, value in vars(bound.options).items() if name in changes}
+    changed = options if faults else replace(options, **given)
     faults = faults or list(changed.errors())
     if faults:
         raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))

@@ -31,11 +31,11 @@ from minigpt4.datasets.feature_source import (
     uncacheable,
 )
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample, read_sample, stack, to_device
-from minigpt4.errors import DataError, MiniGPT4Error, one_line, shown
+from minigpt4.errors import DataError, Fault, MiniGPT4Error, one_line, shown
 from minigpt4.models.build import build_minigpt4
 from minigpt4.models.options import TowerOptions
 from minigpt4.preflight.draft import Draft
-from minigpt4.registry import MODELS, Fault, UnknownOptionError
+from minigpt4.registry import MODELS, UnknownOptionError
 from minigpt4.weights.download import cached
 
 FORMAT = 2

@@ -22,7 +22,7 @@ from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.images import load_image
 from minigpt4.datasets.options import Stored
 from minigpt4.datasets.samples import BadSample, RawSample, Source, text_fault
-from minigpt4.errors import ConfigError, DataError
+from minigpt4.errors import ConfigError, DataError, Fault
 from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.machine import (
     device_faults,
@@ -38,7 +38,7 @@ from minigpt4.preflight.weight_files import (
     resumed_faults,
     tower_faults,
 )
-from minigpt4.registry import Bound, Fault
+from minigpt4.registry import Bound
 
 Check = Callable[[Draft], Iterable[Fault]]
 

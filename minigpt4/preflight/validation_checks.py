@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from minigpt4.datasets.options import Stored, validation_set_fault
+from minigpt4.errors import Fault, nearest
 from minigpt4.preflight.draft import Draft
-from minigpt4.registry import Fault, nearest
 
 
 def validation_faults(draft: Draft) -> Iterator[Fault]:

@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from minigpt4.errors import CheckpointError
+from minigpt4.errors import CheckpointError, Fault
 from minigpt4.models.build import convert_blip2
 from minigpt4.preflight.draft import Draft
-from minigpt4.registry import Fault
 from minigpt4.weights.checkpoint import kind_of_file, load_trained, load_weights, trained_weights
 from minigpt4.weights.download import cached
 from minigpt4.weights.names import Tensors, published_name, trained_part

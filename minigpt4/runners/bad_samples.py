@@ -20,16 +20,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class BadSampleLog:
-    """Lists every bad sample once, however often it is met, and counts them by cause.
+    """Lists every bad sample once in ``bad_samples.jsonl``, and counts them by cause.
 
-    A sample is known by data set, key and cause. What the file holds when the first ones are noted
-    counts as met before, so that a resumed run goes on with it; a last line that a kill cut short
-    is dropped. Until then the file is not touched.
+    Data set, key and cause identify a sample. What a file holds already counts too, so that a
+    resumed run continues it; a last line that a kill cut short is dropped.
 
     Attributes:
         path: The file; made with its first line.
         processes: All processes of the run.
-        causes: How many different bad samples there are of each cause.
+        causes: Number of different bad samples of each cause.
     """
 
     path: Path
@@ -38,7 +37,7 @@ class BadSampleLog:
     _known: set[bytes] | None = None
 
     def collect(self, found: list[tuple[str, BadSample]]) -> None:
-        """Append the new ones of all processes; all of them must ask, the main process writes."""
+        """Append the new ones of all processes; all of them must call it."""
         everything = self.processes.gather(found)
         if self.processes.main and (everything or self.path.is_file()):
             self.add(everything)
@@ -60,16 +59,15 @@ class BadSampleLog:
             JsonLines(self.path).append(*new)
 
     def summary(self) -> str:
-        """One line on all that are listed; empty without any."""
+        """Return one line on all that are listed; empty without any."""
         total = self.causes.total()
-        if not total:
-            return ""
         counts = ", ".join(f"{cause} {count:,}" for cause, count in self.causes.most_common())
         more = "at least " if total >= MOST_LINES else ""
-        return f"{more}{total:,} bad samples skipped: {counts}; listed in {self.path}"
+        text = f"{more}{total:,} bad samples skipped: {counts}; listed in {self.path}"
+        return text if total else ""
 
     def _is_new(self, row: dict[str, str]) -> bool:
-        """Whether a line is to be written for it; counts it then."""
+        """Return whether a row is to be written, and count it then."""
         assert self._known is not None
         names = "\0".join(row.get(part, "") for part in ("dataset", "shard", "key", "cause"))
         mark = hashlib.blake2b(names.encode(errors="surrogatepass"), digest_size=8).digest()
@@ -83,7 +81,7 @@ class BadSampleLog:
         return True
 
     def _read(self) -> None:
-        """What an earlier part of the run wrote."""
+        """Read what an earlier part of the run wrote."""
         if not self.path.is_file():
             return
         whole = 0

@@ -33,37 +33,27 @@ class Distributed:
     """The processes of a run.
 
     What waits for all processes must be called by all of them. It raises a ``MiniGPT4Error`` that
-    names a process which does not answer; where there is one process, it does nothing.
-
-    Args:
-        accelerator: Its processes.
-        timeout: Seconds without an answer after which another process counts as lost.
-
-    Attributes:
-        rank: Rank of this process.
-        count: Number of processes.
-        main: Whether this is the process that writes and logs.
-        device: Device of this process.
+    names a process without an answer for ``timeout`` seconds; with one process, it does nothing.
+    The ``main`` process writes and logs.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
         self.main, self.device = accelerator.is_main_process, accelerator.device
-        self._control: distributed.ProcessGroup | None = None
+        self._control: Any = None
         if self.count > 1:
-            # On the CPU: to agree must not wait for a GPU's queue.
-            group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-            assert isinstance(group, distributed.ProcessGroup)
-            self._control = group
+            # On the CPU, so that agreeing does not wait for a GPU's queue.
+            limit = timedelta(seconds=timeout)
+            self._control = distributed.new_group(backend="gloo", timeout=limit)
 
     def all_reduce_max(self, values: Sequence[int]) -> list[int]:
-        """Return element by element the largest of all processes' numbers."""
+        """Return the element-wise maximum over all processes."""
         if self._control is None:
             return list(values)
-        told = torch.tensor(values)
+        found = torch.tensor(values)
         with self.report_lost_ranks():
-            distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self._control)
-        return [int(value) for value in told]
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._control)
+        return [int(value) for value in found]
 
     def gather(self, items: list[Any]) -> list[Any]:
         """Return the items of all processes, in the order of their ranks."""
@@ -93,10 +83,10 @@ class Distributed:
             wait_for_everyone()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over several processes.
+        """Replace every gradient by its mean over several processes, in one message.
 
-        One message for all of them, once an optimizer step: the trained layer stands in front of
-        the language model, so its gradient comes last and there is nothing to overlap with.
+        The trained layer comes before the language model, so its gradient is the last one, and
+        there is nothing to overlap with.
         """
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         whole = torch.cat([gradient.flatten() for gradient in gradients])
@@ -115,7 +105,7 @@ class Distributed:
 
     @contextlib.contextmanager
     def report_lost_ranks(self) -> Iterator[None]:
-        """Around what waits for all processes: a lost one is named in one line."""
+        """Report a lost process in one line, around what waits for all of them."""
         try:
             yield
         except RuntimeError as error:  # torch's distributed errors are subclasses
@@ -126,7 +116,7 @@ class Distributed:
             raise lost from error
 
     def _lost(self) -> str:
-        """Who does not answer; the store lies with the launcher and outlives a process."""
+        """Return who does not answer; the launcher's store outlives a process."""
         own, count = self.rank, self.count
         present = {own}
         try:
@@ -150,20 +140,15 @@ class StopSignals:
     """Decides when a run stops: SIGTERM and Ctrl-C end it after a step on which all agree.
 
     A second signal stops this process at once.
-
-    Attributes:
-        processes: All processes of the run.
-        received: Number of the first signal of this process; 0 before.
-        agreed: The signal for which all processes stop; 0 before.
     """
 
     processes: Distributed
-    received: int = 0
-    agreed: int = 0
+    received: int = 0  # first signal of this process
+    agreed: int = 0  # signal for which all processes stop
     _since: float = 0.0
 
     def any_rank(self, broken: bool) -> bool:
-        """Return whether something is broken in any rank; all must ask, and agree on a stop."""
+        """Return whether any rank has an error; all must call it, and agree on a stop."""
         asked = [self.agreed or self.received, int(broken)]
         self.agreed, any_broken = self.processes.all_reduce_max(asked)
         return bool(any_broken)

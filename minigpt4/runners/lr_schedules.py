@@ -1,12 +1,11 @@
 """Learning-rate schedules: (epoch, step within the epoch) → learning rate.
 
-A schedule receives the keys of the run section that its signature names, and ``iters_per_epoch`` as
-it is in the end; options that it alone has are keys of the run section, too.
+A schedule receives the keys of the run section that its signature names, and the final
+``iters_per_epoch``; options that it alone has are keys of the run section, too.
 
-Source: the original's two schedulers, quirks included; exact against
-``tests/golden/lr_schedules.json``. The quirks: the warm-up interpolates on the step *within* the
-epoch, so one that spans an epoch border starts anew; and at its end the rate joins the cosine
-where that is by then, not at ``init_lr``.
+Source: the original's two schedulers, quirks included. The warm-up interpolates on the step
+*within* the epoch, so it restarts at an epoch border; at its end the rate joins the cosine where
+that is by then, not at ``init_lr``.
 """
 
 import math
@@ -32,16 +31,7 @@ def _warm_up(step: int, init_lr: float, warmup_lr: float, warmup_steps: int) -> 
 @LR_SCHEDULES.register("linear_warmup_cosine_lr")
 @dataclass(frozen=True)
 class LinearWarmupCosineLR:
-    """Warm-up over ``warmup_steps`` global steps, then one cosine over the whole run.
-
-    Attributes:
-        init_lr: Peak.
-        min_lr: End of the cosine.
-        max_epoch: Epochs of the run.
-        iters_per_epoch: Steps of an epoch.
-        warmup_steps: Global steps of warm-up.
-        warmup_lr: Start of the warm-up; negative means ``init_lr``.
-    """
+    """Warm-up over ``warmup_steps`` global steps, then one cosine over the whole run."""
 
     init_lr: float
     min_lr: float
@@ -62,16 +52,7 @@ class LinearWarmupCosineLR:
 @LR_SCHEDULES.register("linear_warmup_step_lr")
 @dataclass(frozen=True)
 class LinearWarmupStepLR:
-    """Warm-up formula throughout epoch 0, then a decay by ``lr_decay_rate`` an epoch.
-
-    Attributes:
-        init_lr: Peak.
-        min_lr: Floor of the decay.
-        max_epoch: Epochs of the run.
-        warmup_steps: Steps of warm-up.
-        warmup_lr: Start of the warm-up; negative means ``init_lr``.
-        lr_decay_rate: Factor of each epoch; needed when there is more than one.
-    """
+    """Warm-up formula throughout epoch 0, then a decay by ``lr_decay_rate`` an epoch."""
 
     init_lr: float
     min_lr: float

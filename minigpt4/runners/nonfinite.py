@@ -20,21 +20,16 @@ from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
 from minigpt4.tasks.task import Task
 
-# Logits that hardly differ over the vocabulary say nothing, whatever the input.
-DEAD_SPREAD = 1e-3
+DEAD_SPREAD = 1e-3  # standard deviation of a dead model's logits over the vocabulary
 _NEAR_CHANCE = 0.05  # of ln V
-_KEYS_TOLD = 3  # of a batch that went wrong; the file has all
+_KEYS_SHOWN = 3  # of a batch that went wrong; the file has all
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def check_first_batch(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> None:
-    """Tell what the model reads of the first sample, and compute the first batch's loss.
-
-    Raises:
-        MiniGPT4Error: when the model is dead or its inputs are.
-    """
+    """Log what the model reads of the first sample; ``MiniGPT4Error`` if the model is dead."""
     spliced = model.splice_batch(batch["image"], rows)
     logits = model.logits(spliced)
     predicting, targets = target_logits(logits, spliced.targets)
@@ -65,7 +60,7 @@ def _dead_model(loss: float, spread: float, module: str | None) -> MiniGPT4Error
 
 
 def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:
-    """The first sample as the model reads it: text, the images' places, and what is learnt."""
+    """Return the first sample as the model reads it: text, images and target tokens."""
     count = batch["image_counts"][0]
     images = [*model.encode_img(batch["image"][:count])] if count else []
     segments = row_segments(
@@ -76,9 +71,9 @@ def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:
 
 
 def first_nonfinite(model: nn.Module, forward: Callable[[], Any]) -> str | None:
-    """The first part whose output has an Inf or NaN when ``forward`` runs; None without one.
+    """Return the first module whose output has an Inf or NaN when ``forward`` runs, or None.
 
-    The smallest modules finish first, so that it is they who are named.
+    Inner modules finish first, so the innermost one is reported.
     """
     found: list[str] = []
 
@@ -102,11 +97,8 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], Any]) -> str | None:
 def _is_finite(output: Any) -> bool:
     if isinstance(output, torch.Tensor):
         return not output.is_floating_point() or bool(output.isfinite().all())
-    if isinstance(output, dict):
-        return all(map(_is_finite, output.values()))
-    return (
-        not isinstance(output, Sequence) or isinstance(output, str) or all(map(_is_finite, output))
-    )
+    parts = [*output.values()] if isinstance(output, dict) else output
+    return not isinstance(parts, Sequence) or isinstance(parts, str) or all(map(_is_finite, parts))
 
 
 @dataclass(frozen=True)
@@ -119,16 +111,13 @@ class MicroBatch:
 
 
 class PendingStep:
-    """A step of the optimizer that the device may still be at.
+    """A step of the optimizer that the device may still compute.
 
     Args:
-        window: This process's micro-batches of it.
-        norm: Of its gradient.
-        epoch: From 0.
-        step: Within the epoch, from 0.
-
-    Attributes:
-        known: Whether its figures are there already.
+        window: This process's micro-batches of the step.
+        norm: Norm of its gradient.
+        epoch: Epoch, from 0.
+        step: Step within the epoch, from 0.
     """
 
     def __init__(
@@ -136,8 +125,8 @@ class PendingStep:
     ) -> None:
         self.window, self.epoch, self.step = window, epoch, step
         figures = torch.stack([*(done.loss for done in window), norm])
-        self.known = not figures.is_cuda
-        # To page-locked memory, which torch sees to; without waiting for the copy.
+        self.known = not figures.is_cuda  # whether the figures are there already
+        # To page-locked memory, without waiting for the copy.
         self._figures = figures.to("cpu", non_blocking=figures.is_cuda)
         self._there = torch.cuda.Event() if figures.is_cuda else None
         if self._there:
@@ -153,29 +142,20 @@ class PendingStep:
 
 @dataclass(eq=False)
 class NonFiniteGuard:
-    """Reports where a loss or gradient stopped being finite; ends the run or skips the step.
-
-    Attributes:
-        run: Options of the run.
-        path: A JSON line for each such micro-batch is added to this file.
-        processes: All processes of the run.
-        model: The model.
-        task: What a training step is.
-        skipped: Steps of the optimizer left out so far.
-    """
+    """Reports where a loss or gradient stopped being finite; ends the run or skips the step."""
 
     run: RunOptions
-    path: Path
+    path: Path  # JSON lines, one for each such micro-batch
     processes: Distributed
     model: MiniGPT4
     task: Task
-    skipped: int = 0
+    skipped: int = 0  # steps of the optimizer
 
     def handle(self, pending: PendingStep) -> None:
-        """Report a step in which a process has met a number that is not finite; all come here.
+        """Report a step with a non-finite number in any process; all processes call it.
 
         Raises:
-            MiniGPT4Error: saying where and in which samples, if the run is to end.
+            MiniGPT4Error: with place and samples, if the run is to end.
         """
         window = pending.window
         at = {"epoch": pending.epoch, "step": pending.step + 1, "rank": self.processes.rank}
@@ -206,12 +186,12 @@ class NonFiniteGuard:
     def _examine(self, done: MicroBatch) -> dict[str, Any]:
         model, task, keys = self.model, self.task, done.batch["keys"]
         broken = _keys_of_broken_images(done.batch)
-        # Also with a broken picture: where the model is shared out, all must run as often.
+        # Also with a broken image: all processes of a sharded model must run as often.
         module = first_nonfinite(model, lambda: task.train_step(model, done.batch, done.number))
         module = "the image processor" if broken else module
         loss = done.loss.item()
-        told = loss if math.isfinite(loss) else str(loss)  # json knows neither NaN nor infinity
-        return {"loss": told, "module": module, "keys": broken or keys}
+        shown = loss if math.isfinite(loss) else str(loss)  # JSON knows neither NaN nor infinity
+        return {"loss": shown, "module": module, "keys": broken or keys}
 
 
 def _keys_of_broken_images(batch: Batch) -> list[str]:
@@ -221,8 +201,8 @@ def _keys_of_broken_images(batch: Batch) -> list[str]:
 
 def _in_words(found: Sequence[dict[str, Any]]) -> str:
     first = found[0]
-    keys = ", ".join(first["keys"][:_KEYS_TOLD])
-    more = len(first["keys"]) - _KEYS_TOLD
+    keys = ", ".join(first["keys"][:_KEYS_SHOWN])
+    more = len(first["keys"]) - _KEYS_SHOWN
     where = f"epoch {first['epoch']}, step {first['step']}, rank {first['rank']}"
     if isinstance(first["loss"], str):
         what = f"the loss is {first['loss']} at {where}"

@@ -21,7 +21,6 @@ class AccumulatedGradients:
         self._parameters = parameters
 
     def state(self) -> dict[str, Any]:
-        """Return the gradients; None right after a step."""
         gradients = [p.grad for p in self._parameters]
         return {"gradients": gradients if any(g is not None for g in gradients) else None}
 
@@ -37,18 +36,6 @@ class OptimizerStep:
 
     Non-finite steps are skipped on the device. The host reads the result one step later, so a GPU
     never idles.
-
-    Attributes:
-        run: Options of the run.
-        model: The model.
-        processes: All processes of the run.
-        guard: Handles a step that is not finite.
-        stop: Agrees over all processes.
-        trained: The parameters.
-        window: Micro-batches since the last step of the optimizer.
-        gradients: Their gradients.
-        grad_norm: Norm of the last step that was finite.
-        scaler_skips: Steps left out while the fp16 scaler tried its factors.
     """
 
     run: RunOptions
@@ -63,16 +50,15 @@ class OptimizerStep:
         self.gradients = AccumulatedGradients(self.trained)
         groups = parameter_groups(model, run.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, 0.999), fused=True)
-        # Also where nothing is scaled: it leaves a step out that is not finite, on the device and
-        # without the host's waiting for it.
+        # Also where nothing is scaled: it skips non-finite steps on the device.
         self.scales_loss = model.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(
             model.device.type, init_scale=2.0**16 if self.scales_loss else 1.0
         )
-        self.window: list[MicroBatch] = []
+        self.window: list[MicroBatch] = []  # since the last step of the optimizer
         self._pending: PendingStep | None = None  # the last step, until it is known to be finite
-        self.grad_norm = math.nan
-        self.scaler_skips = 0
+        self.grad_norm = math.nan  # of the last finite step
+        self.scaler_skips = 0  # steps left out while the fp16 scaler tried its factors
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -82,7 +68,7 @@ class OptimizerStep:
         """Add a micro-batch's gradient."""
         # Differs from the original: it does not divide under accumulation.
         share = self.run.accum_grad_iters if self.run.divide_accumulated_loss else 1
-        # Times one; but Inf or NaN in the loss must reach the gradient, which the scaler looks at.
+        # Times one, but Inf or NaN in the loss reaches the gradient, which the scaler checks.
         self.scaler.scale(loss / share * (1 + 0 * loss.detach())).backward()
         self.window.append(micro_batch)
 
@@ -112,7 +98,7 @@ class OptimizerStep:
         if pending is None:
             return
         losses, norm = pending.figures()
-        # The scaler tries large factors: a gradient that overflows is then no error.
+        # The scaler tries large factors: an overflowing gradient is no error.
         numbers = losses if self.scales_loss else [*losses, norm]
         if self.stop.any_rank(not all(map(math.isfinite, numbers))):
             self.guard.handle(pending)
@@ -122,12 +108,10 @@ class OptimizerStep:
             self.scaler_skips += 1
 
     def skipped_steps(self) -> dict[str, int]:
-        """Return how many steps were left out and why, for the log."""
         counts = {"nonfinite_steps": self.guard.skipped, "scaler_skips": self.scaler_skips}
         return {name: count for name, count in counts.items() if count}
 
     def state(self) -> dict[str, Any]:
-        """Return the state of optimizer and scaler, as checkpoints of the original hold it."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scales_loss else None,
@@ -142,7 +126,7 @@ class OptimizerStep:
             KeyError: and ValueError, TypeError, for what is of another model or no such state.
         """
         saved = state["optimizer"]
-        # Of whatever program: ours is fused, and keeps its count of steps on the device.
+        # Ours is fused, whatever program saved it, and counts steps on the device.
         groups = [group | {"fused": True} for group in saved["param_groups"]]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.scales_loss and state.get("scaler"):
@@ -152,18 +136,10 @@ class OptimizerStep:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters, those without weight decay apart.
-
-    Source: the original decays nothing with fewer than two dimensions, or with ``bias``, ``ln`` or
-    ``bn`` in its name.
-    """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """Return the trained parameters with and without weight decay, divided as in the original."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": d} for d in (weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
-            (plain if exempt else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+            groups[exempt]["params"].append(parameter)
+    return groups

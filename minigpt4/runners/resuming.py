@@ -1,19 +1,92 @@
-"""Where a run starts: at the beginning, or from what an earlier one has saved."""
+"""Resuming: parts of a run whose state is saved, and where a run starts."""
 
 import logging
+import math
 import os
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy
+import torch
 
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
-from minigpt4.runners.run_folder import STATE, RunFolder, load_state
-from minigpt4.runners.run_record import record
+from minigpt4.runners.run_folder import STATE, RunFolder, load_state, record
 from minigpt4.weights.checkpoint import load_weights
 
 logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """A part of a run that is saved, and restored when the run is resumed."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next step depends on, as plain values and tensors."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned; other parts' keys are in it, too."""
+
+
+class RandomState:
+    """The random generators of this process: Python's, NumPy's and torch's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def state(self) -> dict[str, Any]:
+        kind, keys, position, has_gauss, gauss = numpy.random.get_state()
+        version, internal, gauss_next = random.getstate()
+        on_gpu = self._device.type == "cuda"
+        own = [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]
+        return {
+            "rng": {
+                "python": [version, list(internal), gauss_next],
+                "numpy": own,
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self._device) if on_gpu else None,
+            }
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        saved = state["rng"]
+        version, internal, gauss_next = saved["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+        kind, keys, *rest = saved["numpy"]
+        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+        torch.set_rng_state(saved["torch"])
+        if self._device.type == "cuda" and saved["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["cuda"], self._device)
+
+
+class RunningLoss:
+    """Losses of this process since the last line of the log."""
+
+    def __init__(self, processes: Distributed) -> None:
+        self._processes = processes
+        self._losses: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._losses.append(loss)
+
+    def take_mean(self) -> tuple[float, int]:
+        """Return the mean of all processes' finite losses, NaN without any, and how many steps."""
+        losses = torch.stack(self._losses).float()
+        finite = losses[losses.isfinite()]
+        sums = torch.stack([finite.sum(), torch.tensor(float(len(finite)), device=losses.device)])
+        total, count = self._processes.sum(sums).tolist()
+        self._losses = []
+        return total / count if count else math.nan, len(losses)
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": [loss.item() for loss in self._losses]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        device = self._processes.device
+        self._losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
 
 
 @dataclass(frozen=True)
@@ -21,9 +94,9 @@ class ResumePoint:
     """Where a run starts.
 
     Attributes:
-        folder: Its own folder.
-        state: What to take up; None at the beginning.
-        origin: Where the state was read, for messages.
+        folder: Folder of the run.
+        state: State to resume from; None at the beginning.
+        origin: File or folder of the state, for messages.
         same_folder: Whether the state is from this folder, whose files the run continues.
     """
 
@@ -34,18 +107,13 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """Steps that are done already."""
         return int(self.state["step"]) if self.state else 0
 
 
 def find_resume_point(
     processes: Distributed, config: dict[str, Any], run: RunOptions, iters_per_epoch: int
 ) -> ResumePoint:
-    """Return where the run starts; the main process chooses, all others start where it does.
-
-    Raises:
-        MiniGPT4Error: for a state that cannot be used, a folder that cannot be written.
-    """
+    """Return where the run starts: the main process chooses, or all raise its error."""
     found: ResumePoint | MiniGPT4Error | None = None
     if processes.main:
         try:
@@ -72,13 +140,12 @@ def _choose(
 def _resume(
     processes: int, config: dict[str, Any], run: RunOptions, iters_per_epoch: int, restarted: bool
 ) -> ResumePoint:
-    """Go on with a run or from a file; where there is neither, start anew."""
+    """Continue a run or a file; where there is neither, start from the beginning."""
     total_steps = run.max_epoch * iters_per_epoch
-    launch = os.environ.get("TORCHELASTIC_RUN_ID") if restarted else None
     given = run.resume_ckpt_path
     folder = None
     if run.resume == "auto" or restarted:
-        launch = None if run.resume == "auto" else launch
+        launch = None if run.resume == "auto" else os.environ.get("TORCHELASTIC_RUN_ID")
         folder = RunFolder.find(run.output_dir, config, total_steps, launch)
     elif given and Path(given).is_dir():
         folder = RunFolder(Path(given))
@@ -99,7 +166,7 @@ def _resume(
 
 
 def _go_on(folder: RunFolder) -> ResumePoint:
-    """The same run again, where it was saved last."""
+    """Return where the same run was saved last."""
     folder.clear_half_written()
     state = folder.newest_state()
     if state is None:
@@ -110,7 +177,7 @@ def _go_on(folder: RunFolder) -> ResumePoint:
 
 
 def _from_file(path: Path, iters_per_epoch: int) -> dict[str, Any]:
-    """A state, or an epoch's checkpoint as far as it is one."""
+    """Return a state, or what an epoch's checkpoint holds of one."""
     if STATE.fullmatch(path.name):
         return load_state(path)
     content = load_weights(path)

@@ -1,28 +1,41 @@
-"""The folder of one run: its record, checkpoints, and the states from which it can be resumed."""
+"""The folder of one run: its record, its checkpoints, and the states to resume from."""
 
 import contextlib
 import json
 import logging
 import os
+import platform
 import re
+import subprocess
+import sys
 import time
 import zipfile
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.config.checks import check_file
+from minigpt4.config.reading import UNREADABLE
 from minigpt4.errors import CheckpointError, MiniGPT4Error, one_line
-from minigpt4.files import lock_folder, write_json
-from minigpt4.runners.run_record import record
+from minigpt4.files import lock_folder, write_json, write_text
 from minigpt4.weights.checkpoint import load_weights, save_atomically
 
-# They say whether to go on, not what with.
-_NOT_COMPARED = ("resume", "resume_ckpt_path")
 STATE = re.compile(r"state_(\d+)\.pth")
+# Keys that say whether to resume, not what the run is.
+_NOT_COMPARED = ("resume", "resume_ckpt_path")
+_PACKAGES = (
+    *("minigpt4", "torch", "torchvision", "transformers", "accelerate", "timm", "tokenizers"),
+    *("safetensors", "webdataset", "omegaconf", "numpy", "pillow"),
+    *("bitsandbytes", "peft", "torchao"),  # options
+)
+_GIT_SECONDS = 10
+_HERE = Path(__file__).parent
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +52,17 @@ class RunFolder:
         self._lock: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_lock": None}  # the other processes hear of it, and hold none
+        return {"path": self.path, "_lock": None}  # the other processes receive it, without a lock
 
     @classmethod
     def create(
         cls, output_dir: str, config: dict[str, Any], seed: int, processes: int
     ) -> "RunFolder":
-        """A new folder, with the record of the run in it.
-
-        Raises:
-            MiniGPT4Error: when it cannot be written.
-        """
+        """Return a new locked folder with the run's record; ``MiniGPT4Error`` if unwritable."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         try:
-            for name in (stamp, *(f"{stamp}-{number}" for number in range(2, 100))):
-                path = Path(output_dir) / name
+            for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+                path = Path(output_dir) / f"{stamp}{suffix}"
                 with contextlib.suppress(FileExistsError):
                     path.mkdir(parents=True)
                     break
@@ -70,13 +79,13 @@ class RunFolder:
     def find(
         cls, output_dir: str, config: dict[str, Any], total_steps: int, launch: str | None = None
     ) -> "RunFolder | None":
-        """The newest unfinished run of the same config that nobody works on; locked.
+        """Return the newest unfinished run of the same config that no process works on; locked.
 
         Args:
-            output_dir: Where the runs lie.
-            config: Resolved.
-            total_steps: A run that has done so many is finished.
-            launch: Only a run that this launch of torchrun has begun.
+            output_dir: Folder of the runs.
+            config: Resolved config.
+            total_steps: Number of steps after which a run is finished.
+            launch: Launch of torchrun that began the run; None for any.
         """
         own = _comparable(config)
         folders = [file.parent for file in Path(output_dir).glob("*/config.yaml")]
@@ -90,7 +99,7 @@ class RunFolder:
         return None
 
     def lock(self) -> bool:
-        """Keep other processes from going on with this run; False where one does already."""
+        """Keep other processes from resuming this run; False where one works on it already."""
         self._lock = lock_folder(self.path)
         if self._lock is None:
             return False
@@ -104,17 +113,17 @@ class RunFolder:
             self._lock = None
 
     def states(self) -> list[Path]:
-        """The states, newest first."""
+        """Return the states, newest first."""
         found = [file for file in self.path.iterdir() if STATE.fullmatch(file.name)]
         return sorted(found, key=_step, reverse=True)
 
     def clear_half_written(self) -> None:
-        """Take away what a kill in the middle of a save has left."""
+        """Remove what a kill in the middle of a save has left."""
         for file in self.path.glob(".*.writing"):
             file.unlink(missing_ok=True)
 
     def newest_state(self) -> dict[str, Any] | None:
-        """The newest state that is whole; each damaged one before it is told in a line."""
+        """Return the newest undamaged state; each newer damaged one is logged."""
         for file in self.states():
             try:
                 return load_state(file)
@@ -129,13 +138,13 @@ class RunFolder:
         return path
 
     def save_best(self, facts: dict[str, Any], content: dict[str, Any]) -> Path:
-        """Write ``checkpoint_best.pth``, and beside it what makes it the best."""
+        """Write ``checkpoint_best.pth``, and ``best.json`` with what makes it the best."""
         path = self.save_checkpoint("best", content)
         write_json(self.path / "best.json", facts)
         return path
 
-    def save_state(self, step: int, content: dict[str, Any], keep_last: int) -> Path:
-        """Write ``state_<step>.pth``, whole or not at all; then take away all but the last ones."""
+    def save_state(self, step: int, content: dict[str, Any], keep_last: int) -> None:
+        """Write ``state_<step>.pth``, whole or not at all; then remove all but the last ones."""
         path = self.path / f"state_{step}.pth"
         save_atomically(content, path)
         if not is_whole(path):
@@ -143,7 +152,6 @@ class RunFolder:
         later = [file for file in self.states() if _step(file) > step]
         for file in later + self.states()[len(later) + keep_last :]:
             file.unlink(missing_ok=True)
-        return path
 
 
 def _step(state: Path) -> int:
@@ -151,7 +159,7 @@ def _step(state: Path) -> int:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What ``RunFolder.save_state`` wrote.
+    """Return what ``RunFolder.save_state`` wrote.
 
     Raises:
         CheckpointError: for a file that is damaged, or no state.
@@ -165,7 +173,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a file that torch wrote is as it was; torch itself does not look."""
+    """Return whether a file that torch wrote is undamaged; torch itself does not check."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -174,7 +182,7 @@ def is_whole(path: Path) -> bool:
 
 
 def check_resumable(value: str) -> str | None:
-    """Return what is wrong with what is neither a run's folder nor a file to go on from."""
+    """Return what is wrong with what is neither a run's folder nor a file to resume from."""
     folder = Path(value)
     if os.path.isdir(folder):  # also for names that no folder can have
         held = any(folder.glob("state_*.pth")) and (folder / "config.yaml").is_file()
@@ -183,7 +191,7 @@ def check_resumable(value: str) -> str | None:
 
 
 def _comparable(config: dict[str, Any]) -> Any:
-    """A config as ``config.yaml`` gives it back, without what only says whether to go on."""
+    """Return a config as ``config.yaml`` has it, without what only says whether to resume."""
     content = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(config)))
     run = content.get("run") or {}
     return content | {"run": {k: v for k, v in run.items() if k not in _NOT_COMPARED}}
@@ -193,21 +201,92 @@ def _saved_config(path: Path) -> Any:
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         return _comparable(saved)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        yaml.YAMLError,
-        OmegaConfBaseException,
-    ) as error:
+    except (OSError, TypeError, *UNREADABLE) as error:
         logger.warning("%s: not readable (%s); left alone", path / "config.yaml", one_line(error))
         return None
 
 
 def _launch(path: Path) -> str | None:
-    """Which launch of torchrun worked on a run last."""
+    """Return which launch of torchrun worked on a run last."""
+    launches = _launches(path / "environment.json")
+    return str(launches[-1].get("launch")) if launches else None
+
+
+def record(folder: Path, config: Mapping[str, Any], seed: int, processes: int = 1) -> None:
+    """Write ``environment.json`` and ``config.yaml``, without host, user and other folders.
+
+    A resumed run keeps the launches before under ``earlier_launches``, oldest first. Only a folder
+    that cannot be written ends the run, with a ``MiniGPT4Error``.
+    """
+    path = folder / "environment.json"
+    facts = environment(seed, processes) | {"earlier_launches": _launches(path)}
+    write_text(path, json.dumps(facts, indent=2) + "\n")
+    # Last: a folder with a config is a run, and has the other file.
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+
+def environment(seed: int, processes: int = 1) -> dict[str, Any]:
+    """Return facts about this launch; one that cannot be found out says why."""
+    facts: dict[str, Callable[[], Any]] = {
+        "started": lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": lambda: [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": lambda: seed,
+        "processes": lambda: processes,
+        "launch": lambda: os.environ.get("TORCHELASTIC_RUN_ID"),
+        "git": git_state,
+        "python": platform.python_version,
+        "platform": lambda: f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": _versions,
+        "cuda": lambda: torch.version.cuda if torch.cuda.is_available() else None,
+        "gpus": lambda: list(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))),
+    }
+    return {name: _found_out(fact) for name, fact in facts.items()}
+
+
+def _found_out(fact: Callable[[], Any]) -> Any:
     try:
-        return str(json.loads((path / "environment.json").read_text()).get("launch"))
-    except (OSError, ValueError, AttributeError):
+        return fact()
+    except Exception as error:  # a broken driver or package must not end a run
+        return f"unknown ({one_line(error)})"
+
+
+def git_state(folder: Path = _HERE) -> dict[str, Any] | None:
+    """Return commit, branch (None when detached) and whether tracked files were changed.
+
+    None without git, and for an untracked folder, such as a virtual environment in a repository.
+    """
+    if not _git(folder, "ls-files", "."):
         return None
+    commit, branch = _git(folder, "rev-parse", "HEAD"), _git(folder, "branch", "--show-current")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    dirty = None if changes is None else bool(changes)
+    return {"commit": commit, "branch": branch or None, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return git's output; None when it fails, is absent or takes too long."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_GIT_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _launches(path: Path) -> list[Any]:
+    """Return the launches that ``environment.json`` records; none where it cannot be read."""
+    try:
+        latest = json.loads(path.read_text(encoding="utf-8"))
+        return [*latest.pop("earlier_launches", []), latest]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []

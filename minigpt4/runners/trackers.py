@@ -1,8 +1,7 @@
-"""TensorBoard and Weights & Biases, as options: one that fails is left out, and the run goes on.
+"""TensorBoard and Weights & Biases, as options: one that fails is left out, and the run continues.
 
-The libraries are called directly. Of accelerate's trackers, ``Accelerator(log_with=…)`` leaves out
-an absent library without a word and lets every later failure end the run, so that all of the below
-would be needed around them too.
+accelerate's trackers are not used: they ignore an absent library silently, and let every later
+failure end the run.
 """
 
 import logging
@@ -17,13 +16,13 @@ from minigpt4.errors import one_line
 
 TrackerName = Literal["tensorboard", "wandb"]
 _START_SECONDS = 30  # for wandb's server to answer; offline after that
-_FINISH_SECONDS = 60  # for wandb's last upload; what is left lies in the run's folder
+_FINISH_SECONDS = 60  # for wandb's last upload; the rest is in the run's folder
 
 logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Takes a run's figures; may raise anything."""
+    """Takes a run's figures; may raise any exception."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None: ...
 
@@ -31,18 +30,9 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files in ``<folder>/tensorboard``.
+    """Event files in ``<folder>/tensorboard``; those of an interrupted launch are cut."""
 
-    Args:
-        folder: Of the run.
-        run_name: Unused: TensorBoard calls a run by its folder.
-        config: Shown under "text".
-        first_step: Of this launch; figures of an interrupted one from there on are hidden.
-    """
-
-    def __init__(
-        self, folder: Path, run_name: str, config: Mapping[str, Any], first_step: int
-    ) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         purge_step = first_step + 1 if first_step else None
@@ -55,29 +45,21 @@ class TensorBoardTracker:
     def log(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a page that is open shows them; a failure is told here and now
+        self._writer.flush()  # an open page shows them; a failure is reported here
 
     def close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class WandbTracker:
-    """A run at Weights & Biases, or kept offline in ``<folder>/wandb``; never asks anything.
+    """A run at Weights & Biases, or kept offline in ``<folder>/wandb``; never prompts.
 
     wandb's own settings decide (``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_DIR``, …). Without an
     API key, or when its server does not answer, the figures are kept offline. Every launch is a
     run of its own there, as a run cannot take back steps; those of one folder form a group.
-
-    Args:
-        folder: Of the run.
-        run_name: Name of the run and of its group.
-        config: Sent along.
-        first_step: Unused: each launch is a run of its own.
     """
 
-    def __init__(
-        self, folder: Path, run_name: str, config: Mapping[str, Any], first_step: int
-    ) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], first_step: int) -> None:
         import wandb
 
         own = wandb.setup(wandb.Settings(silent=True, console="off")).settings
@@ -87,8 +69,8 @@ class WandbTracker:
             return wandb.init(
                 project=own.project or "minigpt4",
                 dir=os.environ.get("WANDB_DIR") or folder,
-                name=own.run_name or run_name or None,
-                group=own.run_group or run_name or None,
+                name=own.run_name or folder.name,
+                group=own.run_group or folder.name,
                 config=dict(config),
                 mode=mode,
                 settings=limits,
@@ -116,20 +98,19 @@ class WandbTracker:
         self._run.finish(exit_code=int(failed))
 
 
-_KNOWN: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+_KNOWN: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
 }
 
 
 class Trackers:
-    """Those that a run asked for and that work; a failing one is told in one line and left out.
+    """The trackers of ``run.trackers`` that work; a failing one is logged in one line, left out.
 
     Args:
-        names: Of ``run.trackers``.
-        folder: Of the run.
-        run_name: How to call it.
-        config: Resolved, of the whole run.
+        names: Names of trackers.
+        folder: Folder of the run.
+        config: Resolved config of the run.
         first_step: Steps that an interrupted run had done already.
     """
 
@@ -137,14 +118,13 @@ class Trackers:
         self,
         names: Sequence[str],
         folder: Path,
-        run_name: str = "",
         config: Mapping[str, Any] | None = None,
         first_step: int = 0,
     ) -> None:
         self._working: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
             try:
-                self._working[name] = _KNOWN[name](folder, run_name, config or {}, first_step)
+                self._working[name] = _KNOWN[name](folder, config or {}, first_step)
             except Exception as error:
                 self._leave_out(name, error)
 
@@ -158,7 +138,7 @@ class Trackers:
                 self._leave_out(name, error)
 
     def close(self, failed: bool = False) -> None:
-        """Let them finish; ``failed`` says that the run did not end well."""
+        """Let them finish; ``failed``: the run ended with an error."""
         while self._working:
             name, tracker = self._working.popitem()
             try:

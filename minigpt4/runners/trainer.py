@@ -17,14 +17,12 @@ from minigpt4.registry import RUNNERS, Hidden, Section
 from minigpt4.runners.bad_samples import BadSampleLog
 from minigpt4.runners.distributed import Distributed, StopSignals
 from minigpt4.runners.lr_schedules import LRSchedule
-from minigpt4.runners.meter import Meter
 from minigpt4.runners.nonfinite import MicroBatch, check_first_batch
 from minigpt4.runners.optimizer import OptimizerStep
 from minigpt4.runners.options import RunOptions
-from minigpt4.runners.resuming import ResumePoint
+from minigpt4.runners.resuming import RandomState, ResumePoint, RunningLoss, Stateful
 from minigpt4.runners.run_folder import RunFolder
-from minigpt4.runners.run_log import RunLog
-from minigpt4.runners.run_state import RandomState, RunningLoss, Stateful
+from minigpt4.runners.run_log import Meter, RunLog
 from minigpt4.tasks.task import Task
 from minigpt4.weights.checkpoint import load_trained
 
@@ -32,26 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 class Validated(NamedTuple):
-    """Result of a validation.
+    """Result of a validation."""
 
-    Attributes:
-        figures: Data set → figure → value.
-        best: Facts of the best validation, if this one is; they go into ``best.json``.
-    """
-
-    figures: dict[str, dict[str, float]]
-    best: dict[str, Any] | None
+    figures: dict[str, dict[str, float]]  # data set → figure → value
+    best: dict[str, Any] | None  # content of ``best.json``, if this is the best validation
 
 
 class Validator(Stateful, Protocol):
     """Measures the model on the validation set."""
 
-    done_step: int  # of the whole run, at the latest validation; -1 before
+    done_step: int  # step of the latest validation; -1 before
 
     def run(
         self, model: MiniGPT4, epoch: int, step: int, stopped: Callable[[], bool]
     ) -> Validated | None:
-        """Return what it finds; None where the run was told to stop."""
+        """Return the figures; None where a signal stopped the run."""
 
 
 @RUNNERS.register("runner_base")
@@ -59,22 +52,8 @@ class Validator(Stateful, Protocol):
 class Trainer:
     """Trains a model on batches of a mix of data sets.
 
-    Attributes:
-        options: The run section.
-        model: The model, with its frozen parts loaded.
-        task: What a training step is.
-        loader: Endless batches.
-        optimizer: Steps of the optimizer.
-        schedule: Learning rate of each step.
-        iters_per_epoch: Steps (micro-batches) of an epoch.
-        processes: All processes of the run.
-        stop: Decides when to stop.
-        start: Where the run starts: its folder, and a state to resume from.
-        log: Log of figures.
-        meter: Measures the speed.
-        bad_samples: List of skipped samples.
-        validation: Measures the model; None without.
-        config: Resolved config, saved with each checkpoint.
+    :func:`minigpt4.assembly.build_runner` makes its parts. A step is one micro-batch; the
+    resolved ``config`` is saved with each checkpoint.
     """
 
     options: Annotated[RunOptions, Section]
@@ -96,13 +75,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.folder = self.start.folder
         self.total_steps = self.options.max_epoch * self.iters_per_epoch
-        self.step = self.saved_step = 0  # micro-batches of the whole run; those that are saved
-        self.losses = RunningLoss(self.processes)
+        self.step = self.saved_step = 0  # of the whole run
+        self.losses, random = RunningLoss(self.processes), RandomState(self.processes.device)
         self.epoch_loss, self.epoch_steps = 0.0, 0  # over the log's lines of this epoch
         # What the next step depends on: the same in all processes, and each one's own.
         self.shared: list[Stateful] = [self, self.optimizer, self.log]
         self.shared += [self.validation] if self.validation else []
-        random = RandomState(self.processes.device)
         self.own: list[Stateful] = [random, self.loader, self.losses, self.optimizer.gradients]
         if self.start.state is None:
             self.log.truncate(0)
@@ -113,12 +91,9 @@ class Trainer:
         self.batches = iter(self.loader)
 
     def train(self) -> RunFolder:
-        """Train all epochs; each ends with a checkpoint.
+        """Train all epochs, each ending with a checkpoint.
 
-        Raises:
-            InterruptedRunError: after SIGTERM or Ctrl-C, with everything saved.
-            MiniGPT4Error: for a dead model, a loss or gradient that is not finite, data that
-                cannot be read, a process that does not answer.
+        After SIGTERM or Ctrl-C everything is saved, and an ``InterruptedRunError`` raised.
         """
         if self.processes.main:
             logger.info("what is trained:\n%s", parameter_table(self.model))
@@ -133,6 +108,10 @@ class Trainer:
                 self.meter.start()
                 while self.step < self.total_steps:
                     self.train_step(*divmod(self.step, self.iters_per_epoch))
+        except DataError as error:  # the other processes do not know of it
+            error.rank_local = True
+            self.bad_samples.add(self.loader.take_bad())
+            raise
         finally:
             self.loader.close()
             self.folder.unlock()
@@ -142,7 +121,7 @@ class Trainer:
         return self.folder
 
     def _prepare_model(self) -> None:
-        """Check the model on the first batch, which is trained on afterwards; make it fast."""
+        """Check the model on the first batch, which is trained on afterwards; speed it up."""
         first = self._next_batch()
         self.batches = itertools.chain([first], self.batches)
         with torch.random.fork_rng():
@@ -153,7 +132,6 @@ class Trainer:
             self._change_layers()
 
     def _change_layers(self) -> None:
-        """Make the layers save memory or time, as the options have it."""
         if self.options.gradient_checkpointing:
             from minigpt4.models.speed.gradient_checkpointing import checkpoint_layers
 
@@ -164,7 +142,7 @@ class Trainer:
             compile_layers(self.model)
 
     def train_step(self, epoch: int, step: int) -> None:
-        """Train on one micro-batch, and do all that is due after it."""
+        """Train on one micro-batch, and do what is due after it."""
         lr = self.schedule(epoch, step)
         self.optimizer.set_lr(lr)
         self.losses.add(self._forward_backward())
@@ -191,23 +169,13 @@ class Trainer:
         """Return this rank's loss of the next batch, its gradient added."""
         with self.meter.waiting():
             batch = self._next_batch()
-        try:
-            loss = self.task.train_step(self.model, batch, self.step)
-        except DataError as error:
-            error.rank_local = True
-            raise
+        loss = self.task.train_step(self.model, batch, self.step)
         self.optimizer.backward(loss, MicroBatch(self.step, batch, loss.detach()))
         self.meter.count(len(batch["text"]), self.model.batch_positions)
         return loss.detach()
 
     def _next_batch(self) -> Batch:
-        try:
-            batch = next(self.batches)
-        except DataError as error:
-            error.rank_local = True
-            self.bad_samples.add(self.loader.take_bad())  # alone: the others do not know of it
-            raise
-        return to_device(batch, self.processes.device)
+        return to_device(next(self.batches), self.processes.device)
 
     def _report(self, epoch: int, step: int, lr: float) -> None:
         """Write one line of the log; losses of left-out steps are not part of the mean."""
@@ -216,9 +184,8 @@ class Trainer:
         if math.isfinite(loss):
             self.epoch_loss += loss * count
             self.epoch_steps += count
-        norm = {"grad_norm": self.optimizer.grad_norm}
-        skipped = self.optimizer.skipped_steps()
-        figures = {"loss": loss, "lr": lr, **norm, **self.meter.read(), **skipped}
+        figures = {"loss": loss, "lr": lr, "grad_norm": self.optimizer.grad_norm}
+        figures |= {**self.meter.read(), **self.optimizer.skipped_steps()}
         self.bad_samples.collect(self.loader.take_bad())
         self.log.step(figures, epoch=epoch, step=step)
         self.meter.start()
@@ -252,28 +219,19 @@ class Trainer:
         self.log.epoch({"train_loss": mean, "train_lr": lr}, epoch)
         self.epoch_loss, self.epoch_steps = 0.0, 0
         if self.processes.main:
-            path = self.folder.save_checkpoint(epoch, self._checkpoint(epoch))
-            logger.info("saved %s", path)
+            logger.info("saved %s", self.folder.save_checkpoint(epoch, self._checkpoint(epoch)))
         self._save_state()
 
     def _checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Return the model as users take it, in the original's structure."""
-        optimizer = self.optimizer.state()
-        return {
-            "model": self._trained_weights(),
-            "optimizer": optimizer["optimizer"],
-            "scaler": optimizer["scaler"],
-            "config": self.config,
-            "epoch": epoch,
-        }
+        """Return a checkpoint for users, in the original's structure."""
+        kept = {key: self.optimizer.state()[key] for key in ("optimizer", "scaler")}
+        return {"model": self._trained_weights(), **kept, "config": self.config, "epoch": epoch}
 
     def _trained_weights(self) -> dict[str, torch.Tensor]:
-        """Return what is trained, as the original's checkpoints hold it."""
         named = self.model.named_parameters()
         return {name: p.detach().cpu() for name, p in named if p.requires_grad}
 
     def state(self) -> dict[str, Any]:
-        """Return how far the run is."""
         return {"step": self.step, "epoch_loss": [self.epoch_loss, self.epoch_steps]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -282,7 +240,7 @@ class Trainer:
         self.epoch_loss, self.epoch_steps = state.get("epoch_loss", (0.0, 0))
 
     def _save_state(self) -> None:
-        """Save all that the next step depends on, of every process."""
+        """Save what the next step depends on, of every process."""
         self.optimizer.check_pending_step()
         own = {key: value for part in self.own for key, value in part.state().items()}
         self.bad_samples.collect(self.loader.take_bad())  # the data position is after them
@@ -295,7 +253,7 @@ class Trainer:
         self.meter.start()
 
     def _restore(self, start: ResumePoint, state: Mapping[str, Any]) -> None:
-        """Take up the state of a run, as much of it as there is."""
+        """Take up the state of a run, as far as it has one."""
         load_trained(self.model, state, start.origin)
         try:
             self.optimizer.restore(state)

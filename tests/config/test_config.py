@@ -13,37 +13,22 @@ from minigpt4.preflight.preflight import preflight
 from tests.helpers.data_files import pair, write_tar
 from tests.helpers.messages import one_line, several_lines
 
-REPO = Path(__file__).parents[2]
+Sections = dict[str, Any]
 BILLION_LAUGHS = "run: &a0 [x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
 )
 
 
 @pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    return write_tar(tmp_path / "00000.tar", pair("scene"))
-
-
-@pytest.fixture
-def sections(tmp_path: Path, shard: Path) -> dict[str, Any]:
+def sections(tmp_path: Path) -> Sections:
     """A config without faults."""
-    return {
-        "model": {
-            "arch": "minigpt4",
-            "model_type": "pretrain_vicuna0",
-            "llama_model": "somebody/vicuna",
-        },
-        "datasets": {"laion": {"build_info": {"storage": str(shard)}}},
-        "run": {
-            "lr_sched": "linear_warmup_cosine_lr",
-            "init_lr": 1e-4,
-            "min_lr": 0.0,
-            "max_epoch": 1,
-            "batch_size_train": 2,
-            "iters_per_epoch": 5,
-            "output_dir": str(tmp_path / "output"),
-        },
-    }
+    shard = write_tar(tmp_path / "00000.tar", pair("scene"))
+    return yaml.safe_load(f"""
+        model: {{arch: minigpt4, model_type: pretrain_vicuna0, llama_model: somebody/vicuna}}
+        datasets: {{laion: {{build_info: {{storage: {shard}}}}}}}
+        run: {{lr_sched: linear_warmup_cosine_lr, init_lr: 0.0001, min_lr: 0.0, max_epoch: 1,
+              batch_size_train: 2, iters_per_epoch: 5, output_dir: {tmp_path}/output}}
+    """)
 
 
 class Writer:
@@ -71,7 +56,7 @@ def writer(tmp_path: Path) -> Writer:
 MISSING = object()
 
 
-def with_value(sections: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+def with_value(sections: Sections, key: str, value: object) -> Sections:
     """The sections with one dotted key set, or without it."""
     *parents, last = key.split(".")
     place = sections
@@ -86,16 +71,13 @@ def with_value(sections: dict[str, Any], key: str, value: object) -> dict[str, A
 # Layers
 
 
-def test_a_config_without_faults_passes(writer: Writer, sections: dict[str, Any]) -> None:
+def test_a_config_without_faults_passes(writer: Writer, sections: Sections) -> None:
     config = writer.check(sections)
     assert config.arch == "minigpt4"
-    assert "arch" not in config.model_options()
-    assert "model_type" not in config.model_options()
+    assert not {"arch", "model_type"} & config.model_options().keys()
 
 
-def test_yaml_wins_over_preset_and_options_over_both(
-    writer: Writer, sections: dict[str, Any]
-) -> None:
+def test_yaml_wins_over_preset_and_options_over_both(writer: Writer, sections: Sections) -> None:
     config = writer.load(sections)
     assert config.model["num_query_token"] == 32  # preset
     assert config.chat["template"] == "vicuna_v0"
@@ -118,7 +100,7 @@ def test_yaml_wins_over_preset_and_options_over_both(
     ],
 )
 def test_options_select_another_preset(
-    writer: Writer, sections: dict[str, Any], arch: str, model_type: str, expected: dict[str, Any]
+    writer: Writer, sections: Sections, arch: str, model_type: str, expected: dict[str, Any]
 ) -> None:
     config = writer.load(sections, f"model.arch={arch}", f"model.model_type={model_type}")
     assert config.arch == arch
@@ -138,13 +120,13 @@ def test_options_select_another_preset(
     ],
 )
 def test_option_values_are_read_as_yaml(
-    writer: Writer, sections: dict[str, Any], option: str, value: object
+    writer: Writer, sections: Sections, option: str, value: object
 ) -> None:
     assert writer.load(sections, option).run["init_lr"] == value
 
 
 def test_first_release_and_last_state_differ_in_the_preset_only(
-    writer: Writer, sections: dict[str, Any]
+    writer: Writer, sections: Sections
 ) -> None:
     processor = {"train": {"name": "blip2_image_train", "image_size": 224}}
     with_value(sections, "datasets.laion.vis_processor", processor)
@@ -159,7 +141,7 @@ def test_first_release_and_last_state_differ_in_the_preset_only(
 
 
 def test_a_data_sets_own_processor_option_wins_over_the_defaults(
-    writer: Writer, sections: dict[str, Any]
+    writer: Writer, sections: Sections
 ) -> None:
     spec = {"name": "blip2_image_train", "random_crop": False}
     with_value(sections, "datasets.laion.vis_processor", {"train": spec})
@@ -170,7 +152,7 @@ def test_a_data_sets_own_processor_option_wins_over_the_defaults(
 
 
 def test_resolved_config_can_be_loaded_again(
-    writer: Writer, sections: dict[str, Any], tmp_path: Path
+    writer: Writer, sections: Sections, tmp_path: Path
 ) -> None:
     config = writer.check(sections, "run.max_epoch=7")
     again = Writer(tmp_path).check(config.resolved())
@@ -186,13 +168,11 @@ def test_resolved_config_can_be_loaded_again(
         ("model.arch", "minigpt5", "model.arch: unknown model 'minigpt5'; known: mini_gpt4, "),
         ("model.arch", "minigpt_v2", "model.arch: MiniGPT-v2 is not supported"),
         ("model.arch", ["minigpt4"], "model.arch: "),
-        ("model.arch", {"a": 1}, "model.arch: "),
         ("model.model_type", "pretrain", "model.model_type: unknown model type 'pretrain'; known:"),
         ("model.model_type", 7, "model.model_type: unknown model type 7"),
         ("model.model_type", ["tiny"], "model.model_type: "),
         ("model.max_text_len", 3, "model.max_text_len: unknown key; did you mean 'max_txt_len'?"),
         ("model.max_txt_len", "long", "model.max_txt_len: 'long': input should be a valid integer"),
-        ("model.max_txt_len", 0, "model.max_txt_len: 0 must be greater than 0"),
         ("model.prompt_template", "no place", "model.prompt_template: 'no place' must hold {}"),
         ("model.prompt_path", "/nowhere/p.txt", "model.prompt_path: no such file: /nowhere/p.txt"),
         ("model.llama_model", "/path/to/vicuna", "model.llama_model: '/path/to/vicuna' is a place"),
@@ -200,7 +180,6 @@ def test_resolved_config_can_be_loaded_again(
         ("model.llama_model", "", "model.llama_model: missing"),
         ("model.ckpt", "/path/to/stage1.pth", "model.ckpt: '/path/to/stage1.pth' is a placeholder"),
         ("model.ckpt", "/absolute/path/to/it/", "is a placeholder"),
-        ("model.ckpt", "./path/to/weights.pth", "is a placeholder"),
         ("model.ckpt", "/nowhere/c.pth", "model.ckpt: no such file: /nowhere/c.pth"),
         ("model.vit_model", "/nowhere/vit.pth", "model.vit_model: no such file"),
         ("model.precision", "fp8", "model.precision: 'fp8'"),
@@ -214,12 +193,10 @@ def test_resolved_config_can_be_loaded_again(
         ("run.init_lr", -1.0, "run.init_lr: -1.0 must be greater than 0"),
         ("run.init_lr", float("nan"), "run.init_lr: nan"),
         ("run.iters_per_epoch", 0, "run.iters_per_epoch: 0 must be greater than 0"),
-        ("run.max_grad_norm", -1.0, "run.max_grad_norm: -1.0 must be greater than 0"),
         ("run.num_workers", -1, "run.num_workers: -1 must not be negative"),
         ("run.evaluate", "yes", "run.evaluate: 'yes': input should be a valid boolean"),
         ("run.metrics", "exact_match", "run.metrics: 'exact_match': input should be a valid"),
         ("run.metrics", ["exact_mach"], "run.metrics: unknown metric 'exact_mach'; known: "),
-        ("run.metrics", ["exact_match", 3], "run.metrics: 3: input should be a valid string"),
         ("run.device", "tpu", "run.device: 'tpu'"),
         ("run.output_dir", "/path/to/runs", "run.output_dir: '/path/to/runs' is a placeholder"),
         ("run.resume_ckpt_path", "/nowhere/c.pth", "run.resume_ckpt_path: no such file"),
@@ -257,14 +234,8 @@ def test_resolved_config_can_be_loaded_again(
             {"train": {"name": "blip_caption"}},
             "datasets.laion.vis_processor.train.name: ",
         ),
-        (
-            "datasets.laion.vis_processor",
-            {"train": {"name": "blip2_image_train"}, "evall": {"name": "blip2_image_train"}},
-            "vis_processor.evall: unknown key; did you mean 'eval'?",
-        ),
         ("datasets", None, "datasets: no data set is named"),
         ("run.init_lr", MISSING, "run.init_lr: missing"),
-        ("run.min_lr", MISSING, "run.min_lr: missing"),
         ("run.max_epoch", MISSING, "run.max_epoch: missing"),
         ("run.batch_size_train", MISSING, "run.batch_size_train: missing"),
         ("run.output_dir", MISSING, "run.output_dir: missing"),
@@ -276,13 +247,13 @@ def test_resolved_config_can_be_loaded_again(
     ],
 )
 def test_a_fault_is_one_line_with_file_and_key(
-    writer: Writer, sections: dict[str, Any], key: str, value: object, text: str
+    writer: Writer, sections: Sections, key: str, value: object, text: str
 ) -> None:
     with one_line(ConfigError, str(writer.path), text):
         writer.check(with_value(sections, key, value))
 
 
-def test_a_key_that_is_no_text_is_a_fault(writer: Writer, sections: dict[str, Any]) -> None:
+def test_a_key_that_is_no_text_is_a_fault(writer: Writer, sections: Sections) -> None:
     sections["datasets"][1] = {}
     sections["run"][True] = 3  # YAML reads "on:", "yes:" so
     with several_lines(ConfigError, "datasets.1: unknown data set", "run.True: unknown key"):
@@ -290,7 +261,7 @@ def test_a_key_that_is_no_text_is_a_fault(writer: Writer, sections: dict[str, An
 
 
 def test_a_step_schedule_without_decay_is_found_before_loading(
-    writer: Writer, sections: dict[str, Any]
+    writer: Writer, sections: Sections
 ) -> None:
     sections["run"].update(lr_sched="linear_warmup_step_lr", max_epoch=2)
     with one_line(ConfigError, str(writer.path), "run.lr_decay_rate: "):
@@ -299,7 +270,7 @@ def test_a_step_schedule_without_decay_is_found_before_loading(
     writer.check(sections)
 
 
-def test_several_faults_come_at_once(writer: Writer, sections: dict[str, Any]) -> None:
+def test_several_faults_come_at_once(writer: Writer, sections: Sections) -> None:
     sections["model"].update(max_text_len=3, llama_model="/path/to/vicuna")
     sections["run"].update(init_lr="fast", lr_sched="cosine")
     del sections["run"]["max_epoch"]
@@ -316,7 +287,7 @@ def test_several_faults_come_at_once(writer: Writer, sections: dict[str, Any]) -
         writer.check(sections)
 
 
-def test_a_demo_needs_no_run_section(writer: Writer, sections: dict[str, Any]) -> None:
+def test_a_demo_needs_no_run_section(writer: Writer, sections: Sections) -> None:
     config = writer.load({"model": sections["model"]})
     check_sections(config, "chat")
 
@@ -384,24 +355,15 @@ def test_a_section_that_cannot_be_used_is_told_with_the_other_faults(
     assert any("run.init_lr: missing" in line or ": run: " in line for line in lines)
 
 
-def test_the_keys_of_a_mistyped_section_are_held_too(
-    writer: Writer, sections: dict[str, Any]
+def test_keys_of_a_mistyped_section_and_an_unknown_model_are_held_too(
+    writer: Writer, sections: Sections
 ) -> None:
     sections["rnu"] = sections.pop("run") | {"max_epcoh": 3}
+    sections["model"].update(arch="minigpt5", max_text_len=3)
     with several_lines(
         ConfigError,
         "rnu: unknown section; did you mean 'run'?",
         "run.max_epcoh: unknown key; did you mean 'max_epoch'?",
-    ):
-        writer.check(sections)
-
-
-def test_keys_of_a_model_that_is_unknown_are_held_too(
-    writer: Writer, sections: dict[str, Any]
-) -> None:
-    sections["model"].update(arch="minigpt5", max_text_len=3)
-    with several_lines(
-        ConfigError,
         "model.arch: unknown model 'minigpt5'",
         "model.max_text_len: unknown key; did you mean 'max_txt_len'?",
     ):
@@ -412,7 +374,7 @@ def test_keys_of_a_model_that_is_unknown_are_held_too(
     "text", ["9223372036854775808", "1" + "0" * 400, ".inf", "-.inf", ".nan", "0x" + "f" * 6000]
 )
 def test_no_number_is_too_large_to_be_refused(
-    writer: Writer, sections: dict[str, Any], text: str
+    writer: Writer, sections: Sections, text: str
 ) -> None:
     for key in ("run.seed", "run.warmup_steps", "run.max_epoch"):
         with one_line(ConfigError, str(writer.path), f"{key}: "):
@@ -421,7 +383,7 @@ def test_no_number_is_too_large_to_be_refused(
 
 @pytest.mark.parametrize("value", ["x" * 5000, "a\0b", "\n", "x/" * 3000 + "y", "http://[", "é"])
 def test_no_name_of_a_file_is_too_odd_to_be_refused(
-    writer: Writer, sections: dict[str, Any], value: str
+    writer: Writer, sections: Sections, value: str
 ) -> None:
     keys = ["model.ckpt", "model.llama_model", "model.vit_model", "model.prompt_path"]
     for key in (*keys, "datasets.laion.build_info.storage", "run.resume_ckpt_path"):
@@ -429,16 +391,14 @@ def test_no_name_of_a_file_is_too_odd_to_be_refused(
             writer.check(with_value(copy.deepcopy(sections), key, value))
 
 
-def test_a_range_of_too_many_shards_is_not_written_out(
-    writer: Writer, sections: dict[str, Any]
-) -> None:
+def test_a_range_of_too_many_shards_is_not_written_out(writer: Writer, sections: Sections) -> None:
     for pattern in ("{0..99999999999}.tar", "{0..9999}/{0..9999}.tar", "{0.." + "9" * 5000 + "}"):
         with one_line(ConfigError, "datasets.laion.build_info.storage", "more than 1,000,000"):
             writer.check(with_value(sections, "datasets.laion.build_info.storage", pattern))
 
 
 def test_a_fault_stays_one_line_whatever_its_key_and_value_hold(
-    writer: Writer, sections: dict[str, Any]
+    writer: Writer, sections: Sections
 ) -> None:
     sections["run"]["a\nb" + "c" * 3000] = 1
     with one_line(ConfigError, "run.a\\nb"):
@@ -462,7 +422,7 @@ def test_a_file_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
     "option", ["model.arch", "=", "=3", "model.=3", ".arch=3", "run..seed=1", "model.ckpt=["]
 )
 def test_an_option_that_cannot_be_read_is_one_line(
-    writer: Writer, sections: dict[str, Any], option: str
+    writer: Writer, sections: Sections, option: str
 ) -> None:
     with one_line(ConfigError, f"--options {option}"):
         writer.load(sections, option)
@@ -470,9 +430,7 @@ def test_an_option_that_cannot_be_read_is_one_line(
         writer.check(sections, "modle.arch=minigpt4")
 
 
-def test_an_option_that_replaces_a_section_is_one_line(
-    writer: Writer, sections: dict[str, Any]
-) -> None:
+def test_an_option_that_replaces_a_section_is_one_line(writer: Writer, sections: Sections) -> None:
     with several_lines(
         ConfigError, "model: must be a set of keys, not 5", "model.arch: missing; known: "
     ):
@@ -510,9 +468,7 @@ def test_retired_keys_are_accepted_with_one_line_each(
     run = ("train_splits", "world_size", "dist_url", "distributed", "job_name", "wandb_log")
     for key in (*(f"model.{name}" for name in model), *(f"run.{name}" for name in run)):
         (line,) = [line for line in lines if f"{key} " in line]
-        assert str(writer.path) in line
-        assert "ignored" in line
+        assert line.startswith(f"{writer.path}: {key} is ignored: ")
         assert "\n" not in line
-    assert not set(run) & config.run.keys()
-    assert not set(model) & config.model.keys()
+    assert not {*run, *model} & {*config.run, *config.model}
     assert config.faults == ()

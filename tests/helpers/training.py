@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.helpers.processes import finished
+from tests.helpers.repo import EntryPoint
+from train import main
 
 Stop = Callable[[int, int], None]
 
@@ -28,6 +31,28 @@ def stage1_options(scenes: Path, output: Path, **run: object) -> list[str]:
         f"run.output_dir={output}",
         *[f"run.{key}={value}" for key, value in short.items()],
     ]
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Short trainings of stage 1 in this process; the fixture ``trainings`` gives one.
+
+    Each name in ``options`` is an output folder below ``folder``.
+    """
+
+    entry: EntryPoint
+    scenes: Path
+    folder: Path
+
+    def options(self, name: str = "out", **run: object) -> list[str]:
+        return stage1_options(self.scenes, self.folder / name, **run)
+
+    def run(self, *options: object, config: object = STAGE1) -> tuple[int, str]:
+        """Return exit code and stderr."""
+        return self.entry(main, "--cfg-path", config, "--options", *options)
+
+    def output(self, name: str = "out") -> Path:
+        return only_run(self.folder / name)
 
 
 def training_command(

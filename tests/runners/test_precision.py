@@ -33,15 +33,11 @@ def dtype_of(*options: str, device: torch.device = CPU) -> torch.dtype:
     ("options", "expected"),
     [
         ([], torch.float32),
-        (["run.precision=auto"], torch.float32),
         (["run.precision=bf16"], torch.bfloat16),
-        (["run.precision=fp32"], torch.float32),
         (["model.precision=bf16"], torch.bfloat16),
-        (["model.precision=bf16", "run.precision=auto"], torch.bfloat16),
         (["model.precision=bf16", "run.precision=fp32"], torch.float32),
         (["model.precision=fp32", "run.precision=bf16"], torch.bfloat16),
         (["model.precision=bf16", "run.amp=True"], torch.bfloat16),
-        (["run.precision=bf16", "run.amp=True"], torch.bfloat16),
         (["run.amp=True"], torch.float32),
         (["run.amp=False"], torch.float32),
         (["run.amp=False", "run.precision=fp32"], torch.float32),
@@ -89,12 +85,13 @@ def test_unknown_words_are_faults_of_the_config(option: dict[str, object]) -> No
 
 @pytest.mark.parametrize(("device", "mention"), [("cuda", "no usable GPU"), ("mps", "has none")])
 def test_a_device_that_is_not_there_is_one_line(
-    device: str, mention: str, monkeypatch: pytest.MonkeyPatch
+    device: str, mention: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with one_line(ConfigError, f"run.device: {device}, but this machine", mention):
-        build_accelerator(ComputeOptions(device=device))  # type: ignore[arg-type]
+        options = stage1_options(scenes, tmp_path, device=device)
+        preflight(load_config(STAGE1, options), "training")
 
 
 def test_a_cpu_can_be_chosen() -> None:

@@ -10,26 +10,31 @@ import numpy
 import pytest
 import torch
 
-import train
+from minigpt4.runners.resuming import RandomState
 from minigpt4.runners.run_folder import is_whole, load_state
-from minigpt4.runners.run_state import RandomState
-from tests.helpers.repo import EntryPoint
-from tests.helpers.training import STAGE1, Stop, compare, equal, only_run, stage1_options
+from tests.helpers.training import STAGE1, Stop, Trainings, compare, equal
 
 
-def run(run_entry: EntryPoint, *options: object) -> tuple[int, str]:
-    return run_entry(train.main, "--cfg-path", STAGE1, "--options", *options)
+class Interrupted(Trainings):
+    """Trainings of two epochs that are stopped, each resumed in the same folder."""
 
+    def options(self, name: str = "out", **run: object) -> list[str]:
+        settings = {"iters_per_epoch": 6, "log_freq": 4, "warmup_steps": 2} | run
+        return super().options(name, **settings)
 
-def options_of(scenes: Path, output: Path, **more: object) -> list[str]:
-    settings = {"iters_per_epoch": 6, "log_freq": 4, "warmup_steps": 2} | more
-    return stage1_options(scenes, output, **settings)
+    def compare(self) -> list[str]:
+        return compare(self.folder / "cut", self.folder / "alone")
 
 
 @pytest.fixture
-def alone(run_entry: EntryPoint, scenes: Path, tmp_path: Path) -> Path:
-    assert run(run_entry, *options_of(scenes, tmp_path / "alone"))[0] == 0
-    return tmp_path / "alone"
+def runs(trainings: Trainings) -> Interrupted:
+    return Interrupted(trainings.entry, trainings.scenes, trainings.folder)
+
+
+@pytest.fixture
+def alone(runs: Interrupted) -> Path:
+    assert runs.run(*runs.options("alone"))[0] == 0
+    return runs.output("alone")
 
 
 @pytest.mark.parametrize(
@@ -37,24 +42,17 @@ def alone(run_entry: EntryPoint, scenes: Path, tmp_path: Path) -> Path:
     [(1, signal.SIGTERM, 143), (4, signal.SIGINT, 130), (6, signal.SIGTERM, 143)],
 )
 def test_a_signal_ends_after_the_step_and_auto_goes_on_to_the_same_end(
-    run_entry: EntryPoint,
-    scenes: Path,
-    alone: Path,
-    tmp_path: Path,
-    stop_after: Stop,
-    step: int,
-    number: int,
-    code: int,
+    runs: Interrupted, alone: Path, stop_after: Stop, step: int, number: int, code: int
 ):
-    options = options_of(scenes, tmp_path / "cut")
+    options = runs.options("cut")
     stop_after(step, number)
-    found, stderr = run(run_entry, *options)
+    found, stderr = runs.run(*options)
     assert found == code
     (line,) = [x for x in stderr.splitlines() if "stopped by" in x]
     assert f"stopped by {signal.Signals(number).name} after step {step}, which is saved" in line
     assert "run.resume=auto" in line
-    assert run(run_entry, *options, "run.resume=auto")[0] == 0
-    assert compare(tmp_path / "cut", alone) == []
+    assert runs.run(*options, "run.resume=auto")[0] == 0
+    assert runs.compare() == []
 
 
 @pytest.mark.parametrize(
@@ -65,40 +63,37 @@ def test_a_signal_ends_after_the_step_and_auto_goes_on_to_the_same_end(
         pytest.param("compile=True", marks=pytest.mark.slow),
     ],
 )
-def test_no_lever_stands_in_the_way_of_going_on(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop, lever: str
-):
-    ends = [tmp_path / "alone", tmp_path / "cut"]
-    whole, cut = ([*options_of(scenes, output), f"run.{lever}"] for output in ends)
-    assert run(run_entry, *whole)[0] == 0
+def test_no_lever_stands_in_the_way_of_going_on(runs: Interrupted, stop_after: Stop, lever: str):
+    whole, cut = ([*runs.options(name), f"run.{lever}"] for name in ("alone", "cut"))
+    assert runs.run(*whole)[0] == 0
     stop_after(4, signal.SIGTERM)
-    assert run(run_entry, *cut)[0] == 143
-    assert run(run_entry, *cut, "run.resume=auto")[0] == 0
-    assert compare(*ends) == []
+    assert runs.run(*cut)[0] == 143
+    assert runs.run(*cut, "run.resume=auto")[0] == 0
+    assert runs.compare() == []
 
 
 def test_micro_batches_of_one_optimizer_step_are_not_torn_apart(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+    runs: Interrupted, stop_after: Stop
 ):
     # 6 steps an epoch do not fill optimizer steps of 4: the rest of an epoch's gradient stays.
     accumulated = {"accum_grad_iters": 4, "max_grad_norm": 1.0}
-    whole = options_of(scenes, tmp_path / "alone", **accumulated)
-    assert run(run_entry, *whole)[0] == 0
-    options = options_of(scenes, tmp_path / "cut", **accumulated)
+    whole = runs.options("alone", **accumulated)
+    assert runs.run(*whole)[0] == 0
+    options = runs.options("cut", **accumulated)
     stop_after(2, signal.SIGTERM)
-    assert "after step 4, which" in run(run_entry, *options)[1]
+    assert "after step 4, which" in runs.run(*options)[1]
     stop_after(5, signal.SIGTERM)
-    assert "after step 6, which" in run(run_entry, *options, "run.resume=auto")[1]
-    assert run(run_entry, *options, "run.resume=auto")[0] == 0
-    assert compare(tmp_path / "cut", tmp_path / "alone") == []
+    assert "after step 6, which" in runs.run(*options, "run.resume=auto")[1]
+    assert runs.run(*options, "run.resume=auto")[0] == 0
+    assert runs.compare() == []
 
 
 def test_more_trained_parts_and_random_transforms_go_on_as_they_were(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
+    runs: Interrupted, stop_after: Stop
 ):
     """LoRA's dropout draws from torch, a plug-in's transform from python and numpy."""
     pytest.importorskip("peft")
-    plugin = tmp_path / "noisy.py"
+    plugin = runs.folder / "noisy.py"
     plugin.write_text(
         "import random, numpy, torch\n"
         "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
@@ -112,158 +107,143 @@ def test_more_trained_parts_and_random_transforms_go_on_as_they_were(
         "    return process\n"
     )
     yaml = Path(STAGE1).read_text().replace("        image_size: 112\n", "")
-    config = tmp_path / "run.yaml"
+    config = runs.folder / "run.yaml"
     config.write_text(yaml.replace("blip2_image_train", "noisy") + f"plugins: [{plugin}]\n")
     more = "model.trainable=[llama_proj,q_former,ln_vision,lora]"
 
     def noisy(name: str, *options: str) -> int:
-        given = [*options_of(scenes, tmp_path / name, num_workers=1), more, *options]
-        return run_entry(train.main, "--cfg-path", config, "--options", *given)[0]
+        given = [*runs.options(name, num_workers=1), more, *options]
+        return runs.run(*given, config=config)[0]
 
     assert noisy("alone") == 0
     stop_after(4, signal.SIGTERM)
     assert noisy("cut") == 143
     assert noisy("cut", "run.resume=auto") == 0
-    assert compare(tmp_path / "cut", tmp_path / "alone") == []
-    saved = torch.load(only_run(tmp_path / "cut") / "checkpoint_1.pth", weights_only=True)["model"]
+    assert runs.compare() == []
+    saved = torch.load(runs.output("cut") / "checkpoint_1.pth", weights_only=True)["model"]
     parts = {name.split(".")[0] for name in saved}
     assert parts == {"llama_proj", "q_former", "query_tokens", "ln_vision", "llama_model"}
 
 
-def test_without_auto_a_run_starts_anew(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
-):
-    options = options_of(scenes, tmp_path)
+def test_without_auto_a_run_starts_anew(runs: Interrupted, stop_after: Stop):
+    options = runs.options()
     stop_after(2, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
+    assert runs.run(*options)[0] == 143
     stop_after(3, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
-    assert len(list(tmp_path.iterdir())) == 2
+    assert runs.run(*options)[0] == 143
+    assert len(list((runs.folder / "out").iterdir())) == 2
 
 
 def test_auto_takes_no_finished_run_and_none_of_another_config(
-    run_entry: EntryPoint, scenes: Path, alone: Path, stop_after: Stop
+    runs: Interrupted, alone: Path, stop_after: Stop
 ):
-    options = options_of(scenes, alone)
-    assert run(run_entry, *options, "run.resume=auto")[0] == 0
-    assert len(list(alone.iterdir())) == 2, "the finished one is left alone"
+    options, folder = runs.options("alone"), alone.parent
+    assert runs.run(*options, "run.resume=auto")[0] == 0
+    assert len(list(folder.iterdir())) == 2, "the finished one is left alone"
     stop_after(2, signal.SIGTERM)
-    assert run(run_entry, *options, "run.resume=auto", "run.seed=5")[0] == 143
-    assert len(list(alone.iterdir())) == 3
+    assert runs.run(*options, "run.resume=auto", "run.seed=5")[0] == 143
+    assert len(list(folder.iterdir())) == 3
     stop_after(3, signal.SIGTERM)
-    assert run(run_entry, *options, "run.resume=auto", "run.seed=6")[0] == 143
-    assert len(list(alone.iterdir())) == 4
+    assert runs.run(*options, "run.resume=auto", "run.seed=6")[0] == 143
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_a_damaged_state_is_told_and_the_one_before_is_used(
-    run_entry: EntryPoint,
-    scenes: Path,
-    alone: Path,
-    tmp_path: Path,
-    stop_after: Stop,
-    caplog: pytest.LogCaptureFixture,
+    runs: Interrupted, alone: Path, stop_after: Stop, caplog: pytest.LogCaptureFixture
 ):
-    options = options_of(scenes, tmp_path / "cut", save_every_steps=1, keep_last=3)
+    options = runs.options("cut", save_every_steps=1, keep_last=3)
     stop_after(5, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
-    states = {file.name: file for file in only_run(tmp_path / "cut").glob("state_*")}
+    assert runs.run(*options)[0] == 143
+    states = {file.name: file for file in runs.output("cut").glob("state_*")}
     assert set(states) == {"state_3.pth", "state_4.pth", "state_5.pth"}
     states["state_5.pth"].write_bytes(states["state_5.pth"].read_bytes()[:-3000])
     content = bytearray(states["state_4.pth"].read_bytes())
     content[len(content) // 3] ^= 1
     states["state_4.pth"].write_bytes(content)
     caplog.clear()
-    assert run(run_entry, *options, "run.resume=auto")[0] == 0
+    assert runs.run(*options, "run.resume=auto")[0] == 0
     told = [r.getMessage() for r in caplog.records if "the one before is used" in r.getMessage()]
     assert ["state_5.pth" in told[0], "state_4.pth" in told[1], len(told)] == [True, True, 2]
-    assert compare(tmp_path / "cut", alone) == []
+    assert runs.compare() == []
 
 
 def test_a_run_killed_before_its_first_save_starts_anew_in_its_folder(
-    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path, stop_after: Stop
+    runs: Interrupted, alone: Path, stop_after: Stop
 ):
-    options = options_of(scenes, tmp_path / "cut")
+    options = runs.options("cut")
     stop_after(3, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
-    for file in only_run(tmp_path / "cut").glob("state_*"):
+    assert runs.run(*options)[0] == 143
+    for file in runs.output("cut").glob("state_*"):
         file.unlink()
-    assert run(run_entry, *options, "run.resume=auto")[0] == 0
-    assert compare(tmp_path / "cut", alone) == []
+    assert runs.run(*options, "run.resume=auto")[0] == 0
+    assert runs.compare() == []
 
 
 def test_a_named_folder_goes_on_and_a_named_state_branches_off(
-    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path, stop_after: Stop
+    runs: Interrupted, alone: Path, stop_after: Stop
 ):
-    options = options_of(scenes, tmp_path / "cut")
+    options = runs.options("cut")
     stop_after(4, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
-    cut = only_run(tmp_path / "cut")
-    branch = options_of(scenes, tmp_path / "branch")
+    assert runs.run(*options)[0] == 143
+    cut = runs.output("cut")
+    branch = runs.options("branch")
     state = f"run.resume_ckpt_path={cut}/state_4.pth"
-    assert run(run_entry, *branch, state)[0] == 0
-    assert run(run_entry, *options, f"run.resume_ckpt_path={cut}")[0] == 0
-    assert compare(tmp_path / "cut", alone) == []
-    ends = [only_run(tmp_path / name) / "checkpoint_1.pth" for name in ("branch", "alone")]
+    assert runs.run(*branch, state)[0] == 0
+    assert runs.run(*options, f"run.resume_ckpt_path={cut}")[0] == 0
+    assert runs.compare() == []
+    ends = [runs.output(name) / "checkpoint_1.pth" for name in ("branch", "alone")]
     one, other = (torch.load(end, weights_only=True) for end in ends)
     assert equal(one["model"], other["model"])
 
 
-def test_a_run_that_is_being_worked_on_is_not_taken(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, stop_after: Stop
-):
+def test_a_run_that_is_being_worked_on_is_not_taken(runs: Interrupted, stop_after: Stop):
     from minigpt4.runners.run_folder import RunFolder
 
-    options = options_of(scenes, tmp_path)
+    options = runs.options()
     stop_after(2, signal.SIGTERM)
-    assert run(run_entry, *options)[0] == 143
-    busy = RunFolder(only_run(tmp_path))
+    assert runs.run(*options)[0] == 143
+    busy = RunFolder(runs.output())
     assert busy.lock()
     stop_after(3, signal.SIGTERM)
-    code, stderr = run(run_entry, *options, f"run.resume_ckpt_path={busy.path}")
+    code, stderr = runs.run(*options, f"run.resume_ckpt_path={busy.path}")
     assert code == 2
     assert "another process works on this run" in stderr
-    assert run(run_entry, *options, "run.resume=auto")[0] == 143
-    assert len(list(tmp_path.iterdir())) == 2
+    assert runs.run(*options, "run.resume=auto")[0] == 143
+    assert len(list((runs.folder / "out").iterdir())) == 2
 
 
-def test_a_state_is_small_and_the_last_ones_are_kept(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path
-):
-    options = options_of(scenes, tmp_path, save_every_steps=1, keep_last=2, num_workers=3)
-    assert run(run_entry, *options)[0] == 0
-    states = sorted(only_run(tmp_path).glob("state_*.pth"))
+def test_a_state_is_small_and_the_last_ones_are_kept(runs: Interrupted):
+    options = runs.options(save_every_steps=1, keep_last=2, num_workers=3)
+    assert runs.run(*options)[0] == 0
+    states = sorted(runs.output().glob("state_*.pth"))
     assert [file.name for file in states] == ["state_11.pth", "state_12.pth"]
     projection = 4 * (160 * 128 + 160)
     assert states[0].stat().st_size < 3 * projection + 1e6
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", None])
-def test_a_file_that_is_no_state_is_one_line(
-    run_entry: EntryPoint, scenes: Path, tmp_path: Path, content: bytes | None
-):
-    file = tmp_path / "state_3.pth"
+def test_a_file_that_is_no_state_is_one_line(runs: Interrupted, content: bytes | None):
+    file = runs.folder / "state_3.pth"
     if content is None:
         torch.save({"model": {}}, file)
     else:
         file.write_bytes(content)
-    options = options_of(scenes, tmp_path / "out", resume_ckpt_path=file)
-    code, stderr = run(run_entry, *options)
+    options = runs.options(resume_ckpt_path=file)
+    code, stderr = runs.run(*options)
     assert code == 2
     assert "state_3.pth" in stderr
     assert "Traceback" not in stderr
 
 
-def test_the_state_of_an_optimizer_that_is_not_fused_is_taken_up(
-    run_entry: EntryPoint, scenes: Path, alone: Path, tmp_path: Path
-):
+def test_the_state_of_an_optimizer_that_is_not_fused_is_taken_up(runs: Interrupted, alone: Path):
     """As the original's checkpoints hold it, and ours did once."""
-    state = torch.load(only_run(alone) / "checkpoint_0.pth", weights_only=True)
+    state = torch.load(alone / "checkpoint_0.pth", weights_only=True)
     for group in state["optimizer"]["param_groups"]:
         del group["fused"]
-    torch.save(state, tmp_path / "checkpoint_0.pth")
-    options = options_of(scenes, tmp_path / "on", resume_ckpt_path=tmp_path / "checkpoint_0.pth")
-    assert run(run_entry, *options)[0] == 0
-    saved = torch.load(only_run(tmp_path / "on") / "checkpoint_1.pth", weights_only=True)
+    torch.save(state, runs.folder / "checkpoint_0.pth")
+    options = runs.options("on", resume_ckpt_path=runs.folder / "checkpoint_0.pth")
+    assert runs.run(*options)[0] == 0
+    saved = torch.load(runs.output("on") / "checkpoint_1.pth", weights_only=True)
     assert saved["optimizer"]["state"][0]["step"] == 12
     assert saved["optimizer"]["param_groups"][0]["fused"]
 
@@ -285,8 +265,8 @@ def test_random_generators_are_put_back():
     assert draw() == first == of_odd
 
 
-def test_the_state_is_read_without_running_code(run_entry: EntryPoint, scenes: Path, alone: Path):
-    file = only_run(alone) / "state_12.pth"
+def test_the_state_is_read_without_running_code(runs: Interrupted, alone: Path):
+    file = alone / "state_12.pth"
     assert is_whole(file)
     state = load_state(file)
     assert state["step"] == 12

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 
 from minigpt4.errors import MiniGPT4Error
-from minigpt4.runners import run_record
-from minigpt4.runners.run_record import environment, git_state, record
+from minigpt4.runners import run_folder
+from minigpt4.runners.run_folder import environment, git_state, record
 
 CONFIG = {"model": {"arch": "minigpt4"}, "run": {"seed": 7, "init_lr": 1e-4}, "chat": {}}
 
@@ -77,8 +77,9 @@ def test_what_cannot_be_found_out_ends_no_run(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(MiniGPT4Error, match=r"environment\.json: cannot be written"):
-        record(tmp_path / "gone", CONFIG, seed=0)
+        record(tmp_path / "file", CONFIG, seed=0)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -133,5 +134,5 @@ def test_git_that_hangs_is_not_waited_for(
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(run_record, "_GIT_SECONDS", 0.2)
+    monkeypatch.setattr(run_folder, "_GIT_SECONDS", 0.2)
     assert git_state(repository / "package") is None

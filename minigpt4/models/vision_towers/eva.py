@@ -15,8 +15,8 @@ from timm.models.eva import Eva
 from torch import nn
 
 from minigpt4.config.checks import Dimension, FileOrUrl, Layers, Positive, check_ratio
-from minigpt4.errors import CheckpointError
-from minigpt4.registry import VISION_TOWERS, Fault
+from minigpt4.errors import CheckpointError, Fault
+from minigpt4.registry import VISION_TOWERS
 from minigpt4.weights.checkpoint import kind_of_file
 from minigpt4.weights.download import EVA_VIT_G
 from minigpt4.weights.names import Tensors

@@ -10,10 +10,11 @@ from transformers import AutoConfig
 
 from minigpt4.checked import CheckedConfig
 from minigpt4.datasets.samples import RawSample
+from minigpt4.errors import Fault
 from minigpt4.models.language_model import most_positions
 from minigpt4.models.llm_input import Learnt, Segment, describe_row, row_segments
 from minigpt4.models.tokenizer import Tokenizer, load_tokenizer
-from minigpt4.registry import Fault, UnknownOptionError
+from minigpt4.registry import UnknownOptionError
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)

@@ -25,13 +25,12 @@ from minigpt4.config import Config
 from minigpt4.config.checks import check_writable_folder
 from minigpt4.datasets.feature_source import INDEX, Index, Row, save_json, units_of
 from minigpt4.datasets.samples import Batch, keys_of_images, to_device
-from minigpt4.errors import DataError, MiniGPT4Error
+from minigpt4.errors import DataError, Fault, MiniGPT4Error
 from minigpt4.models.build import build_towers
 from minigpt4.models.towers import Towers
 from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.feature_identity import check_cacheable
 from minigpt4.preflight.preflight import preflight
-from minigpt4.registry import Fault
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import ComputeOptions
 from minigpt4.runners.run_folder import RunFolder

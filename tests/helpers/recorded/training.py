@@ -15,7 +15,7 @@ from minigpt4.checked import CheckedConfig
 from minigpt4.config import Config
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import BadSample, Batch, DataSet, RawSample
-from minigpt4.registry import RUNNERS, UNKNOWN, bind_entry
+from minigpt4.registry import RUNNERS, UNKNOWN, bind
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.nonfinite import MicroBatch
 from minigpt4.runners.resuming import find_resume_point
@@ -134,7 +134,7 @@ def build_runner(trajectory: Trajectory, name: str, output_dir: Path, **levers: 
         **levers,
     }
     config = Config(Path("recorded.yaml"), model={}, datasets={}, run=options, chat={})
-    bound, faults = bind_entry(RUNNERS.get("runner_base"), options, "run")
+    bound, faults = bind(RUNNERS.get("runner_base"), options, "run")
     assert faults == []
     checked = CheckedConfig(config, "training", UNKNOWN, bound, {}, GenerationOptions())
     processes = Distributed(build_accelerator(checked.run), checked.run.timeout)

@@ -239,7 +239,7 @@ def test_the_words_for_packing_are_those_of_a_yaml(word: str) -> None:
     )
     bound, faults = bind(RUNNERS.get("runner_base"), config.run_options(), "run")
     assert not faults
-    assert bound["packing"] == {"True": "on"}.get(word, word.strip("'"))
+    assert bound.options.packing == {"True": "on"}.get(word, word.strip("'"))
 
 
 def test_the_embedded_default_packs() -> None:
