@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
-from minigpt4.conversation.turns import OWN, TEMPLATES, Template
+from minigpt4.conversation import OWN, TEMPLATES, Template
 from minigpt4.errors import ConfigError
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.registry import Fault, bind, nearest

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt4.conversation.turns import OWN, Conversation, Message, Template
+from minigpt4.conversation import OWN, Conversation, Message, Template
 from minigpt4.errors import CheckpointError, ConfigError, one_line
 from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer, special_words
 

@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from minigpt4.errors import CheckpointError, ConfigError
-from minigpt4.models.choices import Precision
+from minigpt4.models import Precision
 from minigpt4.models.language_model import (
     check_vocabulary,
     empty_language_model,

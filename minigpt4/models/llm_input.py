@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.errors import DataError
@@ -252,3 +253,22 @@ def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]
         lines.append(f"  {where:>9}  {text}")
         position = last + 1
     return lines
+
+
+def target_loss(
+    logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
+    """Return the cross-entropy, in fp32, of logits ``[n, V]`` with ids ``[n]``; -100 count as 0."""
+    return functional.cross_entropy(
+        logits.float(), targets, reduction=reduction, ignore_index=IGNORED
+    )
+
+
+def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits ``[n, V]`` that predict the n targets not ignored, and these ``[n]``.
+
+    Of ``[B, S, V]`` and the ids to predict *at* each position, ``[B, S]``, -100 where none is.
+    """
+    following = targets[:, 1:]
+    predicted = following != IGNORED
+    return logits[:, :-1][predicted], following[predicted]

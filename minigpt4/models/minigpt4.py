@@ -28,8 +28,9 @@ from minigpt4.models.llm_input import (
     prompt_segments,
     row_segments,
     stage_rows,
+    target_logits,
+    target_loss,
 )
-from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.models.towers import Towers

@@ -11,8 +11,8 @@ from transformers import AutoConfig, PreTrainedModel
 from minigpt4.assembly import chosen_precision
 from minigpt4.checked import CheckedConfig, Purpose
 from minigpt4.config.checks import check_layers
+from minigpt4.models import Precision
 from minigpt4.models.build import build_towers
-from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.lora import add_lora
 from minigpt4.models.options import ModelOptions

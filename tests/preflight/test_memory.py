@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from minigpt4.checked import Purpose, bind_sections
 from minigpt4.config import load_config
+from minigpt4.models import Precision
 from minigpt4.models.build import build_towers, choose_dtype
-from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.options import TowerOptions
 from minigpt4.preflight import machine

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced, target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer
 from minigpt4.models.towers import QFormerSize, Towers, build_q_former
