@@ -9,13 +9,13 @@ from minigpt4.config.checks import FileOrUrl, ModelFolder, Positive, check_file
 from minigpt4.models import DeviceMap, Precision, Quantize
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.lora import LACKING, LoraOptions, has_peft
-from minigpt4.models.minigpt4 import Trainable
 from minigpt4.models.tokenizer import Bos
 from minigpt4.models.towers import PATCHES_PER_TOKEN, QFormerSize
 from minigpt4.models.vision_towers import VisionTower
 from minigpt4.models.vision_towers.eva import EVA_VIT_G_SIZE, EvaVisionTower, VisualEncoderSize
 from minigpt4.registry import VISION_TOWERS, Bound, Fault
 from minigpt4.weights.download import BLIP2_Q_FORMER, EVA_VIT_G
+from minigpt4.weights.names import Trainable
 
 BLIP2_SIZE, LORA = QFormerSize(), LoraOptions()
 # The original's keys of EVA, by the names of a tower's own options.

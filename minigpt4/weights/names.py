@@ -7,6 +7,7 @@ Those of a vision tower are next to it.
 
 import re
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 
@@ -41,8 +42,9 @@ _BLIP2_NAMES = (
     (r"llama_proj\.", "language_projection."),
     (r"llama_model\.", "language_model."),
 )
-# What can be trained, by its names in ``model.trainable``; the visual encoder never is.
-TRAINABLE = ("llama_proj", "q_former", "ln_vision", "query_tokens", "lora")
+# Parts that can be trained, by their names in ``model.trainable``; the visual encoder never is.
+Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]
+TRAINABLE: tuple[Trainable, ...] = get_args(Trainable)
 
 
 def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:

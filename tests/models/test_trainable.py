@@ -266,11 +266,9 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
     names = ("Qformer.bert.", "query_tokens", "llama_proj.")
     weights = {n: case.weights[n].clone() for n in case.weights if n.startswith(names)}
     model = build_recorded(case)
+    width = model.llama_proj.in_features
     everything = MiniGPT4(
-        model,
-        model.llama_model,
-        model.tokenizer,
-        trainable=("llama_proj", "q_former"),
+        model, model.llama_model, model.tokenizer, width, trainable=("llama_proj", "q_former")
     )
     expected = trained(everything)
     with torch.no_grad():

@@ -65,10 +65,10 @@ def models(language_models: dict[tuple[str, str], PreTrainedModel]) -> dict[str,
         fp32 = build_towers(TowerOptions(), META, torch.float32)
         without = build_towers(TowerOptions(has_qformer=False), META, torch.bfloat16)
     return {
-        "7B": MetaModel(half, language_models["7B", "bf16"]),
-        "13B": MetaModel(half, language_models["13B", "bf16"]),
-        "7B fp32": MetaModel(fp32, language_models["7B", "fp32"]),
-        "7B without Q-Former": MetaModel(without, language_models["7B", "bf16"]),
+        "7B": MetaModel(half, language_models["7B", "bf16"], 768),
+        "13B": MetaModel(half, language_models["13B", "bf16"], 768),
+        "7B fp32": MetaModel(fp32, language_models["7B", "fp32"], 768),
+        "7B without Q-Former": MetaModel(without, language_models["7B", "bf16"], 4 * 1408),
     }
 
 
