@@ -9,11 +9,7 @@ from torch import nn
 
 from minigpt4.errors import CheckpointError, ConfigError
 from minigpt4.models import Precision
-from minigpt4.models.language_model import (
-    check_vocabulary,
-    empty_language_model,
-    load_language_model,
-)
+from minigpt4.models.language_model import empty_language_model, load_language_model, words_fault
 from minigpt4.models.lora import add_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.options import ModelOptions, TowerOptions
@@ -36,7 +32,7 @@ logger = logging.getLogger(__name__)
 def choose_dtype(
     precision: Precision, device: torch.device, key: str = "model.precision"
 ) -> torch.dtype:
-    """Return the arithmetic of the frozen parts: fp32 on a CPU; on a GPU bf16, else fp16.
+    """Return the arithmetic of the frozen parts; ``auto``: fp32 on a CPU, else bf16 or fp16.
 
     Raises:
         ConfigError: naming the ``key`` that asked for a precision the device does not have.
@@ -61,7 +57,7 @@ def build_minigpt4(
     """Build the model with its weights loaded, to compute in ``dtype`` (or its precision's).
 
     On ``meta`` only the language model's ``config.json`` and tokenizer are read. ``stay_on_cpu``
-    leaves the weights to sharding, which moves them bit by bit; ``from_features`` loads no towers.
+    leaves moving the weights to sharding; ``from_features`` loads no towers.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
@@ -83,7 +79,9 @@ def build_minigpt4(
     else:
         logger.info("loading the language model: %s", folder)
         language_model = load_language_model(folder, dtype, quantize, device, options.device_map)
-    check_vocabulary(language_model, tokenizer, folder)
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if fault := words_fault(tokenizer, rows, folder):
+        raise CheckpointError(f"model.llama_model: {fault}")
     if "lora" in options.trainable:
         add_lora(language_model, options.lora)
     model = MiniGPT4(
@@ -119,9 +117,7 @@ def _check_trainable(options: ModelOptions, device: torch.device) -> None:
 
 
 def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype) -> Towers:
-    """Build the towers, to compute in ``dtype``, with their weights loaded, still on the CPU.
-
-    No weights are read where they will run on the device ``meta``.
+    """Build the towers on the CPU, to compute in ``dtype``; no weights are read for ``meta``.
 
     Raises:
         MiniGPT4Error: for weights that are missing or do not fit together.
@@ -156,15 +152,11 @@ def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype
 
 
 def convert_blip2(content: Any, origin: str) -> Tensors:
-    """Return the tensors of BLIP-2's file under the names of ``Towers``.
-
-    Raises:
-        CheckpointError: for a file that holds something else.
-    """
+    """Return the tensors of BLIP-2's file under the names of ``Towers``, or refuse the file."""
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "query_tokens" not in weights:
-        lacking = f"not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
-        raise CheckpointError(f"{origin}: {lacking}")
+        text = f"not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
+        raise CheckpointError(f"{origin}: {text}")
     own = {k: v for k, v in weights.items() if k == "query_tokens" or k.startswith("ln_vision.")}
     return own | {f"q_former.{name}": value for name, value in convert_q_former(weights).items()}
 

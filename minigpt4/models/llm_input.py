@@ -66,10 +66,9 @@ class Spliced:
 def join(
     rows: Sequence[Sequence[Segment]], embed: Embed, device: torch.device, share_lead: bool = False
 ) -> Joined:
-    """Put rows one after the other; only :class:`Learnt` segments are targets.
+    """Put rows one after the other, with what all begin with only once for ``share_lead``.
 
     ``embed``, ids ``[n]`` → ``[n, D]``, is called once, on the language model's device.
-    ``share_lead`` keeps once what all rows begin with.
     """
     lead = _common_lead(rows) if share_lead else 0
     parts = [rows[0][0][:lead]] if lead else []
@@ -166,13 +165,10 @@ def row_segments(
 ) -> list[Segment]:
     """Return a row as segments: bos if there is one, text, an image at each ``<ImageHere>``.
 
-    Each stretch of text is tokenised on its own, so that a trailing space becomes a token. A bos
-    with which the first prompt begins is not repeated. Answers are :class:`Learnt` and of at most
-    ``max_txt_len`` tokens; truncation drops the end symbol, as in the original. The images are
-    those of all prompts in order, ``[Q, H]`` each. The row is cut at ``longest`` positions.
-
-    Raises:
-        DataError: when there are not as many images as marks.
+    Each stretch of text is tokenised on its own, so that a trailing space becomes a token; a prompt
+    may begin with bos itself. Answers are :class:`Learnt` and cut at ``max_txt_len`` tokens, which
+    drops the end symbol, as in the original; the row is cut at ``longest`` positions. The images
+    are those of all prompts in order, ``[Q, H]`` each; another number is a ``DataError``.
     """
     marks = sum(exchange.prompt.count(IMAGE_MARK) for exchange in row)
     if marks != len(images):

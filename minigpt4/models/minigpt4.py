@@ -116,12 +116,9 @@ class MiniGPT4(Towers):
         return self
 
     def choose_packing(self, packing: Packing) -> str | None:
-        """Choose whether :meth:`forward` packs; ``auto``: where that changes no number.
+        """Choose whether :meth:`forward` packs, and return the reason why ``auto`` does not.
 
-        Returns the reason why ``auto`` does not pack.
-
-        Raises:
-            ConfigError: for ``on`` where it would change numbers.
+        Where packing would change numbers, ``on`` is a ``ConfigError``.
         """
         self.packed = self.shares_prefix = False
         if packing == "off":
@@ -148,10 +145,7 @@ class MiniGPT4(Towers):
         return self.llama_proj.weight.device
 
     def encode_img(self, image: torch.Tensor) -> torch.Tensor:
-        """Return image tokens ``[N, Q, H]`` in the compute dtype.
-
-        The input is pixels ``[N, 3, s, s]``, or cached features ``[N, Q, D]`` in any dtype.
-        """
+        """Return tokens ``[N, Q, H]`` of pixels ``[N, 3, s, s]``, or of features ``[N, Q, D]``."""
         with self.autocast(image.device):
             cached = image.ndim == 3
             features = image.to(self.llama_proj.weight) if cached else self.encode_frozen(image)
@@ -170,7 +164,7 @@ class MiniGPT4(Towers):
     def stage_rows(
         self, text: Sequence[str], prompts: Sequence[str] | None = None
     ) -> list[list[Exchange]]:
-        """Return the rows of both stages; see :func:`minigpt4.models.llm_input.stage_rows`."""
+        """Return rows as both stages have them; see :func:`.llm_input.stage_rows`."""
         return stage_rows(text, prompts, self.end_sym)
 
     def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:
@@ -196,8 +190,7 @@ class MiniGPT4(Towers):
         if next(shown, None) is not None:
             raise DataError(f"{len(encoded)} images are more than the prompts have {IMAGE_MARK}")
         if not len(encoded):
-            # Without images the projection still gets a gradient, of zeros: other processes that
-            # average gradients wait for it.
+            # Gives the projection a gradient, of zeros, which other processes wait for.
             segments[0].append(encoded.flatten(0, 1))
         return join(segments, self.embed_tokens, self.device, share_lead)
 
@@ -211,8 +204,7 @@ class MiniGPT4(Towers):
     def forward(self, image: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         """Return the mean cross-entropy over the target tokens in fp32; see :meth:`splice_batch`.
 
-        Raises:
-            DataError: when no answer has a target token.
+        A batch without any target token is a ``DataError``.
         """
         return target_loss(*self._target_logits(image, rows))
 
@@ -240,17 +232,12 @@ class MiniGPT4(Towers):
 
 
 def parameter_table(model: MiniGPT4) -> str:
-    """Return a table of frozen and trained parts: parameters, gigabytes (1e9 bytes), dtypes.
-
-    Gigabytes are those of this process, where the language model is sharded.
-    """
-    parts: dict[str, list[nn.Parameter]] = {name: [] for name, _ in model.named_children()}
+    """Return a table of all parts: parameters, gigabytes (1e9 bytes) in this process, dtypes."""
+    parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parts.setdefault(trained_part(name) or name.partition(".")[0], []).append(parameter)
     lines, total = [], 0
     for name, parameters in parts.items():
-        if not parameters:
-            continue
         here = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
         size = sum(p.numel() * p.element_size() for p in here) / 1e9
         # A byte of NF4 holds two numbers.

@@ -129,11 +129,7 @@ class FastTokenizer:
 
 
 def load_auto_tokenizer(folder: str) -> Any:
-    """The tokenizer that transformers makes of a language-model folder or hub id.
-
-    Raises:
-        CheckpointError: when none loads.
-    """
+    """Return the tokenizer that transformers loads, or raise a ``CheckpointError``."""
     from transformers import AutoTokenizer
 
     try:
@@ -155,8 +151,7 @@ def load_tokenizer(folder: str, bos: Bos = "auto") -> Tokenizer:
     their tokenizer puts one in front of a text.
 
     Raises:
-        CheckpointError: when none can be read.
-        ConfigError: when there is no bos to begin with.
+        MiniGPT4Error: when no tokenizer can be read, or has no bos to begin with.
     """
     tokenizer: Tokenizer
     if model_file := sentencepiece_file(Path(folder)):

@@ -274,9 +274,6 @@ def test_a_half_precision_checkpoint_is_taken() -> None:
     assert model.llama_proj.weight.dtype == torch.float32
 
 
-OURS = "this model takes one for a language model (64 wide), reading features (32 wide)"
-
-
 @pytest.mark.parametrize(
     ("name", "value", "mentions"),
     [
@@ -292,28 +289,9 @@ OURS = "this model takes one for a language model (64 wide), reading features (3
         ("llama_proj.bias", torch.full((64,), torch.nan), ["llama_proj.bias", "NaN or Inf"]),
         ("llama_proj.weight", torch.full((64, 32), torch.inf), ["weight", "holds NaN or Inf"]),
         ("llama_proj.weight", torch.full((64, 32), -torch.inf), ["weight", "holds NaN or Inf"]),
-        (
-            "llama_proj.weight",
-            torch.ones(5120, 768),
-            ["[5120, 768]", "[64, 32]", "a 13B language model (5120 wide), with Q-Former", OURS],
-        ),
-        (
-            "llama_proj.weight",
-            torch.ones(4096, 768),
-            ["[4096, 768]", "a 7B language model (4096 wide), with Q-Former (768 wide)", OURS],
-        ),
-        (
-            "llama_proj.weight",
-            torch.ones(4096, 5632),
-            ["a 7B language model", "without Q-Former (Llama-2) (5632 wide)", OURS],
-        ),
-        (
-            "llama_proj.weight",
-            torch.ones(100, 7),
-            ["for a language model (100 wide), reading features (7 wide)", OURS],
-        ),
-        ("llama_proj.weight", torch.ones(2, 2, 2), ["of an unknown kind", OURS]),
-        ("llama_proj.weight", torch.ones(()), ["of an unknown kind", OURS]),
+        ("llama_proj.weight", torch.ones(5120, 768), ["[5120, 768]", "[64, 32]", "(7B: 4096"]),
+        ("llama_proj.weight", torch.ones(2, 2, 2), ["[2, 2, 2]", "[64, 32]"]),
+        ("llama_proj.weight", torch.ones(()), ["[]", "[64, 32]"]),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
