@@ -1,6 +1,6 @@
 """Conversation: templates and the turns of a chat → the prompt that the language model reads.
 
-Source: prompt strings recorded from the original (``tests/golden/conversation_*.json``).
+Source: prompts recorded from the original (``tests/golden/conversation_*.json``).
 """
 
 import re
@@ -25,17 +25,18 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Template:
-    """How a language model was taught to tell who speaks.
+    """How turns are written, as the language model was trained on them.
 
     Attributes:
-        system: Text in front of everything; an empty one brings no separator either.
-        user: Put before what the user says.
-        assistant: Put before an answer that is there already.
-        opening: Put where the answer is to be generated (v1 leaves out the space).
-        separator: Put behind the system text and every message.
-        stop: Text at which an answer ends, or several; it is cut there.
-        ending: Put behind an answer instead of the separator.
-        controls: What tells who speaks; nobody can say it. Empty: the marks in the other texts.
+        system: Text before everything; an empty one has no separator.
+        user: Text before a question.
+        assistant: Text before an answer that exists.
+        opening: Text before the answer to be generated (v1 leaves out the space).
+        separator: Text after the system text and every message.
+        stop: Text that ends an answer, or several; the answer is cut there.
+        ending: Text after an answer instead of the separator.
+        controls: Texts that mark a speaker or an end; what users write cannot contain them. Empty:
+            the marks in the other texts.
     """
 
     system: str
@@ -57,19 +58,19 @@ class Template:
 
     @property
     def forbidden(self) -> tuple[str, ...]:
-        """The controls; where none are named, what marks a speaker or an end in the other texts."""
+        """The controls; where none are named, the marks of a speaker or an end in the texts."""
         if self.controls:
             return self.controls
         between = (self.user, self.assistant, self.opening, self.separator, self.behind_answer)
         found = set(_MARK.findall(self.system))
         for text in (*between, *self.stops):
-            # A role without a mark, "USER: ", is one as a whole.
+            # A role without a mark, "USER: ", counts as a whole.
             found |= set(_MARK.findall(text)) or {text.strip()}
         return tuple(sorted(mark for mark in found if len(mark) > 1))
 
 
 def stop_texts(stop: str | tuple[str, ...]) -> tuple[str, ...]:
-    """One stop text or several, without empty ones."""
+    """Return one stop text or several, without empty ones."""
     return tuple(text for text in ((stop,) if isinstance(stop, str) else stop) if text)
 
 
@@ -94,19 +95,14 @@ SHIPPED = frozenset(TEMPLATES)
 
 
 def register_template(name: str, template: Template) -> None:
-    """Add a template of one's own, from a file that a YAML names under ``plugins``.
-
-    Raises:
-        ConfigError: for a name that is taken by another template.
-    """
+    """Add a template from a plug-in; a name that another one has is a ``ConfigError``."""
     if name == OWN or TEMPLATES.setdefault(name, template) != template:
         raise ConfigError(f"the template {name!r} is registered already; choose another name")
 
 
 def plain_text(text: str, controls: Iterable[str]) -> str:
-    """A text in which nothing is control any more: ``# ##`` for ``###``, ``< s>`` for ``<s>``.
+    """Return a text with a space in each control: ``# ##`` for ``###``, ``< s>`` for ``<s>``.
 
-    A space behind its first character is all it takes, and a model still reads what was meant.
     Control characters but for tab and newline become spaces, and half characters a question mark.
     """
     text = text.encode("utf-8", "replace").decode()
@@ -137,11 +133,11 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
 
     def add_image(self) -> None:
-        """The user uploads an image: a message of its own, which the next question joins."""
+        """Add an uploaded image: a message of its own, which the next question joins."""
         self.messages.append(Message("user", IMAGE_TEXT))
 
     def ask(self, question: str) -> None:
-        """The user asks; right after an upload the question joins that message."""
+        """Add a question; right after an upload it joins that message."""
         last = self.messages[-1] if self.messages else None
         if last is not None and last.speaker == "user" and last.text.endswith("</Img>"):
             last.text += " " + question
@@ -149,23 +145,21 @@ class Conversation:
             self.messages.append(Message("user", question))
 
     def answer(self, text: str) -> None:
-        """The assistant has answered."""
+        """Add an answer of the assistant."""
         self.messages.append(Message("assistant", text))
 
     def undo(self) -> int:
-        """Take back the last question with its answer; the number of images that go with it."""
-        images, before = 0, len(self.messages)
-        while self.messages and (
-            len(self.messages) == before or self.messages[-1].speaker == "user"
-        ):
+        """Remove the last question with its answer; return the number of images in them."""
+        images = self.messages.pop().images if self.messages else 0
+        while self.messages and self.messages[-1].speaker == "user":
             images += self.messages.pop().images
         return images
 
     def without_oldest_turn(self) -> "Conversation | None":
-        """The same without its oldest question and answer; None where nothing may go any more.
+        """Return the same without its oldest question and answer; None where all must stay.
 
-        Turns of words alone go first, then the words beside images: a later question may be about
-        any image, so none is left out. The question at the end always stays.
+        Turns without images go first, then the words next to images: a later question may be about
+        any image, so none is left out. The last question always stays.
         """
         messages = self.messages
         answers = [i for i, m in enumerate(messages) if m.speaker == "assistant" and i > 0]
@@ -178,11 +172,11 @@ class Conversation:
         return None
 
     def prompt(self) -> str:
-        """Everything so far, ready for the next answer."""
+        """Return everything so far, ready for the next answer."""
         return self.transcript() + self.template.opening
 
     def transcript(self) -> str:
-        """Everything so far."""
+        """Return everything so far."""
         template = self.template
         around = {
             "user": (template.user, template.separator),

@@ -34,8 +34,7 @@ def choose_dtype(
 ) -> torch.dtype:
     """Return the arithmetic of the frozen parts; ``auto``: fp32 on a CPU, else bf16 or fp16.
 
-    Raises:
-        ConfigError: naming the ``key`` that asked for a precision the device does not have.
+    A precision that the device does not have is a ``ConfigError`` with the ``key`` that set it.
     """
     if precision == "auto":
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
@@ -57,13 +56,14 @@ def build_minigpt4(
     """Build the model with its weights loaded, to compute in ``dtype`` (or its precision's).
 
     On ``meta`` only the language model's ``config.json`` and tokenizer are read. ``stay_on_cpu``
-    leaves moving the weights to sharding; ``from_features`` loads no towers.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
+    leaves moving the weights to sharding; ``from_features`` loads no towers. Weights that are
+    missing or do not fit together are a ``MiniGPT4Error``.
     """
     dtype = dtype or choose_dtype(options.precision, device)
-    _check_trainable(options, device)
+    if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
+        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+    if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
+        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
     quantize, folder = options.quantize, options.llama_model
     if quantize != "none" or options.low_resource:
         from minigpt4.models.speed.quantization import choose_quantization
@@ -109,19 +109,8 @@ def build_minigpt4(
     return model
 
 
-def _check_trainable(options: ModelOptions, device: torch.device) -> None:
-    if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
-        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
-    if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
-        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
-
-
 def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype) -> Towers:
-    """Build the towers on the CPU, to compute in ``dtype``; no weights are read for ``meta``.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
-    """
+    """Build the towers on the CPU, to compute in ``dtype``; no weights are read for ``meta``."""
     if dtype == torch.float32 and device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # torch's default, for convolutions only
     for fault in options.errors():

@@ -63,6 +63,7 @@ class MiniGPT4(Towers):
         trainable: Parts that are trained; the Q-Former brings its queries.
 
     Attributes:
+        most_positions: Positions of the longest row that the language model reads, if limited.
         batch_positions: Non-padding positions of the latest batch of forward.
         packed: Whether forward computes no padding; see :meth:`choose_packing`.
         shares_prefix: Whether it computes once what all rows begin with, when packed.
@@ -94,6 +95,7 @@ class MiniGPT4(Towers):
         self.llama_model, self.tokenizer = llama_model, tokenizer
         self.prompts, self.max_txt_len, self.end_sym = list(prompts), max_txt_len, end_sym
         self.batch_positions, self.packed, self.shares_prefix = 0, False, True
+        self.most_positions = most_positions(llama_model.config)
         width = llama_model.get_input_embeddings().weight.shape[1]
         self.llama_proj = nn.Linear(features_width, width)
         wanted = {*trainable, "query_tokens"} if "q_former" in trainable else {*trainable}
@@ -135,10 +137,6 @@ class MiniGPT4(Towers):
             raise ConfigError(f"run.packing: on, but for this language model: {fault}; set auto")
         self.packed = not fault
         return fault
-
-    @property
-    def most_positions(self) -> int | None:
-        return most_positions(self.llama_model.config)
 
     @property
     def device(self) -> torch.device:

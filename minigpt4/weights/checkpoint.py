@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
     """Return the content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
 
-    ``mapped`` reads numbers only when they are used, as ``.safetensors`` always does; it is not
-    possible for a file written before torch 1.6.
+    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, or holds more than plain weights.

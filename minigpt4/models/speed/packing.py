@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from minigpt4.models.llm_input import IGNORED, Joined, Spliced, on_device, pad, target_logits
+from minigpt4.models.llm_input import IGNORED, Joined, on_device, pad, target_logits
 
 PER_SAMPLE = "attention_per_sample"  # under this name transformers knows it
 
@@ -104,11 +104,10 @@ def attention_per_sample(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
+    *_: Any,
     samples: Samples,
     scaling: float | None = None,
-    **_: Any,
+    **__: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each sample, ``[1, T, heads, d]``, as transformers calls it.
 
@@ -241,9 +240,15 @@ def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -
         return "it takes no logits_to_keep"
     if not model.is_backend_compatible():
         return "its attention is one of its own"
-    padded, packed = _trial(model.get_input_embeddings().weight, device, lead)
+    words, lengths = model.get_input_embeddings().weight, [4, 7, 5]
+    noise = torch.randn(16, words.shape[1], generator=torch.Generator().manual_seed(0)) * 0.02
+    first, *others = noise.to(device, words.dtype).split(lengths)
+    own = torch.cat([first, *(row[lead:] for row in others)])
+    whole = torch.cat([first, *(torch.cat([first[:lead], row[lead:]]) for row in others)])
+    targets = [[IGNORED] * (lead + 1) + [0] * (length - lead - 1) for length in lengths]
+    padded = pad(Joined(whole, lengths, targets))
     try:
-        ours = packed_logits(model, packed).float()
+        ours = packed_logits(model, pack(Joined(own, lengths, targets, lead))).float()
         theirs = model(
             inputs_embeds=padded.embeds, attention_mask=padded.attention_mask, use_cache=False
         ).logits
@@ -258,14 +263,3 @@ def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -
     states = DynamicCache(config=model.config.get_text_config(decoder=True))
     plain = all(type(layer) is DynamicLayer for layer in states.layers)
     return None if plain else "some of its layers look only so far back"
-
-
-def _trial(embedding: torch.Tensor, device: torch.device, lead: int) -> tuple[Spliced, Packed]:
-    lengths, generator = [4, 7, 5], torch.Generator().manual_seed(0)
-    noise = torch.randn(sum(lengths), embedding.shape[1], generator=generator) * 0.02
-    first, *others = noise.to(device, embedding.dtype).split(lengths)
-    own = [first, *(row[lead:] for row in others)]
-    whole = [first, *(torch.cat([first[:lead], row[lead:]]) for row in others)]
-    targets = [[IGNORED] * (lead + 1) + [0] * (length - lead - 1) for length in lengths]
-    padded = pad(Joined(torch.cat(whole), lengths, targets))
-    return padded, pack(Joined(torch.cat(own), lengths, targets, lead))

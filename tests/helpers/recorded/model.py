@@ -4,7 +4,7 @@ Activations of the towers, and for each mode rows, logits, loss and gradients.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from minigpt4.models.vision_towers.eva import (
     convert_visual_encoder,
 )
 from minigpt4.weights.checkpoint import load_into, load_trained
-from minigpt4.weights.names import convert_language_model, convert_q_former
+from minigpt4.weights.names import convert_q_former
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import (
     LOGITS_ATOL,
@@ -167,14 +167,18 @@ def build_model(case: Case) -> MiniGPT4:
         queries, width = weights["query_tokens"], q_former.config.hidden_size
     language_model = LlamaForCausalLM(LlamaConfig(**dims["llama"]))
     part = weights.part("llama_model.")
-    named = {f"llama_model.{n}": value for n, value in part.items()}
-    load_into(language_model, convert_language_model(named), name)
+    load_into(language_model, without_frequencies(part), name)
     tokenizer = SentencePieceTokenizer(case.tokenizer_file)
     towers = Towers(encoder, ln_vision, q_former, queries, torch.float32)
     model = MiniGPT4(towers, language_model, tokenizer, width)
     saved = case.facts["checkpoint_keys_saved_by_upstream_filter"]
     load_trained(model, {"model": {n: weights[n] for n in saved}}, name)
     return model
+
+
+def without_frequencies(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """A language model's weights without those that transformers computes."""
+    return {n: value for n, value in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
 def _q_former_size(dims: dict[str, Any]) -> QFormerSize:
