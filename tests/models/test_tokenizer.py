@@ -25,6 +25,7 @@ def tokenizer() -> SentencePieceTokenizer:
 
 
 def test_the_named_ids_are_the_recorded_ones(tokenizer: SentencePieceTokenizer) -> None:
+    assert (tokenizer.encode(""), tokenizer.decode([])) == ([], "")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (1, 2, 512)
     assert [tokenizer.piece(i) for i in (0, 1, 2)] == ["<unk>", "<s>", "</s>"]
 
@@ -36,11 +37,6 @@ def test_ids_beyond_the_vocabulary_have_no_text(
     assert tokenizer.piece(token_id) == ""
     ids = tokenizer.encode("a dog")
     assert tokenizer.decode([*ids, token_id]) == tokenizer.decode(ids)
-
-
-def test_nothing_is_nothing(tokenizer: SentencePieceTokenizer) -> None:
-    assert tokenizer.encode("") == []
-    assert tokenizer.decode([]) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", bytes(1000)])

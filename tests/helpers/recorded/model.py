@@ -159,7 +159,7 @@ def build_model(case: Case) -> MiniGPT4:
     load_into(ln_vision, weights.part("ln_vision."), name)
     q_former, queries, width = None, None, PATCHES_PER_TOKEN * size.embed_dim
     if dims["qformer"] is not None:
-        q_former = build_q_former(size.embed_dim, _q_former_size(dims["qformer"]))
+        q_former = build_q_former(size.embed_dim, q_former_size(dims["qformer"]))
         part = weights.part("Qformer.")
         load_into(
             q_former, convert_q_former({f"Qformer.{n}": value for n, value in part.items()}), name
@@ -181,14 +181,9 @@ def without_frequencies(weights: Mapping[str, torch.Tensor]) -> Tensors:
     return {n: value for n, value in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
-def _q_former_size(dims: dict[str, Any]) -> QFormerSize:
-    return QFormerSize(
-        hidden_size=dims["hidden_size"],
-        num_hidden_layers=dims["num_hidden_layers"],
-        num_attention_heads=dims["num_attention_heads"],
-        intermediate_size=dims["intermediate_size"],
-        cross_attention_frequency=dims["cross_attention_freq"],
-    )
+def q_former_size(dims: dict[str, Any]) -> QFormerSize:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return QFormerSize(*(dims[name] for name in (*names, "cross_attention_freq")))
 
 
 def compare_case(case: Case) -> list[Comparison]:
