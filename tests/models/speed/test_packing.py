@@ -156,14 +156,15 @@ def test_the_kernels_for_gpus_are_told_where_samples_and_their_keys_lie(model: M
 
 TINY_SIZE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48}
 TINY_SIZE |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = TINY_SIZE | {"num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
     ("language_model", "expected"),
     [
         (LlamaForCausalLM(LlamaConfig(**TINY_SIZE)), None),
-        (LlamaForCausalLM(LlamaConfig(**TINY_SIZE, num_key_value_heads=2)), None),
-        (MistralForCausalLM(MistralConfig(**TINY_SIZE, sliding_window=4)), "its outputs change"),
+        (LlamaForCausalLM(LlamaConfig(**GROUPED)), None),
+        (MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=4)), "its outputs change"),
         (GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)), None),
     ],
     ids=["llama", "grouped heads", "a window", "gpt2"],
