@@ -20,8 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.errors import ConfigError, run_guarded
-from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad, target_logits, target_loss
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 
 IMAGE, VOCABULARY = 32, 1000

@@ -131,7 +131,8 @@ MODES = {
 class Numbers:
     """A tokenizer whose words are the ids themselves: lengths are what the benchmark says."""
 
-    bos_id, eos_id = 1, 2
+    bos_id: int | None = 1
+    eos_id = 2
     special: tuple[str, ...] = ()
 
     def __init__(self, vocab_size: int) -> None:
@@ -176,6 +177,7 @@ def build(size: Size, device: torch.device) -> MiniGPT4:
             towers,
             language_model,
             Numbers(size.vocabulary),
+            size.q_former.hidden_size,
             max_txt_len=160,
             end_sym=" 2",
         )

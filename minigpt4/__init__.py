@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from minigpt4.models.llm_input import Exchange, Row
     from minigpt4.models.minigpt4 import MiniGPT4
     from minigpt4.models.tokenizer import Tokenizer
-    from minigpt4.models.vision_tower import VisionTower
+    from minigpt4.models.vision_towers import VisionTower
     from minigpt4.registry import (
         BUILDERS,
         IMAGE_PROCESSORS,
@@ -54,7 +54,7 @@ _MODULES = {
     "models.minigpt4": ("MiniGPT4",),
     "models.llm_input": ("Exchange", "Row"),
     "models.tokenizer": ("Tokenizer",),
-    "models.vision_tower": ("VisionTower",),
+    "models.vision_towers": ("VisionTower",),
     "registry": (
         *("BUILDERS", "IMAGE_PROCESSORS", "LR_SCHEDULES", "METRICS", "MODELS", "RUNNERS", "TASKS"),
         *("TEXT_PROCESSORS", "VISION_TOWERS", "Hidden"),

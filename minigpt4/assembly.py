@@ -17,8 +17,8 @@ from minigpt4.checked import CheckedConfig
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import DataSet
 from minigpt4.errors import ConfigError, shown
+from minigpt4.models import Precision
 from minigpt4.models.build import choose_dtype
-from minigpt4.models.choices import Precision
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import LR_SCHEDULES, TASKS, Bound, visible_parameters
 from minigpt4.runners.bad_samples import BadSampleLog

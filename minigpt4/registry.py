@@ -331,7 +331,7 @@ BUILDERS = Registry(
         "pairs": "own_rows.builder",
     },
 )
-MODELS = Registry("model", home="minigpt4.models")
+MODELS = Registry("model", home="minigpt4.models.build")
 VISION_TOWERS = Registry("vision tower", home="minigpt4.models.vision_towers")
 IMAGE_PROCESSORS = Registry("image processor", home="minigpt4.processors")
 TEXT_PROCESSORS = Registry("text processor", home="minigpt4.processors")

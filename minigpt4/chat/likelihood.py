@@ -14,8 +14,15 @@ from minigpt4.chat.generation import FiniteLogits
 from minigpt4.chat.kept_states import KeptStates
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
-from minigpt4.models.llm_input import IGNORED, Learnt, Segment, on_device, splice
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import (
+    IGNORED,
+    Learnt,
+    Segment,
+    on_device,
+    splice,
+    target_logits,
+    target_loss,
+)
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.tasks.task import Generator
 

@@ -1,11 +1,11 @@
 """Generation options: the ``chat:`` section of a YAML."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 from minigpt4.config.checks import NotNegative, Positive, PositiveFloat
-from minigpt4.conversation.turns import OWN, TEMPLATES, Template
+from minigpt4.conversation import OWN, TEMPLATES, Template
 from minigpt4.errors import ConfigError, Fault, nearest
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.registry import bind
@@ -15,9 +15,10 @@ def _check_template(template: str | Template) -> str | None:
     if isinstance(template, Template):
         marked = any(isinstance(t, str) and IMAGE_MARK in t for t in astuple(template))
         return f"holds {IMAGE_MARK}, which only an image does" if marked else None
-    known = [*TEMPLATES, OWN]
-    text = f"unknown template {template!r}; known: {', '.join(known)}"
-    return None if template in known else text
+    known = ", ".join((*TEMPLATES, OWN))
+    return (
+        None if template in (*TEMPLATES, OWN) else f"unknown template {template!r}; known: {known}"
+    )
 
 
 def check_probability(value: float) -> str | None:
@@ -81,7 +82,7 @@ def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) ->
 
     Raises:
         ConfigError: for a name or keys that are unknown, and a language model (a folder or hub id)
-            whose own chat template is none that turns can be written with.
+            whose own chat template cannot be used.
     """
     if isinstance(spec, str) and spec in TEMPLATES:
         return TEMPLATES[spec]
@@ -91,8 +92,7 @@ def load_template(spec: str | Template | Mapping[str, Any], llama_model: str) ->
 def _unnamed_template(spec: str | Mapping[str, Any], llama_model: str) -> Template:
     if isinstance(spec, Mapping):
         bound, faults = bind(Template, spec, "chat.template")
-        if faults:
-            raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+        _raise(faults)
         return Template(**vars(bound.options))
     if spec == OWN:
         from minigpt4.conversation.templates import own_template
@@ -103,11 +103,15 @@ def _unnamed_template(spec: str | Mapping[str, Any], llama_model: str) -> Templa
 
 
 def change_options(options: GenerationOptions, changes: dict[str, Any]) -> GenerationOptions:
-    """The options with changes, checked like those of a YAML."""
+    """Return the options with changes, checked like those of a YAML."""
     bound, faults = bind(GenerationOptions, changes, "chat", dry=True)
+    _raise(faults)
     given = {name: value for name, value in vars(bound.options).items() if name in changes}
-    changed = options if faults else replace(options, **given)
-    faults = faults or list(changed.errors())
-    if faults:
-        raise ConfigError("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+    changed = replace(options, **given)
+    _raise(changed.errors())
     return changed
+
+
+def _raise(faults: Iterable[Fault]) -> None:
+    if text := "; ".join(f"{fault.key}: {fault.text}" for fault in faults):
+        raise ConfigError(text)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-from minigpt4.conversation.turns import OWN, Conversation, Message, Template
+from minigpt4.conversation import OWN, Conversation, Message, Speaker, Template
 from minigpt4.errors import CheckpointError, ConfigError, one_line
 from minigpt4.models.tokenizer import load_auto_tokenizer, load_tokenizer, special_words
 
-# Texts that no chat template holds; they show where it puts what is said.
+# Texts that no chat template holds; they show where it puts messages.
 _QUESTION, _ANSWER, _NEXT = "Zquestionz", "Zanswerz", "Znextz"
 _TRIALS = [  # questions and answers in turn
     ["What is this?"],
@@ -20,7 +21,7 @@ _TRIALS = [  # questions and answers in turn
 
 
 def own_template(llama_model: str) -> Template:
-    """The chat template that came with a language model, cut out of what it makes of a trial.
+    """Return the chat template that came with a language model, cut out of what it writes.
 
     Raises:
         ConfigError: where there is none, or it writes other conversations otherwise.
@@ -31,20 +32,17 @@ def own_template(llama_model: str) -> Template:
         raise ConfigError(f"chat.template: {OWN}: {error}") from error
     if not tokenizer.chat_template:
         raise _refusal(llama_model, "has no chat template of its own")
-    bos = "" if ours.bos_id is None else ours.piece(ours.bos_id)
     try:
-        writer = _Writer(tokenizer, bos)
+        writer = _Writer(tokenizer, "" if ours.bos_id is None else ours.piece(ours.bos_id))
         template = _cut_out(writer, llama_model)
-        agrees = all(_agrees(writer, template, trial) for trial in _TRIALS)
+        if all(_agrees(writer, template, trial) for trial in _TRIALS):
+            return template
     except ConfigError:
         raise
     except Exception as error:  # whatever a program in a template does
         text = f"has a chat template that fails ({type(error).__name__}: {one_line(error)})"
         raise _refusal(llama_model, text) from error
-    if not agrees:
-        text = "has a chat template that writes turns now so, now otherwise"
-        raise _refusal(llama_model, text)
-    return template
+    raise _refusal(llama_model, "has a chat template that writes turns now so, now otherwise")
 
 
 def _refusal(llama_model: str, text: str) -> ConfigError:
@@ -56,7 +54,7 @@ def _refusal(llama_model: str, text: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class _Writer:
-    """A language model's own chat template; ``bos`` stands in front of every row without it."""
+    """A language model's own chat template; ``bos`` begins every row that lacks it."""
 
     tokenizer: Any
     bos: str
@@ -72,7 +70,7 @@ class _Writer:
         return str(text)
 
     def asks_for_the_date(self) -> bool:
-        """Whether it fails where the function that tells the date is none."""
+        """Return whether it calls the function that gives the date."""
         try:
             self([_QUESTION], strftime_now="")
         except TypeError:
@@ -81,7 +79,7 @@ class _Writer:
 
 
 def _cut_out(write: _Writer, llama_model: str) -> Template:
-    """What stands around the texts of a trial; what does not fit shows in another trial."""
+    """Return what is around the texts of a trial; other trials show whether that is right."""
     asked = write([_QUESTION])
     opened = write([_QUESTION], opening=True)
     if write.asks_for_the_date():
@@ -103,10 +101,9 @@ def _cut_out(write: _Writer, llama_model: str) -> Template:
 
 
 def _agrees(write: _Writer, template: Template, trial: Sequence[str]) -> bool:
-    """Whether a template writes a conversation as the language model's own does."""
-    conversation = Conversation(template)
-    for number, text in enumerate(trial):
-        conversation.messages.append(Message("assistant" if number % 2 else "user", text))
-    asking = len(trial) % 2 == 1
+    """Return whether a template writes a conversation as the language model's own does."""
+    speakers: cycle[Speaker] = cycle(("user", "assistant"))
+    messages = [Message(*pair) for pair in zip(speakers, trial, strict=False)]
+    conversation, asking = Conversation(template, messages), len(trial) % 2 == 1
     ours = conversation.prompt() if asking else conversation.transcript()
     return write(trial, opening=asking) in (ours, write.bos + ours)

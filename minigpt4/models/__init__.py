@@ -1,5 +1,8 @@
-"""Models: pixels and prompts → the language model's loss or words; one linear layer is trained."""
+"""Models: images and prompts → the language model's loss or text; one linear layer is trained."""
 
-from minigpt4.models import build
+from typing import Literal
 
-__all__ = ["build"]
+# Values that options of the model take.
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Quantize = Literal["none", "int8", "nf4"]
+DeviceMap = Literal["none", "auto"]

@@ -8,12 +8,8 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from minigpt4.errors import CheckpointError, ConfigError
-from minigpt4.models.choices import Precision
-from minigpt4.models.language_model import (
-    check_vocabulary,
-    empty_language_model,
-    load_language_model,
-)
+from minigpt4.models import Precision
+from minigpt4.models.language_model import empty_language_model, load_language_model, words_fault
 from minigpt4.models.lora import add_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.options import ModelOptions, TowerOptions
@@ -36,10 +32,9 @@ logger = logging.getLogger(__name__)
 def choose_dtype(
     precision: Precision, device: torch.device, key: str = "model.precision"
 ) -> torch.dtype:
-    """Return the arithmetic of the frozen parts: fp32 on a CPU; on a GPU bf16, else fp16.
+    """Return the arithmetic of the frozen parts; ``auto``: fp32 on a CPU, else bf16 or fp16.
 
-    Raises:
-        ConfigError: naming the ``key`` that asked for a precision the device does not have.
+    A precision that the device does not have is a ``ConfigError`` with the ``key`` that set it.
     """
     if precision == "auto":
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
@@ -61,14 +56,15 @@ def build_minigpt4(
     """Build the model with its weights loaded, to compute in ``dtype`` (or its precision's).
 
     On ``meta`` only the language model's ``config.json`` and tokenizer are read. ``stay_on_cpu``
-    leaves the weights to sharding, which moves them bit by bit; ``from_features`` loads no towers.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
+    leaves moving the weights to sharding; ``from_features`` loads no towers. Weights that are
+    missing or do not fit together are a ``MiniGPT4Error``.
     """
     dtype = dtype or choose_dtype(options.precision, device)
-    _check_trainable(options, device)
-    quantize = options.quantize
+    if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
+        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+    if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
+        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
+    quantize, folder = options.quantize, options.llama_model
     if quantize != "none" or options.low_resource:
         from minigpt4.models.speed.quantization import choose_quantization
 
@@ -77,28 +73,33 @@ def build_minigpt4(
         towers = Towers(None, None, None, None, dtype)
     else:
         towers = build_towers(options, device, dtype)
-    folder = options.llama_model
     tokenizer = load_tokenizer(folder, options.bos)
     if device.type == "meta":
         language_model = empty_language_model(folder, dtype)
     else:
         logger.info("loading the language model: %s", folder)
         language_model = load_language_model(folder, dtype, quantize, device, options.device_map)
-    check_vocabulary(language_model, tokenizer, folder)
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if fault := words_fault(tokenizer, rows, folder):
+        raise CheckpointError(f"model.llama_model: {fault}")
     if "lora" in options.trainable:
         add_lora(language_model, options.lora)
     model = MiniGPT4(
         towers,
         language_model,
         tokenizer,
+        options.features_width,
         prompts=options.load_prompts(),
         max_txt_len=options.max_txt_len,
         end_sym=options.end_sym,
         trainable=options.trainable,
-        features_width=options.features_width,
     )
-    if options.ckpt_files:
-        _load_ckpt(model, options.ckpt_files)
+    if files := options.ckpt_files:
+        weights: Tensors = {}
+        for file in files:
+            weights |= trained_weights(load_weights(file), file)
+        load_trained(model, {"model": weights}, ", ".join(files), partial=True)
+        logger.info("projection loaded from %s", ", ".join(files))
     if options.device_map == "auto" and device.type != "meta":
         from minigpt4.models.speed.device_map import move_around
 
@@ -108,86 +109,50 @@ def build_minigpt4(
     return model
 
 
-def _check_trainable(options: ModelOptions, device: torch.device) -> None:
-    if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
-        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
-    if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
-        raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
-
-
 def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype) -> Towers:
-    """Build the towers, to compute in ``dtype``, with their weights loaded, still on the CPU.
-
-    No weights are read where they will run on the device ``meta``.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
-    """
+    """Build the towers on the CPU, to compute in ``dtype``; no weights are read for ``meta``."""
     if dtype == torch.float32 and device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # torch's default, for convolutions only
     for fault in options.errors():
         raise ConfigError(f"{fault.key}: {fault.text}")
-    tower, empty = options.tower, device.type == "meta"
+    tower, former, queries = options.tower, None, None
     with init_empty_weights(include_buffers=False):
         encoder = tower.build()
-        former = build_q_former(tower.width, options.q_former) if options.has_qformer else None
-    if not empty:
+        if options.has_qformer:
+            former = build_q_former(tower.width, options.q_former)
+            shape = (1, options.num_query_token, options.q_former.hidden_size)
+            queries = torch.empty(shape, device="meta")
+    # torch's default eps, unlike the encoder's 1e-6. Without a Q-Former the original reads nothing
+    # from BLIP-2's file: ln_vision stays as made.
+    norm = nn.LayerNorm(tower.width)
+    towers = Towers(None, norm, former, queries, dtype, tower.prefix_tokens)
+    if device.type != "meta":
         logger.info("loading the visual encoder: %s", tower.weights)
         weights = tower.convert(load_weights(fetch(tower.weights)))
         load_into(encoder, _in_fp32(weights), tower.weights)
+        if options.has_qformer:
+            file = options.q_former_model
+            logger.info("loading the Q-Former: %s", file)
+            load_into(towers, _in_fp32(convert_blip2(load_weights(fetch(file)), file)), file)
     if options.vit_precision == "fp16":
         cast_to_half(encoder, dtype)
-    # torch's default eps, unlike the encoder's 1e-6. Without a Q-Former the original reads nothing
-    # from BLIP-2's file: ln_vision stays as made.
-    ln_vision, queries = nn.LayerNorm(tower.width), None
-    if former is not None:
-        shape = (1, options.num_query_token, options.q_former.hidden_size)
-        queries = torch.empty(shape, device="meta")
-        if not empty:
-            logger.info("loading the Q-Former: %s", options.q_former_model)
-            queries = _load_blip2(options.q_former_model, ln_vision, former, shape)
-    return Towers(encoder, ln_vision, former, queries, dtype, tower.prefix_tokens)
+    towers.visual_encoder = encoder
+    return towers
 
 
 def convert_blip2(content: Any, origin: str) -> Tensors:
-    """Return what BLIP-2's file holds, under the names of ``Towers``.
-
-    Raises:
-        CheckpointError: for a file that holds something else.
-    """
+    """Return the tensors of BLIP-2's file under the names of ``Towers``, or refuse the file."""
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or "query_tokens" not in weights:
-        lacking = f"not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
-        raise CheckpointError(f"{origin}: {lacking}")
-    former = convert_q_former({k: v for k, v in weights.items() if isinstance(v, torch.Tensor)})
+        text = f"not a BLIP-2 Q-Former (no query_tokens in it){kind_of_file(content)}"
+        raise CheckpointError(f"{origin}: {text}")
     own = {k: v for k, v in weights.items() if k == "query_tokens" or k.startswith("ln_vision.")}
-    return own | {f"q_former.{name}": value for name, value in former.items()}
-
-
-def _load_blip2(
-    origin: str, ln_vision: nn.Module, former: nn.Module, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """Load BLIP-2's file into both parts; return its queries."""
-    weights = _in_fp32(convert_blip2(load_weights(fetch(origin)), origin))
-    for prefix, part in (("ln_vision.", ln_vision), ("q_former.", former)):
-        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        load_into(part, own, origin)
-    found = weights["query_tokens"]
-    if found.shape != shape:
-        text = f"{origin}: query_tokens is {list(found.shape)}, not {list(shape)}"
-        raise CheckpointError(f"{text} (model.num_query_token, model.q_former.hidden_size)")
-    return found
+    return own | {f"q_former.{name}": value for name, value in convert_q_former(weights).items()}
 
 
 def _in_fp32(weights: Tensors) -> Tensors:
-    tensors = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
-    return {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
-
-
-def _load_ckpt(model: MiniGPT4, files: tuple[str, ...]) -> None:
-    weights: Tensors = {}
-    for file in files:
-        weights |= trained_weights(load_weights(file), file)
-    names = ", ".join(files)
-    load_trained(model, {"model": weights}, names, partial=True)
-    logger.info("projection loaded from %s", names)
+    return {
+        name: value.float()
+        for name, value in weights.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.errors import CheckpointError, one_line
-from minigpt4.models.choices import DeviceMap, Quantize
+from minigpt4.models import DeviceMap, Quantize
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
 
-# Words of the published LLaMA tokenizer; its bos and eos. Vicuna v0 has one row more, for [PAD].
+# Words of the published LLaMA tokenizer, its bos and eos; Vicuna v0 has one row more, for [PAD].
 LLAMA_WORDS, LLAMA_BOS_EOS = 32000, (1, 2)
-logger = logging.getLogger(__name__)
 
 
 def load_language_model(
@@ -27,17 +25,15 @@ def load_language_model(
     device: torch.device | None = None,
     device_map: DeviceMap = "none",
 ) -> PreTrainedModel:
-    """Return the language model of a folder (as saved by transformers) or hub id, on the CPU.
+    """Return the language model of a folder or hub id, on the CPU.
 
     Quantised weights are put on ``device``, and compute in ``dtype``; the device map ``auto``
     spreads the layers over all GPUs and main memory, ``device`` first.
 
     Raises:
-        CheckpointError: when transformers cannot load it, or weights are missing.
-        ConfigError: when it cannot be quantised here.
+        MiniGPT4Error: when transformers cannot load it or quantise it here.
     """
-    device = device or torch.device("cpu")
-    options: dict[str, object] = {}
+    device, options = device or torch.device("cpu"), dict[str, object]()
     if quantize != "none" or device_map != "none":
         options = _placement(dtype, quantize, device, device_map)
     verbosity = transformers_logging.get_verbosity()
@@ -48,19 +44,24 @@ def load_language_model(
             folder, output_loading_info=True, dtype=dtype, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise _unloadable(folder, error) from error
+        raise _unusable(folder, f"cannot be loaded: {one_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
-        raise _without_embeddings(folder, model)
+        raise _unusable(folder, f"is a {type(model).__name__}, which takes no inputs_embeds")
     if quantize != "none":
         from minigpt4.models.speed.quantization import check_quantized
 
         check_quantized(model, quantize, device)
     if missing := sorted(report["missing_keys"]):
-        raise _incomplete(folder, missing)
+        first = f"lacks {len(missing)} weights (first: {missing[0]}); "
+        raise _unusable(folder, f"{first}an unmerged delta, or a broken download")
     return model
+
+
+def _unusable(folder: str, text: str) -> CheckpointError:
+    return CheckpointError(f"model.llama_model: {folder} {text}")
 
 
 def _placement(
@@ -81,45 +82,27 @@ def _placement(
     return options
 
 
-def _unloadable(folder: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"model.llama_model: {folder} cannot be loaded: {one_line(error)}")
-
-
-def _without_embeddings(folder: str, model: PreTrainedModel) -> CheckpointError:
-    return CheckpointError(
-        f"model.llama_model: {folder} is a {type(model).__name__}, which takes no "
-        "inputs_embeds: images cannot stand among its words"
-    )
-
-
-def _incomplete(folder: str, missing: list[str]) -> CheckpointError:
-    return CheckpointError(
-        f"model.llama_model: {folder} lacks {len(missing)} weights (first: {missing[0]}); "
-        "an unmerged delta, or a broken download"
-    )
-
-
 def most_positions(config: PretrainedConfig) -> int | None:
-    """The longest row that a language model can read; None where its settings name none."""
+    """Return the length of the longest row that can be read; None where the settings name none."""
     most = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     return most if isinstance(most, int) else None
 
 
 def decoder_layers(language_model: PreTrainedModel) -> list[nn.Module]:
-    """Its layers, of the kinds that transformers keeps in one piece; empty where it names none."""
+    """Return the layers, the kinds that transformers does not split; empty where it names none."""
     kinds = set(language_model._no_split_modules or ())
     decoder = language_model.get_decoder()
     return [module for module in decoder.modules() if type(module).__name__ in kinds]
 
 
 def learned_positions(language_model: PreTrainedModel) -> int | None:
-    """The longest row where positions are rows of a table; None where they are computed.
+    """Return the longest row where positions are rows of a table; None where they are computed.
 
-    A row that is longer than other models were taught is read all the same, only worse.
+    Computed positions have no hard limit: longer rows are read, only worse.
     """
     config, words = language_model.config, language_model.get_input_embeddings()
     if (slopes := getattr(config, "max_seq_len", None)) is not None:
-        return int(slopes)  # MPT's biases are made for so many
+        return int(slopes)  # the size of MPT's biases
     most = getattr(config, "max_position_embeddings", None)
     tables = (m for m in language_model.modules() if isinstance(m, nn.Embedding) and m is not words)
     # OPT's table has two rows more.
@@ -133,17 +116,16 @@ def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise _unloadable(folder, error) from error
+        raise _unusable(folder, f"cannot be loaded: {one_line(error)}") from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
-    """Why a folder's language model cannot be talked to with this separator; None: nothing known.
+    """Return why a folder's language model does not fit its tokenizer or this separator.
 
-    Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was taught
-    ``###``; Vicuna v1.1 and later, LLaMA and Llama-2 have 32000 and were not. Of models with
-    another vocabulary, of hub ids, and without a separator nothing is known.
+    Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was trained
+    on ``###``; Vicuna v1.1 and later, LLaMA and Llama-2 have 32000 and were not.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -156,14 +138,15 @@ def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     is_llama = is_llama and rows in (LLAMA_WORDS, LLAMA_WORDS + 1)
     if is_llama and separator is not None and ("###" in separator) != (rows == LLAMA_WORDS + 1):
         return _separator_fault(folder, rows, separator)
-    model_file = sentencepiece_file(folder)
-    if model_file is None:
-        return None
     try:
-        tokenizer = SentencePieceTokenizer(model_file)
+        model_file = sentencepiece_file(folder)
+        tokenizer = SentencePieceTokenizer(model_file) if model_file else None
     except CheckpointError as error:
         return str(error)
-    return _tokenizer_fault(tokenizer, folder, rows, is_llama)
+    if tokenizer and is_llama and (tokenizer.bos_id, tokenizer.eos_id) != LLAMA_BOS_EOS:
+        text = f"tokenizer.model has bos {tokenizer.bos_id} and eos {tokenizer.eos_id}"
+        return f"{folder}: {text}, LLaMA's are 1 and 2; copy it from the same release"
+    return words_fault(tokenizer, rows, folder) if tokenizer and isinstance(rows, int) else None
 
 
 def _separator_fault(folder: Path, rows: Any, separator: str) -> str:
@@ -179,31 +162,9 @@ def _separator_fault(folder: Path, rows: Any, separator: str) -> str:
     )
 
 
-def _tokenizer_fault(
-    tokenizer: Tokenizer, folder: str | Path, rows: Any, is_llama: bool
-) -> str | None:
-    words, bos, eos = tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
-    if isinstance(rows, int) and words > rows:
-        text = f"the tokenizer has {words} words, the model {rows} embeddings"
-        return f"{folder}: {text}; take both from the same release"
-    if is_llama and (bos, eos) != LLAMA_BOS_EOS:
-        text = f"tokenizer.model has bos {bos} and eos {eos}, LLaMA's are 1 and 2"
-        return f"{folder}: {text}; copy it from the same release"
-    return None
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Refuse a tokenizer that is not this model's; say whose bos and eos are used.
-
-    Raises:
-        CheckpointError: when the tokenizer knows ids that the model has no embedding for.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if fault := _tokenizer_fault(tokenizer, folder, rows, is_llama=False):
-        raise CheckpointError(f"model.llama_model: {fault}")
-    named = (model.config.bos_token_id, model.config.eos_token_id)
-    used = (tokenizer.bos_id, tokenizer.eos_id)
-    # Early LLaMA conversions name 0 and 1, early Vicuna 13B one id for all.
-    if isinstance(tokenizer, SentencePieceTokenizer) and None not in used and named != used:
-        text = "config.json names bos %s and eos %s; tokenizer.model's %d and %d are used"
-        logger.info("model.llama_model: %s: " + text, folder, *named, *used)
+def words_fault(tokenizer: Tokenizer, rows: int, folder: str | Path) -> str | None:
+    """Return what is wrong with a tokenizer that has more words than the model embeddings."""
+    if tokenizer.vocab_size <= rows:
+        return None
+    text = f"the tokenizer has {tokenizer.vocab_size} words, the model {rows} embeddings"
+    return f"{folder}: {text}; take both from the same release"

@@ -1,16 +1,17 @@
 """LLM input: prompts, answers and image embeddings → the rows that the language model reads.
 
-Training, generation and scoring all go through it. Lengths are known here, so that nothing is ever
-inferred from a pad id.
+Training, generation and scoring all use it, and the loss on its target tokens. Lengths are known
+here, so that nothing is ever inferred from a pad id.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.errors import DataError
@@ -21,7 +22,7 @@ IMAGE_MARK = "<ImageHere>"
 
 
 class Learnt(list[int]):
-    """Token ids that are learnt; a segment like others otherwise."""
+    """Token ids that are targets; otherwise a segment like others."""
 
 
 Segment = list[int] | torch.Tensor  # token ids, or embeddings [n, D]
@@ -30,25 +31,19 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Joined:
-    """B rows one behind the other.
+    """B rows one after the other.
 
     Attributes:
-        embeds: ``[T, D]``.
-        lengths: Positions of each row, its lead among them.
-        targets: Of each row, the id to predict *at* a position, -100 elsewhere.
-        lead: Positions with which every row begins; they stand in ``embeds`` once, before all rows,
-            unless there are none.
+        embeds: ``[T, D]``; the positions that rows share come once, before all rows.
+        lengths: Positions of each row, the shared ones included.
+        targets: For each row, the id to predict *at* a position, -100 elsewhere.
+        lead: Positions with which every row begins, if they are shared.
     """
 
     embeds: torch.Tensor
     lengths: list[int]
     targets: list[list[int]]
     lead: int = 0
-
-    @property
-    def learnt(self) -> int:
-        """How many targets all rows have."""
-        return sum(target != IGNORED for row in self.targets for target in row)
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,14 @@ class Spliced:
 def join(
     rows: Sequence[Sequence[Segment]], embed: Embed, device: torch.device, share_lead: bool = False
 ) -> Joined:
-    """Put rows one behind the other; only what is :class:`Learnt` is a target.
+    """Put rows one after the other, with what all begin with only once for ``share_lead``.
 
     ``embed``, ids ``[n]`` → ``[n, D]``, is called once, on the language model's device.
-    ``share_lead`` keeps what all rows begin with once.
     """
     lead = _common_lead(rows) if share_lead else 0
     parts = [rows[0][0][:lead]] if lead else []
     for row in rows:
-        parts += [row[0][lead:], *row[1:]] if lead else row
+        parts += [row[0][lead:], *row[1:]]
     texts = [part for part in parts if not isinstance(part, torch.Tensor)]
     words = embed(on_device([i for text in texts for i in text], device))
     pieces = iter(words.split([len(text) for text in texts]))
@@ -92,8 +86,7 @@ def _targets(row: Sequence[Segment]) -> list[int]:
     targets: list[int] = []
     for part in row:
         targets += part if isinstance(part, Learnt) else [IGNORED] * len(part)
-    # Nothing stands before the first position that could predict it.
-    return [IGNORED, *targets[1:]] if targets else []
+    return [IGNORED, *targets[1:]] if targets else []  # nothing predicts the first position
 
 
 def _common_lead(rows: Sequence[Sequence[Segment]]) -> int:
@@ -106,13 +99,13 @@ def _common_lead(rows: Sequence[Sequence[Segment]]) -> int:
 
 
 def on_device(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Whole numbers as a tensor, without waiting for what the device is still at."""
+    """Return integers as a tensor on the device, without waiting for its pending work."""
     made = numbers if isinstance(numbers, torch.Tensor) else torch.tensor(numbers, dtype=torch.long)
     return made.to(device, non_blocking=True)
 
 
 def pad(joined: Joined, pad_side: Literal["left", "right"] = "right") -> Spliced:
-    """Fill up each of the rows, which have no shared lead, to the longest."""
+    """Pad each of the rows, which must not share a lead, to the longest."""
     assert not joined.lead
     fill = partial(pad_sequence, batch_first=True, padding_side=pad_side)
     real = fill([torch.ones(length, dtype=torch.long) for length in joined.lengths])
@@ -131,17 +124,14 @@ def splice(
     device: torch.device,
     pad_side: Literal["left", "right"] = "right",
 ) -> Spliced:
-    """Rows joined and padded: on the ``right`` to train, on the ``left`` to generate.
-
-    Arguments are those of :func:`join`.
-    """
+    """Join rows and pad them: on the ``right`` to train, on the ``left`` to generate."""
     return pad(join(rows, embed, device), pad_side)
 
 
 class Exchange(NamedTuple):
-    """A prompt, with an ``<ImageHere>`` for each image, and the answer that is learnt behind it.
+    """A prompt, with an ``<ImageHere>`` for each image, and the answer that is its target.
 
-    Both stand as the language model reads them: with roles, separators and the end symbol.
+    Both are written as the language model reads them: with roles, separators and the end symbol.
     """
 
     prompt: str
@@ -154,10 +144,7 @@ Row = Sequence[Exchange]
 def stage_rows(
     text: Sequence[str], prompts: Sequence[str] | None, end_sym: str
 ) -> list[list[Exchange]]:
-    """Return rows as both stages have them: a prompt, and behind it the text with its end symbol.
-
-    Without prompts, in stage 1, bos and the image alone come first.
-    """
+    """Return rows as both stages have them: a prompt (in stage 1 the image alone) and its text."""
     asked = [IMAGE_MARK] * len(text) if prompts is None else prompts
     return [[Exchange(*pair)] for pair in zip(asked, (t + end_sym for t in text), strict=True)]
 
@@ -165,38 +152,8 @@ def stage_rows(
 def prompt_segments(
     tokenizer: Tokenizer, prompt: str, images: Sequence[torch.Tensor]
 ) -> list[Segment]:
-    """A prompt as segments: bos if there is one, text, an image ``[Q, H]`` at each ``<ImageHere>``.
-
-    Each stretch of text is tokenised on its own, so that a trailing space becomes a token. Of a
-    language model without bos nothing comes first; a bos that the prompt begins with is enough.
-
-    Raises:
-        DataError: when marks and images are not equally many.
-    """
-    _check_marks(prompt.count(IMAGE_MARK), images, prompt)
-    return _after_bos(tokenizer, _text_segments(tokenizer, prompt, iter(images)))
-
-
-def _check_marks(marks: int, images: Sequence[torch.Tensor], text: str) -> None:
-    if marks != len(images):
-        raise DataError(f"the prompt has {marks} {IMAGE_MARK} for {len(images)} images: {text!r}")
-
-
-def _after_bos(tokenizer: Tokenizer, segments: list[Segment]) -> list[Segment]:
-    bos, first = tokenizer.bos_id, segments[0]
-    assert isinstance(first, list)
-    return segments if bos is None or first[:1] == [bos] else [[bos, *first], *segments[1:]]
-
-
-def _text_segments(
-    tokenizer: Tokenizer, text: str, images: Iterator[torch.Tensor]
-) -> list[Segment]:
-    """Tokenise a text, and take an image for each of its marks."""
-    first, *others = text.split(IMAGE_MARK)
-    segments: list[Segment] = [tokenizer.encode(first)]
-    for part in others:
-        segments += [next(images), tokenizer.encode(part)]
-    return segments
+    """Return the segments of a prompt that is still to be answered; see :func:`row_segments`."""
+    return row_segments(tokenizer, [Exchange(prompt, "")], images, max_txt_len=0)[:-1]
 
 
 def row_segments(
@@ -206,40 +163,40 @@ def row_segments(
     max_txt_len: int,
     longest: int | None = None,
 ) -> list[Segment]:
-    """Return a row as segments, its answers :class:`Learnt` and of ``max_txt_len`` tokens at most.
+    """Return a row as segments: bos if there is one, text, an image at each ``<ImageHere>``.
 
-    Truncation drops the end symbol, as in the original. The images are those of all its prompts, in
-    order, ``[Q, H]`` each; a row of more than ``longest`` positions is cut there.
-
-    Raises:
-        DataError: when marks and images are not equally many.
+    Each stretch of text is tokenised on its own, so that a trailing space becomes a token; a prompt
+    may begin with bos itself. Answers are :class:`Learnt` and cut at ``max_txt_len`` tokens, which
+    drops the end symbol, as in the original; the row is cut at ``longest`` positions. The images
+    are those of all prompts in order, ``[Q, H]`` each; another number is a ``DataError``.
     """
     marks = sum(exchange.prompt.count(IMAGE_MARK) for exchange in row)
-    _check_marks(marks, images, row[0].prompt)
-    segments, shown = list[Segment](), iter(images)
+    if marks != len(images):
+        text = f"the prompt has {marks} {IMAGE_MARK} for {len(images)} images"
+        raise DataError(f"{text}: {row[0].prompt!r}")
+    segments: list[Segment] = []
+    shown, bos = iter(images), [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for exchange in row:
-        segments += _text_segments(tokenizer, exchange.prompt, shown)
+        first, *others = map(tokenizer.encode, exchange.prompt.split(IMAGE_MARK))
+        segments.append(first if segments or first[:1] == bos else [*bos, *first])
+        for part in others:
+            segments += [next(shown), part]
         segments.append(Learnt(tokenizer.encode(exchange.answer)[:max_txt_len]))
-    segments = _after_bos(tokenizer, segments)
-    if longest is not None and sum(map(len, segments)) > longest:
-        return _cut(segments, longest)
-    return segments
+    return segments if longest is None else _cut(segments, longest)
 
 
 def _cut(segments: Sequence[Segment], longest: int) -> list[Segment]:
     """The first positions of a row."""
     kept: list[Segment] = []
     for segment in segments:
-        if longest <= 0:
-            break
-        part = segment[:longest]
+        part = segment[: max(longest, 0)]
         kept.append(Learnt(part) if isinstance(segment, Learnt) else part)  # type: ignore[arg-type]
         longest -= len(segment)
     return kept
 
 
 def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]:
-    """Describe what the model reads, a line a segment: positions, text, what is learnt."""
+    """Describe what the model reads, a line for each segment: positions, text, targets."""
     lines, position = [], 0
     for segment in filter(len, segments):
         last = position + len(segment) - 1
@@ -252,3 +209,22 @@ def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]
         lines.append(f"  {where:>9}  {text}")
         position = last + 1
     return lines
+
+
+def target_loss(
+    logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
+    """Return the cross-entropy, in fp32, of logits ``[n, V]`` with ids ``[n]``; -100 count as 0."""
+    return functional.cross_entropy(
+        logits.float(), targets, reduction=reduction, ignore_index=IGNORED
+    )
+
+
+def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits ``[n, V]`` that predict the n targets not ignored, and these ``[n]``.
+
+    Arguments are ``[B, S, V]`` and the ids to predict *at* each position, ``[B, S]``.
+    """
+    following = targets[:, 1:]
+    predicted = following != IGNORED
+    return logits[:, :-1][predicted], following[predicted]

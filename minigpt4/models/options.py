@@ -1,4 +1,4 @@
-"""Options of the model: the ``model:`` section of a YAML, in groups; its keys stay flat."""
+"""Options of the model: the ``model:`` section of a YAML, in two groups of flat keys."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 
 from minigpt4.config.checks import FileOrUrl, ModelFolder, Positive, check_file
 from minigpt4.errors import Fault
-from minigpt4.models.choices import DeviceMap, Precision, Quantize
+from minigpt4.models import DeviceMap, Precision, Quantize
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.lora import LACKING, LoraOptions, has_peft
-from minigpt4.models.minigpt4 import Trainable
 from minigpt4.models.tokenizer import Bos
 from minigpt4.models.towers import PATCHES_PER_TOKEN, QFormerSize
-from minigpt4.models.vision_tower import VisionTower
+from minigpt4.models.vision_towers import VisionTower
 from minigpt4.models.vision_towers.eva import EVA_VIT_G_SIZE, EvaVisionTower, VisualEncoderSize
 from minigpt4.registry import VISION_TOWERS, Bound
 from minigpt4.weights.download import BLIP2_Q_FORMER, EVA_VIT_G
+from minigpt4.weights.names import Trainable
 
 BLIP2_SIZE, LORA = QFormerSize(), LoraOptions()
 # The original's keys of EVA, by the names of a tower's own options.
@@ -29,12 +29,11 @@ def check_prompts(path: str) -> str | None:
     if complaint or not path:
         return complaint
     try:
-        lines = _lines_with_image(path)
+        if _lines_with_image(path):
+            return None
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
-    if not lines:
-        return f"{path} has no line with {IMAGE_MARK}, which says where the image goes"
-    return None
+    return f"{path} has no line with {IMAGE_MARK}, which says where the image goes"
 
 
 def check_template(template: str) -> str | None:
@@ -56,7 +55,6 @@ def check_trainable(parts: tuple[Trainable, ...]) -> str | None:
 
 
 def check_quantize(kind: Quantize) -> str | None:
-    """Return what is wrong with a quantization without the library that does it."""
     if kind == "none":
         return None
     from minigpt4.models.speed.quantization import lack
@@ -98,11 +96,11 @@ class TowerOptions:
 
     @property
     def tower(self) -> VisionTower:
-        """The vision tower: what ``vision_tower`` names, else EVA by the original's keys."""
-        if self.vision_tower is not None:
-            tower: VisionTower = self.vision_tower.build()
-            return tower
-        return EvaVisionTower(self.vit_model, self.image_size, self.visual_encoder)
+        """The tower that ``vision_tower`` names, else EVA by the original's keys."""
+        if self.vision_tower is None:
+            return EvaVisionTower(self.vit_model, self.image_size, self.visual_encoder)
+        tower: VisionTower = self.vision_tower.build()
+        return tower
 
     def tower_key(self, name: str) -> str:
         """Return the dotted key under which an option of the tower is set."""
@@ -112,7 +110,7 @@ class TowerOptions:
 
     @property
     def features_width(self) -> int:
-        """Width of what the projection reads."""
+        """Width of the features that the projection reads."""
         if self.has_qformer:
             return self.q_former.hidden_size
         return PATCHES_PER_TOKEN * self.tower.width
@@ -123,7 +121,7 @@ class TowerOptions:
         return self.num_query_token if self.has_qformer else self.tower.tokens // PATCHES_PER_TOKEN
 
     def errors(self) -> Iterator[Fault]:
-        """Return what does not go together."""
+        """Yield what does not fit together."""
         tower = self.tower
         for fault in tower.errors():
             yield Fault(self.tower_key(fault.key), fault.text)
@@ -176,12 +174,10 @@ class ModelOptions(TowerOptions):
     @property
     def ckpt_files(self) -> tuple[str, ...]:
         """The files of ``ckpt``."""
-        if not self.ckpt:
-            return ()
-        return (self.ckpt,) if isinstance(self.ckpt, str) else self.ckpt
+        files = (self.ckpt,) if isinstance(self.ckpt, str) else self.ckpt or ()
+        return tuple(filter(None, files))
 
     def load_prompts(self) -> list[str]:
         """Return the stage-2 prompts, each in its template; none in stage 1."""
         lines = _lines_with_image(self.prompt_path) if self.prompt_path else []
-        template = self.prompt_template or "{}"
-        return [template.replace("{}", line) for line in lines]
+        return [(self.prompt_template or "{}").replace("{}", line) for line in lines]

@@ -35,20 +35,13 @@ class QFormerSize:
 
 
 def build_q_former(encoder_dim: int, size: QFormerSize | None = None) -> Blip2QFormerModel:
-    """Return an untrained Q-Former reading features of width ``encoder_dim``."""
-    config = Blip2QFormerConfig(
-        **asdict(size or QFormerSize()),
-        encoder_hidden_size=encoder_dim,
-        use_qformer_text_input=False,
-    )
-    return Blip2QFormerModel(config)
+    """Return an untrained Q-Former that reads features of width ``encoder_dim``."""
+    dimensions = asdict(size or QFormerSize()) | {"encoder_hidden_size": encoder_dim}
+    return Blip2QFormerModel(Blip2QFormerConfig(**dimensions, use_qformer_text_input=False))
 
 
 def cast_to_half(encoder: nn.Module, dtype: torch.dtype) -> None:
-    """Cast matrices and their biases to ``dtype``; norms, embeddings and q/v biases stay in fp32.
-
-    As in the original; so the residual stream is in fp32 too.
-    """
+    """Cast matrices and their biases to ``dtype``; as in the original, the rest stays in fp32."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
@@ -77,45 +70,27 @@ class Towers(nn.Module):
         prefix_tokens: int = 1,
     ) -> None:
         super().__init__()
-        self.visual_encoder = visual_encoder
-        self.ln_vision = ln_vision
-        self.q_former = q_former
+        self.visual_encoder, self.ln_vision, self.q_former = visual_encoder, ln_vision, q_former
         self.query_tokens = None if query_tokens is None else nn.Parameter(query_tokens)
-        self.compute_dtype = compute_dtype
-        self.prefix_tokens = prefix_tokens
-
-    @property
-    def features_width(self) -> int:
-        """Dq, or 4 Dv without a Q-Former."""
-        assert self.ln_vision is not None
-        if self.q_former is None:
-            return PATCHES_PER_TOKEN * self.ln_vision.normalized_shape[0]
-        return int(self.q_former.config.hidden_size)
+        self.compute_dtype, self.prefix_tokens = compute_dtype, prefix_tokens
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         half = self.compute_dtype != torch.float32
         return torch.autocast(device.type, dtype=self.compute_dtype, enabled=half)
 
     def encode_frozen(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features ``[B, Q, Dq]``, or ``[B, P / 4, 4 Dv]`` without Q-Former.
-
-        Of images ``[B, 3, s, s]``. A gradient reaches what is trained; the encoder never is.
-        """
+        """Return features ``[B, Q, Dq]`` of images, or ``[B, P / 4, 4 Dv]`` without a Q-Former."""
         assert self.visual_encoder is not None
         assert self.ln_vision is not None
         with torch.no_grad():
             patches = self.visual_encoder.forward_features(image)  # type: ignore[operator]
         patches = self.ln_vision(patches.float())
         if self.q_former is None:
-            return self._join_patches(patches)
+            # In one piece, as cached ones come: a linear layer computes a view another way.
+            patches = patches[:, self.prefix_tokens :].contiguous()
+            return patches.unflatten(1, (-1, PATCHES_PER_TOKEN)).flatten(2)
         assert self.query_tokens is not None
         queries = self.query_tokens.expand(len(image), -1, -1)
         output = self.q_former(query_embeds=queries, encoder_hidden_states=patches)
         assert isinstance(output.last_hidden_state, torch.Tensor)
         return output.last_hidden_state
-
-    def _join_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        # In one piece, as cached ones come: a linear layer computes a view another way.
-        patches = patches[:, self.prefix_tokens :].contiguous()
-        batch, count, width = patches.shape
-        return patches.reshape(batch, count // PATCHES_PER_TOKEN, width * PATCHES_PER_TOKEN)

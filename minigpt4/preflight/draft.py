@@ -11,8 +11,8 @@ from transformers import AutoConfig, PreTrainedModel
 from minigpt4.assembly import chosen_precision
 from minigpt4.checked import CheckedConfig, Purpose
 from minigpt4.config.checks import check_layers
+from minigpt4.models import Precision
 from minigpt4.models.build import build_towers
-from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.lora import add_lora
 from minigpt4.models.options import ModelOptions
@@ -26,13 +26,15 @@ META = torch.device("meta")
 class MetaModel(nn.Module):
     """Parts of a model without memory, under the names that they have in ``MiniGPT4``."""
 
-    def __init__(self, towers: Towers, language_model: PreTrainedModel) -> None:
+    def __init__(
+        self, towers: Towers, language_model: PreTrainedModel, features_width: int
+    ) -> None:
         super().__init__()
         self.visual_encoder, self.ln_vision = towers.visual_encoder, towers.ln_vision
         self.q_former, self.query_tokens = towers.q_former, towers.query_tokens
         self.llama_model = language_model
         width = language_model.get_input_embeddings().weight.shape[1]
-        self.llama_proj = nn.Linear(towers.features_width, width, device=META)
+        self.llama_proj = nn.Linear(features_width, width, device=META)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Draft:
             raise
         except Exception as error:  # on impossible values, transformers raises any kind
             raise UnknownOptionError from error
-        return MetaModel(towers, language_model)
+        return MetaModel(towers, language_model, options.features_width)
 
     @property
     def precision(self) -> tuple[str, Precision]:

@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from minigpt4.config.checks import nearest_existing
 from minigpt4.errors import ConfigError, Fault, one_line
+from minigpt4.models import Quantize
 from minigpt4.models.build import choose_dtype
-from minigpt4.models.choices import Quantize
 from minigpt4.preflight.draft import Draft, MetaModel
 from minigpt4.registry import UnknownOptionError
 from minigpt4.weights.names import trained_part

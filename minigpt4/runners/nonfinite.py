@@ -13,8 +13,7 @@ from torch import nn
 from minigpt4.datasets.samples import Batch, keys_of_images
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.files import JsonLines
-from minigpt4.models.llm_input import Row, describe_row, row_segments
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import Row, describe_row, row_segments, target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions

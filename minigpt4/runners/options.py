@@ -11,7 +11,7 @@ from minigpt4.config.checks import (
     check_fraction,
     check_not_negative,
 )
-from minigpt4.models.choices import Precision
+from minigpt4.models import Precision
 from minigpt4.models.minigpt4 import Packing
 from minigpt4.registry import LR_SCHEDULES, METRICS, TASKS
 from minigpt4.runners.run_folder import check_resumable

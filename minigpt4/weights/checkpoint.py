@@ -22,9 +22,12 @@ from minigpt4.weights.names import TRAINABLE, Tensors, convert_q_former, trained
 _SAVED_BUFFERS = re.compile(
     r"Qformer\.bert\.embeddings\.position_ids|llama_model\..*rotary_emb\.inv_freq"
 )
-# Widths that tell which model a projection was trained for.
-_READ_BY_PROJECTION = {768: "with Q-Former", 5632: "without Q-Former (Llama-2)"}
-_LANGUAGE_MODELS = {4096: "7B", 5120: "13B"}
+# Why a parameter may have another size.
+_SIZE_ADVICE = {
+    "llama_proj": "; its widths are those of the language model (7B: 4096, 13B: 5120) and of the "
+    "features (768 with Q-Former, 5632 without)",
+    "lora": "; model.lora.r must be what it was trained with",
+}
 # A name that only one of the files holds, and where that file belongs.
 _KNOWN_FILES = (
     ("llama_proj.weight", "a MiniGPT-4 projection: name it in model.ckpt"),
@@ -37,12 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
-    """The content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
+    """Return the content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
 
-    Args:
-        path: The file.
-        mapped: Read a tensor's numbers only when they are used, as ``.safetensors`` always does;
-            not possible for a file written before torch 1.6.
+    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
@@ -72,11 +72,7 @@ def _problem(error: Exception) -> str:
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """``torch.save`` that leaves the file as it was, or whole; never half of it.
-
-    Raises:
-        MiniGPT4Error: when the disk is full or the folder cannot be written.
-    """
+    """Save with torch; see :func:`minigpt4.files.write_atomically`."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -90,20 +86,15 @@ def kind_of_file(content: Any) -> str:
 
 
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Strictly load ``weights``; what is missing, left over or of another size is one line.
-
-    The module takes the tensors themselves, not copies, and with them their dtype.
+    """Load exactly these weights, the tensors themselves with their dtype, not copies.
 
     Raises:
         CheckpointError: naming the file and the first entries that do not fit.
     """
     own = module.state_dict()
     if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
-        raise CheckpointError(
-            f"{origin}: does not fit this model: {_differences(own, weights)}"
-            + kind_of_file(weights)
-        )
-    # assign: a module built without memory takes these tensors as they are.
+        text = _differences(own, weights) + kind_of_file(weights)
+        raise CheckpointError(f"{origin}: does not fit this model: {text}")
     module.load_state_dict(dict(weights), assign=True)
 
 
@@ -121,28 +112,27 @@ def _differences(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Te
 
 
 def trained_weights(checkpoint: Any, origin: str) -> Tensors:
-    """The trained parameters of a checkpoint under our names, its saved buffers dropped.
+    """Return the trained parameters of a checkpoint under our names, without saved buffers.
 
-    The original's form has them in a ``"model"`` part; in a safetensors file they lie on top. A
+    The original has them in a ``"model"`` part; in a safetensors file they are at the top. A
     Q-Former that the original trained has the original's names.
 
     Raises:
         CheckpointError: when there are none.
     """
-    weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-    if isinstance(checkpoint, Mapping) and "model" not in checkpoint:
-        weights = {n: v for n, v in checkpoint.items() if not _is_buffer(n)}
-        if not all(isinstance(name, str) and trained_part(name) for name in weights):
-            weights = None
-    named = isinstance(weights, Mapping) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    top = checkpoint if isinstance(checkpoint, Mapping) else {}
+    own = top.get("model", top)
+    trained = (
+        {n: v for n, v in own.items() if not _is_buffer(n)} if isinstance(own, Mapping) else {}
     )
-    if not isinstance(weights, Mapping) or not weights or not named:
-        raise CheckpointError(
-            f"{origin}: not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
-            + kind_of_file(checkpoint)
-        )
-    trained = {name: value for name, value in weights.items() if not _is_buffer(name)}
+    if not trained or not all(
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and ("model" in top or trained_part(name))
+        for name, value in trained.items()
+    ):
+        text = "not a MiniGPT-4 checkpoint (no 'model' part with llama_proj.weight in it)"
+        raise CheckpointError(f"{origin}: {text}{kind_of_file(checkpoint)}")
     if any(name.startswith("Qformer.bert.encoder.") for name in trained):
         q_former = convert_q_former(trained)
         trained = {n: v for n, v in trained.items() if not n.startswith("Qformer.bert.")}
@@ -157,15 +147,11 @@ def _is_buffer(name: Any) -> bool:
 def load_trained(
     model: torch.nn.Module, checkpoint: Any, origin: str, partial: bool = False
 ) -> None:
-    """Put a checkpoint's trained parameters into ``model``.
+    """Copy a checkpoint's trained parameters into those of ``model`` that require a gradient.
 
-    Args:
-        model: Its trained parameters are those with ``requires_grad``.
-        checkpoint: In the original's form.
-        origin: Its file, for messages.
-        partial: False: it must hold exactly what the model trains, to go on with a training. True,
-            to start from it: whole parts may be missing, which keep the weights they have; the
-            projection may not, since it has no weights but trained ones.
+    To resume, the checkpoint must hold exactly these. To start from it (``partial``), whole parts
+    may be missing, which keep the weights they have; the projection may not, since it has no
+    others. ``origin`` is the file, for messages.
 
     Raises:
         CheckpointError: for another parameter, one of another size, or NaN.
@@ -181,11 +167,11 @@ def load_trained(
         own = {name: value for name, value in own.items() if trained_part(name) not in absent}
     _check_names(own, weights, origin, kind_of_file(checkpoint))
     for name, value in own.items():
-        if weights[name].shape != value.shape:
-            raise CheckpointError(
-                f"{origin}: {name} is {list(weights[name].shape)}, this model wants "
-                f"{list(value.shape)}{_reason(name, weights[name].shape, value.shape)}"
-            )
+        given, wanted = list(weights[name].shape), list(value.shape)
+        if given != wanted:
+            advice = _SIZE_ADVICE.get(trained_part(name) or "", "")
+            text = f"{name} is {given}, this model wants {wanted}{advice}"
+            raise CheckpointError(f"{origin}: {text}")
         if not weights[name].isfinite().all():
             raise CheckpointError(
                 f"{origin}: {name} holds NaN or Inf: the training that wrote it had failed; "
@@ -231,23 +217,3 @@ def _listed(parts: Iterable[str | None]) -> str:
         for part in TRAINABLE
         if part in parts and not (part == "query_tokens" and "q_former" in parts)
     )
-
-
-def _reason(name: str, given: torch.Size, wanted: torch.Size) -> str:
-    """Why a parameter may have another size, as an addition to a complaint."""
-    part = trained_part(name)
-    if part == "llama_proj":
-        return f": it is a projection {_made_for(given)}; this model takes one {_made_for(wanted)}"
-    return "; model.lora.r must be what it was trained with" if part == "lora" else ""
-
-
-def _made_for(shape: torch.Size) -> str:
-    """What a projection with a weight ``[H, D]`` or bias ``[H]`` of this shape stands between."""
-    if len(shape) not in (1, 2):
-        return "of an unknown kind"
-    size = _LANGUAGE_MODELS.get(shape[0])
-    words = f"for a {size} language model" if size else "for a language model"
-    words += f" ({shape[0]} wide)"
-    for width in shape[1:]:
-        words += f", {_READ_BY_PROJECTION.get(width, 'reading features')} ({width} wide)"
-    return words

@@ -1,4 +1,4 @@
-"""Published weights: fetched once into a cache folder, resumable and never half there."""
+"""Published weights: downloaded once into a cache folder, resumable, complete or absent."""
 
 import contextlib
 import http.client
@@ -24,46 +24,46 @@ logger = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """``MINIGPT4_CACHE``, else ``minigpt4`` under the user's cache folder."""
-    chosen = os.environ.get("MINIGPT4_CACHE")
-    if chosen:
+    if chosen := os.environ.get("MINIGPT4_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt4"
 
 
 def cached(path_or_url: str) -> Path:
-    """The local file of a path or URL, whether it is there or not."""
-    if not path_or_url.startswith(("http://", "https://")):
+    """Return the local file of a path or URL, whether it exists or not."""
+    if not _is_url(path_or_url):
         return Path(path_or_url)
     return cache_folder() / Path(urllib.parse.urlsplit(path_or_url).path).name
 
 
+def _is_url(path_or_url: str) -> bool:
+    return path_or_url.startswith(("http://", "https://"))
+
+
 def fetch(path_or_url: str, timeout: float = 30.0) -> Path:
-    """Return the local file of a path or URL; a URL is downloaded into the cache first.
-
-    Raises:
-        CheckpointError: as :func:`fetch_url`.
-    """
-    is_url = path_or_url.startswith(("http://", "https://"))
-    return fetch_url(path_or_url, timeout) if is_url else Path(path_or_url)
+    """Return the local file of a path or URL; a URL is downloaded into the cache first."""
+    return _fetch_url(path_or_url, timeout) if _is_url(path_or_url) else Path(path_or_url)
 
 
-def fetch_url(path_or_url: str, timeout: float = 30.0) -> Path:
-    """Return the file of a URL in the cache.
+def _fetch_url(url: str, timeout: float) -> Path:
+    """Download a URL to its file in the cache, unless it is there.
 
-    A download goes on where an earlier one stopped, is checked against the size that the server
-    names, and appears under its name only when it is whole. Of several processes on one machine
-    the first to come downloads and the others wait.
+    A download continues where an earlier one stopped, is checked against the size that the server
+    names, and gets its name only when it is whole. Of several processes on one machine the first
+    downloads and the others wait.
 
     Raises:
         CheckpointError: when the file cannot be fetched; the line says where to put it by hand.
     """
-    target = cached(path_or_url)
-    source = target.with_name(target.name + ".url")
+    target = cached(url)
+    source, part, lock = (target.with_name(target.name + s) for s in (".url", ".part", ".lock"))
     if target.is_file():
-        _refuse_another_source(target, source, path_or_url)
+        if source.is_file() and source.read_text(encoding="utf-8") != url:
+            raise CheckpointError(
+                f"{url}: the cache has a {target.name} from another address; "
+                f"delete {target} or set MINIGPT4_CACHE to another folder"
+            )
         return target
-    part = target.with_name(target.name + ".part")
-    lock = target.with_name(target.name + ".lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         while not _take(lock):
@@ -72,21 +72,22 @@ def fetch_url(path_or_url: str, timeout: float = 30.0) -> Path:
                 return target
         try:
             if not target.is_file():
-                _download(path_or_url, part, lock, timeout)
-                source.write_text(path_or_url, encoding="utf-8")
+                _download(url, part, lock, timeout)
+                source.write_text(url, encoding="utf-8")
                 os.replace(part, target)
         finally:
             lock.unlink(missing_ok=True)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        size = f" ({_KNOWN_BYTES[url]:,} bytes)" if url in _KNOWN_BYTES else ""
         raise CheckpointError(
-            f"{path_or_url}: cannot be fetched ({one_line(error)}); "
-            f"download it elsewhere{_bytes(path_or_url)} and put it at {target}"
+            f"{url}: cannot be fetched ({one_line(error)}); download it elsewhere{size} "
+            f"and put it at {target}"
         ) from error
     return target
 
 
 def _take(lock: Path) -> bool:
-    """Whether this process may download; a lock that nobody has touched for long is stale."""
+    """Return whether this process may download; a lock that is not touched for long is stale."""
     try:
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
         return True
@@ -95,19 +96,6 @@ def _take(lock: Path) -> bool:
             if time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
                 lock.unlink(missing_ok=True)
         return False
-
-
-def _bytes(url: str) -> str:
-    return f" ({_KNOWN_BYTES[url]:,} bytes)" if url in _KNOWN_BYTES else ""
-
-
-def _refuse_another_source(target: Path, source: Path, url: str) -> None:
-    """A cached file of the same name but from another address is another file."""
-    if source.is_file() and source.read_text(encoding="utf-8") != url:
-        raise CheckpointError(
-            f"{url}: the cache has a {target.name} from another address; "
-            f"delete {target} or set MINIGPT4_CACHE to another folder"
-        )
 
 
 def _download(url: str, part: Path, lock: Path, timeout: float) -> None:

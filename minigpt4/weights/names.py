@@ -1,12 +1,11 @@
-"""Names of weights: ours, the original's and transformers', one into another.
+"""Names of weights: conversion between ours, the original's and transformers'.
 
-Those of a vision tower are next to it.
-
-``convert_*`` are pure functions from one set of names to another.
+A vision tower's names are next to it.
 """
 
 import re
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 
@@ -41,15 +40,13 @@ _BLIP2_NAMES = (
     (r"llama_proj\.", "language_projection."),
     (r"llama_model\.", "language_model."),
 )
-# What can be trained, by its names in ``model.trainable``; the visual encoder never is.
-TRAINABLE = ("llama_proj", "q_former", "ln_vision", "query_tokens", "lora")
+# Parts that can be trained, by their names in ``model.trainable``; the visual encoder never is.
+Trainable = Literal["llama_proj", "q_former", "ln_vision", "query_tokens", "lora"]
+TRAINABLE: tuple[Trainable, ...] = get_args(Trainable)
 
 
 def convert_q_former(weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """``Qformer.bert.*`` of BLIP-2 or the original, for transformers' ``Blip2QFormerModel``.
-
-    The text branch (word and position embeddings, its feed-forward) is left out.
-    """
+    """Return ``Qformer.bert.*`` without its text branch for transformers' ``Blip2QFormerModel``."""
     converted = {}
     for name, value in weights.items():
         own = name.removeprefix("Qformer.bert.")
@@ -68,16 +65,6 @@ def published_name(name: str) -> str:
     for theirs, ours in _Q_FORMER_NAMES:
         name = name.replace(ours, theirs)
     return name.replace("q_former.", "Qformer.bert.", 1)
-
-
-def convert_language_model(weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """The ``llama_model.*`` part of the original's weights, for transformers' LLaMA."""
-    prefix = "llama_model."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
-    }
 
 
 def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
@@ -102,7 +89,7 @@ def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def trained_part(name: str) -> str | None:
-    """Which of ``TRAINABLE`` a parameter belongs to; None: it is always frozen."""
+    """Return which of ``TRAINABLE`` a parameter belongs to; None: it is always frozen."""
     part = name.partition(".")[0]
     if part == "llama_model" and ".lora_" in name:
         return "lora"

@@ -11,8 +11,7 @@ from minigpt4.chat import Chat, NonFiniteLogitsError, load_chat
 from minigpt4.chat.likelihood import ChoiceLikelihood, choice_likelihoods
 from minigpt4.conversation import IMAGE_TEXT
 from minigpt4.errors import DataError
-from minigpt4.models.llm_input import Exchange, row_segments, splice
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import Exchange, row_segments, splice, target_logits, target_loss
 from tests.helpers.messages import one_line
 from tests.helpers.other_llms import FAMILIES, KINDS, chat_options, save_gpt_neox, save_kind
 from tests.helpers.repo import TINY

@@ -218,7 +218,7 @@ def test_what_tells_who_speaks_is_found_in_the_texts(
 
 @pytest.fixture
 def _no_new_templates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.conversation.turns.TEMPLATES", dict(TEMPLATES))
+    monkeypatch.setattr("minigpt4.conversation.TEMPLATES", dict(TEMPLATES))
 
 
 @pytest.mark.usefixtures("_no_new_templates")

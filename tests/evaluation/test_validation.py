@@ -17,7 +17,7 @@ from minigpt4.config import load_config
 from minigpt4.datasets.samples import DataSet, to_device
 from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.evaluation.figures import best_value, is_smaller_better
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import target_logits, target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.helpers.data_files import read_rows, write_rows

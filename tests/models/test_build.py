@@ -40,7 +40,7 @@ def test_only_the_projection_is_trained_and_the_rest_stays_in_eval_mode() -> Non
 @pytest.mark.parametrize(
     ("option", "mention"),
     [
-        ("model.num_query_token=8", "query_tokens is [1, 16, 128], not [1, 8, 128]"),
+        ("model.num_query_token=8", "query_tokens is [1, 16, 128], the model wants [1, 8, 128]"),
         ("model.visual_encoder.depth=6", "missing (first: blocks.5."),
         ("model.visual_encoder.embed_dim=64", "the model wants"),
         ("model.q_former.hidden_size=64", "does not fit this model"),

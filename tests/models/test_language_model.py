@@ -10,13 +10,11 @@ import train
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.errors import CheckpointError, ConfigError
-from minigpt4.models.language_model import check_vocabulary, load_language_model, vocabulary_fault
-from minigpt4.models.tokenizer import SentencePieceTokenizer, load_tokenizer
+from minigpt4.models.language_model import vocabulary_fault
+from minigpt4.models.tokenizer import load_tokenizer
 from tests.helpers.llama_folders import (
     GOLDEN_TOKENIZER,
-    llama_tensors,
     write_config,
-    write_llama,
     write_tokenizer,
     write_tokenizer_without,
     write_weights,
@@ -87,32 +85,12 @@ def test_a_tokenizer_without_bos_or_eos(tmp_path: Path, piece: str, name: str) -
         load_tokenizer(str(folder))
 
 
-def test_early_settings_name_other_ids_and_one_line_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Our tokenizer reads them from ``tokenizer.model``, whatever the JSON files name."""
-    folder = write_llama(tmp_path / "llama", llama_tensors(VICUNA_0, seed=1), shards=1)
-    write_config(
-        folder,
-        VICUNA_0,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    (folder / "special_tokens_map.json").write_text(
-        '{"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}'
-    )
+def test_bos_and_eos_are_those_of_the_tokenizer_whatever_the_settings_name(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, VICUNA_0, bos_token_id=0, eos_token_id=1)
+    (folder / "special_tokens_map.json").write_text('{"bos_token": "</s>", "eos_token": "</s>"}')
     tokenizer = load_tokenizer(str(folder))
-    assert isinstance(tokenizer, SentencePieceTokenizer)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
     assert vocabulary_fault(folder, "###") is None
-    with caplog.at_level("INFO", logger="minigpt4"):
-        check_vocabulary(load_language_model(str(folder), torch.float32), tokenizer, folder)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "config.json names bos 0 and eos 1; tokenizer.model's 1 and 2 are used" in line
 
 
 # The same fault wherever a config is checked

@@ -23,12 +23,13 @@ def rows(
 
 
 def test_one_row_is_its_segments_in_order() -> None:
-    spliced = rows([[[1, 5], IMAGE, [6]]], [[7, 8]])
-    expected = torch.cat([TABLE[[1, 5]], IMAGE, TABLE[[6, 7, 8]]])
+    second = IMAGE + 50
+    spliced = rows([[[1, 5], IMAGE, [6], second]], [[7, 8]])
+    expected = torch.cat([TABLE[[1, 5]], IMAGE, TABLE[[6]], second, TABLE[[7, 8]]])
     assert torch.equal(spliced.embeds[0], expected)
-    assert spliced.attention_mask.tolist() == [[1] * 8]
-    assert spliced.lengths == [8]
-    assert spliced.targets.tolist() == [[IGNORED] * 6 + [7, 8]]
+    assert spliced.attention_mask.tolist() == [[1] * 11]
+    assert spliced.lengths == [11]
+    assert spliced.targets.tolist() == [[IGNORED] * 9 + [7, 8]]
 
 
 def test_short_rows_are_padded_on_the_right_with_zeros() -> None:
@@ -67,13 +68,6 @@ def test_nothing_is_inferred_from_an_id() -> None:
     assert spliced.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
-def test_several_images_keep_their_places() -> None:
-    second = IMAGE + 50
-    spliced = rows([[[1], IMAGE, [2], second, [3]]], [[]])
-    expected = torch.cat([TABLE[[1]], IMAGE, TABLE[[2]], second, TABLE[[3]]])
-    assert torch.equal(spliced.embeds[0], expected)
-
-
 def test_an_image_takes_the_words_dtype() -> None:
     spliced = splice([[[1], IMAGE.double(), Learnt([2])]], lambda ids: TABLE[ids].bfloat16(), CPU)
     assert spliced.embeds.dtype == torch.bfloat16
@@ -98,30 +92,18 @@ def test_words_are_embedded_in_one_call() -> None:
     assert calls == [7]
 
 
-def test_answers_anywhere_in_a_row_are_targets_where_they_stand() -> None:
-    row: list[Segment] = [
-        [1, 5],
-        IMAGE,
-        [6],
-        Learnt([7, 8]),
-        [9],
-        IMAGE,
-        Learnt([]),
-        [2],
-        Learnt([3]),
-    ]
-    short: list[Segment] = [[1], Learnt([4])]
-    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-    for side in sides:
-        spliced = splice([row, short], embed, CPU, side)
-        before = IGNORED, IGNORED
-        context = [*before, *[IGNORED] * len(IMAGE), IGNORED]
-        expected = [*context, 7, 8, IGNORED, *[IGNORED] * len(IMAGE), IGNORED, 3]
-        assert spliced.targets[0].tolist() == expected
-        filling = [IGNORED] * (len(expected) - 2)
-        other = [IGNORED, 4]
-        wanted = [*filling, *other] if side == "left" else [*other, *filling]
-        assert spliced.targets[1].tolist() == wanted
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_anywhere_in_a_row_are_targets_where_they_stand(
+    side: Literal["left", "right"],
+) -> None:
+    begin: list[Segment] = [[1, 5], IMAGE, [6], Learnt([7, 8])]
+    row: list[Segment] = [*begin, [9], IMAGE, Learnt([]), [2], Learnt([3])]
+    spliced = splice([row, [[1], Learnt([4])]], embed, CPU, side)
+    expected = [*[IGNORED] * 6, 7, 8, *[IGNORED] * 5, 3]
+    assert spliced.targets[0].tolist() == expected
+    other, filling = [IGNORED, 4], [IGNORED] * (len(expected) - 2)
+    wanted = [*filling, *other] if side == "left" else [*other, *filling]
+    assert spliced.targets[1].tolist() == wanted
 
 
 def test_nothing_predicts_the_first_position() -> None:

@@ -4,6 +4,7 @@ model then computes what was recorded.
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.registry import MODELS
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.comparison import failures
-from tests.helpers.recorded.model import Case, compare_mode, compare_vision, one_case
+from tests.helpers.recorded.model import (
+    Case,
+    compare_mode,
+    compare_vision,
+    one_case,
+    q_former_size,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -104,13 +111,7 @@ def sizes_of(case: Case) -> dict[str, Any]:
     }
     if q_former:
         options["num_query_token"] = q_former["num_query_token"]
-        options["q_former"] = {
-            "hidden_size": q_former["hidden_size"],
-            "num_hidden_layers": q_former["num_hidden_layers"],
-            "num_attention_heads": q_former["num_attention_heads"],
-            "intermediate_size": q_former["intermediate_size"],
-            "cross_attention_frequency": q_former["cross_attention_freq"],
-        }
+        options["q_former"] = asdict(q_former_size(q_former))
     return options
 
 
@@ -161,21 +162,6 @@ def test_the_variant_without_a_q_former_reads_eva_llama_and_projection(tmp_path:
     assert failures(compare_vision(model, case)) == []
     for mode in case.modes():
         assert failures(compare_mode(model, mode)) == []
-
-
-def test_another_image_size_resizes_the_position_embedding(tmp_path: Path) -> None:
-    case = one_case(q_former=True)
-    size = case.facts["dims"]["vit"]["img_size"] + 28
-    options = {
-        "vit_model": str(saved(tmp_path, "eva_vit_g.pth", eva_file(case))),
-        "q_former_model": str(saved(tmp_path, "blip2.pth", blip2_file(case))),
-        "llama_model": str(llama_folder(case, tmp_path / "llama", "safetensors")),
-    }
-    model: MiniGPT4 = MODELS.build(
-        "minigpt4", sizes_of(case) | options | {"image_size": size}, device=torch.device("cpu")
-    )
-    tokens = model.encode_img(torch.zeros(2, 3, size, size))
-    assert tokens.shape[:2] == (2, case.facts["dims"]["qformer"]["num_query_token"])
 
 
 def test_a_shard_that_is_missing_is_one_line(tmp_path: Path) -> None:

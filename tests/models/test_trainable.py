@@ -68,10 +68,15 @@ def moved(model: MiniGPT4) -> MiniGPT4:
     return model.eval()
 
 
+def disturb_lora(model: MiniGPT4) -> None:
+    """New LoRA is zero."""
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.02)
+
+
 @pytest.mark.parametrize("trainable", LISTS)
-def test_exactly_what_is_named_gets_gradients(
-    trainable: str, projection: Path, tmp_path: Path
-) -> None:
+def test_exactly_what_is_named_gets_gradients(trainable: str, projection: Path) -> None:
     model = build(f"model.ckpt={projection}", trainable=trainable).train()
     loss_of(model).backward()
     for name, parameter in model.named_parameters():
@@ -111,10 +116,7 @@ def test_the_gradient_of_every_part_is_that_of_finite_differences(precision: str
     options = [f"model.precision={precision}", "model.lora.dropout=0.0"]
     model = build(*options, trainable=everything)
     torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.02)
+    disturb_lora(model)
     loss_of(model).backward()
     if precision == "bf16":  # too coarse for differences: every part is reached, in fp32
         assert all(
@@ -143,10 +145,8 @@ def test_frozen_parts_stay_in_eval_mode_and_lora_drops_out_in_training_only() ->
     training = {name for name, module in model.named_modules() if module.training and name}
     assert training
     assert all(".lora_dropout" in name for name in training)
+    disturb_lora(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_()
         assert loss_of(model) != loss_of(model)
         model.eval()
         assert loss_of(model) == loss_of(model)
@@ -179,15 +179,9 @@ def test_the_table_at_start_up_has_a_row_for_each_trained_part() -> None:
     model = build(trainable="llama_proj,q_former,lora")
     rows = parameter_table(model).splitlines()
     states = {row.split()[0]: row.split()[1] for row in rows[:-1]}
-    assert states == {
-        "visual_encoder": "frozen",
-        "ln_vision": "frozen",
-        "q_former": "trained",
-        "query_tokens": "trained",
-        "llama_model": "frozen",
-        "lora": "trained",
-        "llama_proj": "trained",
-    }
+    parts = dict.fromkeys(("visual_encoder", "ln_vision", "llama_model"), "frozen")
+    trained_parts = ("q_former", "query_tokens", "lora", "llama_proj")
+    assert states == parts | dict.fromkeys(trained_parts, "trained")
     count = sum(value.numel() for value in trained(model).values())
     assert f"{count:,} parameters are trained" in rows[-1]
 
@@ -266,11 +260,9 @@ def test_a_q_former_that_the_original_trained_is_taken() -> None:
     names = ("Qformer.bert.", "query_tokens", "llama_proj.")
     weights = {n: case.weights[n].clone() for n in case.weights if n.startswith(names)}
     model = build_recorded(case)
+    width = model.llama_proj.in_features
     everything = MiniGPT4(
-        model,
-        model.llama_model,
-        model.tokenizer,
-        trainable=("llama_proj", "q_former"),
+        model, model.llama_model, model.tokenizer, width, trainable=("llama_proj", "q_former")
     )
     expected = trained(everything)
     with torch.no_grad():

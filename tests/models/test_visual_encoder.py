@@ -9,7 +9,6 @@ from minigpt4.models.vision_towers.eva import (
     convert_visual_encoder,
     resize_position_embedding,
 )
-from minigpt4.weights.names import convert_q_former
 
 
 def test_resizing_keeps_the_class_token_and_the_dtype() -> None:
@@ -47,13 +46,3 @@ def test_encoder_and_ln_vision_have_the_originals_eps() -> None:
     assert eps == {1e-6}
     assert nn.LayerNorm(8).eps == 1e-5
     assert encoder.forward_features(torch.zeros(3, 3, 4, 4)).shape == (3, 5, 8)
-
-
-def test_conversion_does_not_change_what_it_is_given() -> None:
-    weights = {
-        "Qformer.bert.embeddings.LayerNorm.weight": torch.ones(2),
-        "Qformer.bert.embeddings.word_embeddings.weight": torch.ones(2),
-    }
-    before = list(weights)
-    convert_q_former(weights)
-    assert list(weights) == before

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from minigpt4.checked import Purpose, bind_sections
 from minigpt4.config import load_config
+from minigpt4.models import Precision
 from minigpt4.models.build import build_towers, choose_dtype
-from minigpt4.models.choices import Precision
 from minigpt4.models.language_model import empty_language_model
 from minigpt4.models.options import TowerOptions
 from minigpt4.preflight import machine
@@ -65,10 +65,10 @@ def models(language_models: dict[tuple[str, str], PreTrainedModel]) -> dict[str,
         fp32 = build_towers(TowerOptions(), META, torch.float32)
         without = build_towers(TowerOptions(has_qformer=False), META, torch.bfloat16)
     return {
-        "7B": MetaModel(half, language_models["7B", "bf16"]),
-        "13B": MetaModel(half, language_models["13B", "bf16"]),
-        "7B fp32": MetaModel(fp32, language_models["7B", "fp32"]),
-        "7B without Q-Former": MetaModel(without, language_models["7B", "bf16"]),
+        "7B": MetaModel(half, language_models["7B", "bf16"], 768),
+        "13B": MetaModel(half, language_models["13B", "bf16"], 768),
+        "7B fp32": MetaModel(fp32, language_models["7B", "fp32"], 768),
+        "7B without Q-Former": MetaModel(without, language_models["7B", "bf16"], 4 * 1408),
     }
 
 

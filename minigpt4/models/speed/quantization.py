@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from minigpt4.errors import ConfigError, one_line
-from minigpt4.models.choices import Quantize
+from minigpt4.models import Quantize
 
 _BLOCK = 64  # numbers of NF4 that share a scale
 _INSTALL = "pip install -e '.[quantize]'"

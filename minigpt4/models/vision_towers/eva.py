@@ -1,8 +1,4 @@
-"""EVA-ViT: pixels → patch features (first frozen part of the model).
-
-Source: EVA-ViT-g as BLIP-2 uses it, built from timm's ``Eva``; settings checked against the
-original's recorded activations (``tests/golden``).
-"""
+"""EVA-ViT: pixels → patch features; EVA-ViT-g as BLIP-2 uses it, built from timm's ``Eva``."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,7 +17,7 @@ from minigpt4.weights.checkpoint import kind_of_file
 from minigpt4.weights.download import EVA_VIT_G
 from minigpt4.weights.names import Tensors
 
-# What EVA's file holds in addition to the parts that are used here.
+# Parts of EVA's file that are not used here.
 _UNUSED_EVA = re.compile(r"blocks\.(\d+)\.|norm\.|fc_norm\.|head\.|lm_head\.|mask_token|rope\.")
 _EVA_SETTINGS: dict[str, Any] = {
     "qkv_bias": True,
@@ -69,6 +65,7 @@ class EvaVisionTower:
     weights: FileOrUrl = EVA_VIT_G
     image_size: Positive = 224
     size: VisualEncoderSize = EVA_VIT_G_SIZE
+    prefix_tokens = 1
 
     @property
     def width(self) -> int:
@@ -77,10 +74,6 @@ class EvaVisionTower:
     @property
     def tokens(self) -> int:
         return (self.image_size // self.size.patch_size) ** 2
-
-    @property
-    def prefix_tokens(self) -> int:
-        return 1
 
     def errors(self) -> Iterator[Fault]:
         size = self.size
@@ -96,39 +89,29 @@ class EvaVisionTower:
 
     def convert(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not isinstance(weights, Mapping) or "pos_embed" not in weights:
-            raise CheckpointError(
-                f"{self.weights}: not a visual encoder (no pos_embed in it){kind_of_file(weights)}"
-            )
+            text = f"not a visual encoder (no pos_embed in it){kind_of_file(weights)}"
+            raise CheckpointError(f"{self.weights}: {text}")
         converted = convert_visual_encoder(weights, self.size.depth)
-        side = self.image_size // self.size.patch_size
-        if converted["pos_embed"].shape[1] != 1 + side * side:
-            converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], (side, side))
+        if converted["pos_embed"].shape[1] != 1 + self.tokens:
+            grid = (self.image_size // self.size.patch_size,) * 2
+            converted["pos_embed"] = resize_position_embedding(converted["pos_embed"], grid)
         return converted
 
 
 def build_visual_encoder(image_size: int = 224, size: VisualEncoderSize | None = None) -> Eva:
-    """Return an untrained ``Eva``; ``forward_features`` gives ``[B, 1 + patches, embed_dim]``.
-
-    There is no norm at the end: ``ln_vision`` follows outside, in fp32.
-    """
+    """Return an untrained ``Eva`` without a norm at the end: ``ln_vision`` follows outside."""
     return Eva(img_size=image_size, **asdict(size or VisualEncoderSize()), **_EVA_SETTINGS)
 
 
 def resize_position_embedding(pos_embed: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """``pos_embed`` ``[1, 1 + n, D]`` for another patch grid, as the original interpolates it.
-
-    Bicubic without antialiasing: timm's own default differs by up to 1.5.
-    """
+    """Interpolate ``[1, 1 + n, D]`` for another grid without antialiasing, as the original does."""
     return resample_abs_pos_embed(
         pos_embed.float(), list(grid), num_prefix_tokens=1, interpolation="bicubic", antialias=False
     ).to(pos_embed.dtype)
 
 
 def convert_visual_encoder(weights: Mapping[str, torch.Tensor], depth: int) -> Tensors:
-    """Return EVA's file, or ``visual_encoder.*`` of the original's weights, for timm's ``Eva``.
-
-    Names are equal; blocks from ``depth`` on and unused heads are left out.
-    """
+    """Return EVA's weights for timm's ``Eva``, without unused parts and later blocks."""
     matches = {name: _UNUSED_EVA.match(name) for name in weights}
     unused = {n for n, m in matches.items() if m and (m[1] is None or int(m[1]) >= depth)}
     return {name: value for name, value in weights.items() if name not in unused}

@@ -4,7 +4,7 @@ Activations of the towers, and for each mode rows, logits, loss and gradients.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,18 +15,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced
-from minigpt4.models.loss import target_logits, target_loss
+from minigpt4.models.llm_input import IGNORED, IMAGE_MARK, Spliced, target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import SentencePieceTokenizer
-from minigpt4.models.towers import QFormerSize, Towers, build_q_former
+from minigpt4.models.towers import PATCHES_PER_TOKEN, QFormerSize, Towers, build_q_former
 from minigpt4.models.vision_towers.eva import (
     VisualEncoderSize,
     build_visual_encoder,
     convert_visual_encoder,
 )
 from minigpt4.weights.checkpoint import load_into, load_trained
-from minigpt4.weights.names import convert_language_model, convert_q_former
+from minigpt4.weights.names import convert_q_former
 from tests.helpers.recorded import GOLDEN
 from tests.helpers.recorded.comparison import (
     LOGITS_ATOL,
@@ -158,34 +157,33 @@ def build_model(case: Case) -> MiniGPT4:
     load_into(encoder, convert_visual_encoder(weights.part("visual_encoder."), size.depth), name)
     ln_vision = nn.LayerNorm(size.embed_dim)
     load_into(ln_vision, weights.part("ln_vision."), name)
-    q_former = queries = None
+    q_former, queries, width = None, None, PATCHES_PER_TOKEN * size.embed_dim
     if dims["qformer"] is not None:
-        q_former = build_q_former(size.embed_dim, _q_former_size(dims["qformer"]))
+        q_former = build_q_former(size.embed_dim, q_former_size(dims["qformer"]))
         part = weights.part("Qformer.")
         load_into(
             q_former, convert_q_former({f"Qformer.{n}": value for n, value in part.items()}), name
         )
-        queries = weights["query_tokens"]
+        queries, width = weights["query_tokens"], q_former.config.hidden_size
     language_model = LlamaForCausalLM(LlamaConfig(**dims["llama"]))
     part = weights.part("llama_model.")
-    named = {f"llama_model.{n}": value for n, value in part.items()}
-    load_into(language_model, convert_language_model(named), name)
+    load_into(language_model, without_frequencies(part), name)
     tokenizer = SentencePieceTokenizer(case.tokenizer_file)
     towers = Towers(encoder, ln_vision, q_former, queries, torch.float32)
-    model = MiniGPT4(towers, language_model, tokenizer)
+    model = MiniGPT4(towers, language_model, tokenizer, width)
     saved = case.facts["checkpoint_keys_saved_by_upstream_filter"]
     load_trained(model, {"model": {n: weights[n] for n in saved}}, name)
     return model
 
 
-def _q_former_size(dims: dict[str, Any]) -> QFormerSize:
-    return QFormerSize(
-        hidden_size=dims["hidden_size"],
-        num_hidden_layers=dims["num_hidden_layers"],
-        num_attention_heads=dims["num_attention_heads"],
-        intermediate_size=dims["intermediate_size"],
-        cross_attention_frequency=dims["cross_attention_freq"],
-    )
+def without_frequencies(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """A language model's weights without those that transformers computes."""
+    return {n: value for n, value in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+
+
+def q_former_size(dims: dict[str, Any]) -> QFormerSize:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return QFormerSize(*(dims[name] for name in (*names, "cross_attention_freq")))
 
 
 def compare_case(case: Case) -> list[Comparison]:

@@ -20,7 +20,7 @@ from minigpt4.models.llm_input import Joined, Learnt, Segment, join, pad
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.speed.packing import pack, packed_logits, packing_fault
 from minigpt4.registry import RUNNERS, bind
-from tests.helpers.gradients import PROMPTS, TEXTS, learn, saved_bytes
+from tests.helpers.gradients import PROMPTS, TEXTS, learn, numbers_kept_by_a_layer
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
 from tests.helpers.repo import ROOT
@@ -95,19 +95,6 @@ def test_logits_are_computed_where_something_is_learnt_and_nowhere_else(
     assert [shape.numel() for shape in shapes] == [targets]
 
 
-@torch.no_grad()
-def test_a_sample_does_not_see_the_others(model: MiniGPT4) -> None:
-    width = model.llama_proj.out_features
-    drawn = torch.Generator().manual_seed(3)
-    first, second, other = (torch.randn(4, width, generator=drawn) for _ in range(3))
-    answers: list[torch.Tensor] = []
-    for beside in (second, other):
-        packed = pack(rows_of(model, [[[1], first], [[1, 5], beside]]))
-        logits = packed_logits(model.llama_model, packed)
-        answers.append(logits[: len(model.tokenizer.encode(TEXTS[0]))])
-    assert (answers[0] - answers[1]).abs().max() < 1e-6
-
-
 PREFIXES = {
     "one token": ([[1], [1], [1]], 1),
     "all of it": ([[1, 5, 6, 7], [1, 5, 6, 7], [1, 5, 6, 7]], 4),
@@ -167,35 +154,18 @@ def test_the_kernels_for_gpus_are_told_where_samples_and_their_keys_lie(model: M
     assert alone.keys is None
 
 
-def test_what_is_frozen_gets_no_gradient(model: MiniGPT4, image: torch.Tensor) -> None:
-    learn(model, image, PROMPTS, packed=True)
-    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert with_gradient == {"llama_proj.weight", "llama_proj.bias"}
-
-
-TINY_SIZE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_SIZE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48}
+TINY_SIZE |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = TINY_SIZE | {"num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
     ("language_model", "expected"),
     [
-        (LlamaForCausalLM(LlamaConfig(**TINY_SIZE, intermediate_size=48)), None),
-        (
-            LlamaForCausalLM(LlamaConfig(**TINY_SIZE, intermediate_size=48, num_key_value_heads=2)),
-            None,
-        ),
-        (
-            MistralForCausalLM(
-                MistralConfig(
-                    **TINY_SIZE, intermediate_size=48, num_key_value_heads=2, sliding_window=4
-                )
-            ),
-            "its outputs change",
-        ),
-        (
-            GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
-            None,
-        ),
+        (LlamaForCausalLM(LlamaConfig(**TINY_SIZE)), None),
+        (LlamaForCausalLM(LlamaConfig(**GROUPED)), None),
+        (MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=4)), "its outputs change"),
+        (GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)), None),
     ],
     ids=["llama", "grouped heads", "a window", "gpt2"],
 )
@@ -216,20 +186,7 @@ def test_attention_is_the_models_own_again_afterwards(model: MiniGPT4) -> None:
 
 def test_a_frozen_llama_keeps_few_bytes_for_the_backward() -> None:
     """At most 33 times the width for each token and layer, in bf16."""
-    width, tokens = 256, 64
-    kept = []
-    for layers in (2, 4):
-        config = LlamaConfig(
-            vocab_size=50,
-            hidden_size=width,
-            intermediate_size=int(width * 2.6875),  # as LLaMA-7B has it
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-        )
-        frozen = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False).eval()
-        embeds = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
-        kept.append(saved_bytes(frozen.model, embeds))
-    assert (kept[1] - kept[0]) / (2 * tokens * width) <= 33
+    assert numbers_kept_by_a_layer(lambda llama: None) <= 33
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto", "'off'", "True"])
