@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     )
     from minigpt4.runners.lr_schedules import LRSchedule
     from minigpt4.runners.run_state import Stateful
-    from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-    from minigpt4.tasks.task import Task
+    from minigpt4.tasks import ImageTextPretrainTask, Task
 
 _MODULES = {
     "chat": ("Chat", "load_chat"),
@@ -62,8 +61,7 @@ _MODULES = {
     ),
     "runners.lr_schedules": ("LRSchedule",),
     "runners.run_state": ("Stateful",),
-    "tasks.image_text_pretrain": ("ImageTextPretrainTask",),
-    "tasks.task": ("Task",),
+    "tasks": ("ImageTextPretrainTask", "Task"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [*_MODULE_OF]

@@ -39,10 +39,10 @@ from minigpt4.evaluation.files import (
 )
 from minigpt4.metrics import Parts, build_metrics
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.processors import ImageProcessor
 from minigpt4.registry import TASKS
 from minigpt4.runners.options import RunOptions
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 logger = logging.getLogger(__name__)
 

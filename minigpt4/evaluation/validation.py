@@ -39,7 +39,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
 from minigpt4.runners.trainer import Validated
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 # Logits that hardly differ over the vocabulary say nothing, whatever the input.
 DEAD_SPREAD = 1e-3

@@ -25,7 +25,7 @@ from minigpt4.runners.resuming import ResumePoint
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.run_log import RunLog
 from minigpt4.runners.run_state import RandomState, RunningLoss, Stateful
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 from minigpt4.weights.checkpoint import load_trained
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet
-from minigpt4.processors.image_processors import build_blip2_image_train
+from minigpt4.processors import TrainImageProcessor
 from tests.helpers.data_files import data_set, plant_pairs, plant_shards
 
 
@@ -23,7 +23,7 @@ def datasets(tmp_path: Path) -> list[DataSet]:
     """Shards with bad samples between good ones, and a folder; the crops are random."""
     shards = list_shards(plant_shards(tmp_path / "shards"))
     folder = Path(plant_pairs(tmp_path / "pairs"))
-    crop = build_blip2_image_train(4, random_crop=True)
+    crop = TrainImageProcessor(4, random_crop=True)
     tars = replace(data_set(ShardSource(shards, 6), "tars", 2.0), image_processor=crop)
     pairs = data_set(AlignmentSource(folder), "pairs", 1.0)
     return [tars, replace(pairs, image_processor=crop, batch_size=2)]

@@ -21,7 +21,7 @@ from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.images import HugeImageError, load_fast, load_image
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample
 from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
+from minigpt4.processors import ImageProcessor, TrainImageProcessor
 from tests.helpers.data_files import data_set
 from tests.helpers.messages import one_line
 from tests.helpers.processes import finished
@@ -116,9 +116,9 @@ def test_whole_numbers_as_older_pillows_read_16_bits_are_scaled_too() -> None:
 def test_a_picture_of_one_pixel_or_a_line_reaches_the_model(size: tuple[int, int]) -> None:
     image = load_image(encoded(orange(size=size), "PNG"))
     processors = [
-        build_blip2_image_eval(8),
-        build_blip2_image_train(8),
-        build_blip2_image_train(8, random_crop=True),
+        ImageProcessor(8),
+        TrainImageProcessor(8),
+        TrainImageProcessor(8, random_crop=True),
     ]
     for processor in processors:
         assert processor(image).shape == (3, 8, 8)
@@ -331,8 +331,8 @@ def test_a_damaged_jpeg_is_as_good_or_bad_as_pil_finds_it(
 def test_both_decoders_lead_to_the_same_sample(tmp_path: Path, way: str) -> None:
     """The resize alone is another; what cannot be read has the same cause."""
     dataset = data_set(ShardSource([], 1))
-    fast = replace(dataset, image_processor=build_blip2_image_eval(30, image_backend="torchvision"))
-    usual = replace(dataset, image_processor=build_blip2_image_eval(30))
+    fast = replace(dataset, image_processor=ImageProcessor(30, image_backend="torchvision"))
+    usual = replace(dataset, image_processor=ImageProcessor(30))
     whole = JPEGS["plain"]()
     for content in (whole, COLOURED["png"](), b"", whole[:900], huge_jpeg()):
         (tmp_path / "a.jpg").write_bytes(content)

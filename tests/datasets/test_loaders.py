@@ -20,11 +20,7 @@ from minigpt4.datasets.images import load_image
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet, RawSample, to_device
 from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import (
-    ImageProcessor,
-    build_blip2_image_eval,
-    build_blip2_image_train,
-)
+from minigpt4.processors import ImageProcessor, TrainImageProcessor
 from tests.helpers.data_files import data_set, noise, pair, write_shards, write_tar
 from tests.helpers.messages import one_line
 
@@ -91,7 +87,7 @@ def pixels_of(dataset: DataSet) -> dict[str, torch.Tensor]:
 def test_pixels_are_the_processors_bit_for_bit(
     tmp_path: Path, workers: int, backend: Literal["pil", "torchvision"]
 ) -> None:
-    processor = build_blip2_image_eval(28, image_backend=backend)
+    processor = ImageProcessor(28, image_backend=backend)
     dataset = replace(noisy(tmp_path / "noise"), image_processor=processor)
     expected = pixels_of(dataset)
     for batch in batches([dataset], 4, workers=workers):
@@ -106,16 +102,13 @@ class _Negative(ImageProcessor):
     """A plug-in's, with a call of its own."""
 
     def __init__(self) -> None:
-        whole = build_blip2_image_eval(4)
-        super().__init__(whole.geometry, 4, whole.mean, whole.std)
+        super().__init__(4)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return -super().__call__(image)
 
 
-@pytest.mark.parametrize(
-    "processor", [_Negative(), lambda image: -build_blip2_image_eval(4)(image)]
-)
+@pytest.mark.parametrize("processor", [_Negative(), lambda image: -ImageProcessor(4)(image)])
 def test_another_processor_is_called_as_a_whole(
     shards: list[str], processor: Callable[[Image.Image], torch.Tensor]
 ) -> None:
@@ -131,7 +124,7 @@ def test_another_processor_is_called_as_a_whole(
 def test_reading_leaves_the_random_numbers_of_others_alone(
     tmp_path: Path, backend: Literal["pil", "torchvision"]
 ) -> None:
-    crop = build_blip2_image_train(8, random_crop=True, image_backend=backend)
+    crop = TrainImageProcessor(8, random_crop=True, image_backend=backend)
     dataset = replace(noisy(tmp_path / "noise"), image_processor=crop)
 
     def drawn() -> list[float]:
@@ -153,7 +146,7 @@ def test_reading_leaves_the_random_numbers_of_others_alone(
 
 @pytest.mark.gpu
 def test_bytes_are_pinned_and_normalised_on_a_gpu_bit_for_bit(tmp_path: Path) -> None:
-    dataset = replace(noisy(tmp_path / "noise"), image_processor=build_blip2_image_eval(28))
+    dataset = replace(noisy(tmp_path / "noise"), image_processor=ImageProcessor(28))
     expected = pixels_of(dataset)
     loader = MixedLoader([dataset], 3, 1, 0, pin_memory=True)
     for batch in itertools.islice(loader, 3):

@@ -15,7 +15,7 @@ from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
 from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import build_blip2_image_eval
+from minigpt4.processors import ImageProcessor
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -75,7 +75,7 @@ def write_pairs(
 
 def data_set(source: Source, name: str = "mine", sample_ratio: float = 1.0) -> DataSet:
     """A data set of tiny images whose texts stay as they are."""
-    return DataSet(name, source, build_blip2_image_eval(4), str, sample_ratio)
+    return DataSet(name, source, ImageProcessor(4), str, sample_ratio)
 
 
 def samples_of(stream: SampleStream, count: int) -> list[Sample]:

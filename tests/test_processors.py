@@ -10,7 +10,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from minigpt4.errors import ConfigError
-from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD, Normalise
+from minigpt4.processors import PIXEL_MEAN, PIXEL_STD, Normalise
 from minigpt4.registry import IMAGE_PROCESSORS, TEXT_PROCESSORS
 from tests.helpers.messages import one_line
 

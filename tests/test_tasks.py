@@ -11,8 +11,7 @@ from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template,
 from minigpt4.datasets.samples import Batch, Turn
 from minigpt4.models.llm_input import IGNORED, describe_row, row_segments
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.tasks.dialogue import ending, exchanges, open_prompt
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks import ImageTextPretrainTask, ending, exchanges, open_prompt
 from tests.helpers.recorded.model import build_model, one_case
 
 TURNS = (
