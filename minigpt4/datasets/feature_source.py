@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from minigpt4.datasets.features import CachedFeatures
-from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source, Turn
-from minigpt4.datasets.splits import Side
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Side, Source, Turn
 from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 

@@ -7,7 +7,7 @@ import torch
 
 from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
 from minigpt4.datasets.images import load_image
-from minigpt4.datasets.streams import SampleStream
+from minigpt4.datasets.loaders import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import (

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.datasets.cc_sbu_align import AlignmentSource, check_alignment_folder, read_entries
+from minigpt4.datasets.loaders import SampleStream
 from minigpt4.datasets.samples import BadSample, DataSet, RawSample
-from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import data_set, picture, samples_of, write_pairs
@@ -55,7 +55,7 @@ def test_missing_images_are_counted_in_one_line(
     folder = write_pairs(tmp_path / "pairs", entries, {"b.jpg": picture(), "x.jpg": picture()})
     (folder / "image" / "a.txt").write_text("no picture")
     with caplog.at_level(logging.WARNING):
-        assert AlignmentSource(folder).readable == 1
+        assert AlignmentSource(folder).length == 1
     (record,) = caplog.records
     line = record.getMessage()
     assert str(folder) in line

@@ -15,8 +15,8 @@ from minigpt4.__main__ import main as command
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.config import load_config
 from minigpt4.datasets.samples import DataSet, to_device
-from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.evaluation.figures import best_value, is_smaller_better
+from minigpt4.evaluation.ordered_batches import OrderedBatches
 from minigpt4.models.loss import target_logits, target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
 from minigpt4.tasks import ImageTextPretrainTask

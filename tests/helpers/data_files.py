@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.loaders import SampleStream
 from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
-from minigpt4.datasets.streams import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.processors import ImageProcessor
 

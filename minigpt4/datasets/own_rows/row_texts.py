@@ -5,11 +5,11 @@ import functools
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.datasets.samples import Text, Turn, Turns
+from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, Text, Turn, Turns
 from minigpt4.errors import DataError, shown
 
 IMAGE_MARK = "<ImageHere>"  # where an image stands in a user's words; LLaVA writes <image>
@@ -43,11 +43,24 @@ class RowError(DataError):
 OUTSIDE = "image outside"  # the cause of a path that leaves the folder of images
 
 
-def image_names(fields: Mapping[str, Any]) -> list[str]:
-    """The images that a row names: a path, a list of paths, or none.
+def row_sample(
+    key: str, fields: Mapping[str, Any], images: Iterable[EncodedImage], shard: str = ""
+) -> RawSample | BadSample:
+    """Return a row as a sample; it is bad where ``images`` or its text raise a ``RowError``."""
+    try:
+        found = tuple(images)
+        text = row_text(fields, len(found))
+    except RowError as error:
+        return BadSample(key, error.cause, error.detail, shard)
+    image = found[0] if len(found) == 1 else found
+    return RawSample(key, image, text, shard, evaluation_facts(fields))
+
+
+def row_images(fields: Mapping[str, Any], root: Path) -> Iterator[Path]:
+    """Yield the files that a row names by a path or a list of paths, whether they exist or not.
 
     Raises:
-        RowError: for anything else.
+        RowError: for anything else; a path that leaves ``root``; an address; no possible file name.
     """
     value = _first(fields, IMAGES)
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -55,27 +68,18 @@ def image_names(fields: Mapping[str, Any]) -> list[str]:
     names = [] if value in (None, "") else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RowError("no image", f"{shown(value)} is not a path or a list of paths")
-    return names
-
-
-def image_file(name: str, root: Path) -> Path:
-    """The file that a row's image is, whether it is there or not.
-
-    Raises:
-        RowError: for a path that leaves ``root``, an address, a name that no file can have.
-    """
-    if "://" in name[:12]:
-        raise RowError(
-            "no image", f"{shown(name)} is an address; fetch it first, and name its file"
-        )
-    if "\0" in name:
-        raise RowError("no image", f"{shown(name)} is no file's name")
     base = _absolute(root)
-    # By its words alone: a link inside the folder may lead where its owner wants.
-    path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
-    if not f"{path}/".startswith(base):
-        raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
-    return root / path[len(base) :]
+    for name in names:
+        if "://" in name[:12]:
+            text = f"{shown(name)} is an address; fetch it first, and name its file"
+            raise RowError("no image", text)
+        if "\0" in name:
+            raise RowError("no image", f"{shown(name)} is no file's name")
+        # By its words only: a link inside the folder may lead where its owner wants.
+        path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
+        if not f"{path}/".startswith(base):
+            raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
+        yield root / path[len(base) :]
 
 
 @functools.cache

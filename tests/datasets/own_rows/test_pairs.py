@@ -12,8 +12,7 @@ from minigpt4.assembly import build_datasets
 from minigpt4.checked import bind_sections, check_sections
 from minigpt4.config import load_config
 from minigpt4.datasets.own_rows.pairs import check_storage, open_storage
-from minigpt4.datasets.samples import BadSample, RawSample, Turn
-from minigpt4.datasets.splits import Side
+from minigpt4.datasets.samples import BadSample, RawSample, Side, Turn
 from minigpt4.errors import DataError
 from tests.helpers.data_files import picture, with_pictures, write_pairs, write_rows, write_tar
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import DataSet
-from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
+from minigpt4.evaluation.ordered_batches import OrderedBatch, OrderedBatches
 from minigpt4.processors import ImageProcessor, TrainImageProcessor
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import (
