@@ -113,11 +113,16 @@ class BadSample:
 
     def row(self, dataset: str = "") -> dict[str, str]:
         """Return the fields of a line in ``bad_samples.jsonl`` that are not empty."""
-        # A key begins with its shard; a shard that is bad as a whole has none.
-        key = f"{self.key}/".removeprefix(f"{self.shard}/")[:-1] if self.shard else self.key
-        fields = {"dataset": dataset, "shard": self.shard, "key": key}
+        fields = {"dataset": dataset, "shard": self.shard, "key": key_in_shard(self)}
         fields |= {"cause": self.cause, "detail": self.detail}
         return {name: text for name, text in fields.items() if text}
+
+
+def key_in_shard(sample: RawSample | BadSample) -> str:
+    """Return a key without its shard; a shard that is bad as a whole has none."""
+    if not sample.shard:
+        return sample.key
+    return f"{sample.key}/".removeprefix(f"{sample.shard}/")[:-1]
 
 
 class Source(Protocol):
@@ -182,11 +187,7 @@ class DataSet:
         return processor if isinstance(processor, SplitProcessor) and processor.normalise else None
 
 
-class _SampleFacts(TypedDict, total=False):
-    facts: Facts
-
-
-class Sample(_SampleFacts):
+class Sample(TypedDict):
     """One training row: ``image`` ``[n, 3, size, size]``, or cached features ``[n, Q, D]``.
 
     Pixels are bytes where the device normalises them, else fp32. Without images it is empty.
@@ -195,6 +196,7 @@ class Sample(_SampleFacts):
     key: str
     image: torch.Tensor
     text: Text
+    facts: Facts
 
 
 class _BatchFacts(TypedDict, total=False):
@@ -307,7 +309,7 @@ def stack(samples: Sequence[Sample], dataset: DataSet) -> Batch:
         image_counts=[len(sample["image"]) for sample in samples],
         text=[sample["text"] for sample in samples],
         normalise=split.normalise if split else None,
-        facts=[sample.get("facts", {}) for sample in samples],
+        facts=[sample["facts"] for sample in samples],
     )
 
 

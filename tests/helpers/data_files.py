@@ -87,7 +87,7 @@ def samples_of(stream: SampleStream, count: int) -> list[Sample]:
         assert delivery.batch is not None
         batch = to_device(delivery.batch, torch.device("cpu"))
         parts = zip(batch["keys"], batch["image"], batch["text"], strict=True)
-        found += [Sample(key=key, image=image, text=text) for key, image, text in parts]
+        found += [Sample(key=key, image=image, text=text, facts={}) for key, image, text in parts]
     return found[:count]
 
 
