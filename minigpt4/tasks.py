@@ -184,25 +184,20 @@ def _plain(tokenizer: Tokenizer, template: Template) -> Callable[[str], str]:
 def exchanges(
     turns: Sequence[Turn], template: Template, plain: Callable[[str], str]
 ) -> list[Exchange]:
-    """Return every answer of a conversation, after everything that is new before it.
+    """Return every answer of a conversation with everything that is new before it.
 
-    Args:
-        turns: Turns from a system text or a user to an assistant.
-        template: Template of the language model's conversations.
-        plain: Function that takes from a text what marks a speaker.
+    ``plain`` takes from a text what marks a speaker in the template.
     """
     found: list[Exchange] = []
     conversation = Conversation(template)
     begun = 0  # characters of the transcript that are in earlier exchanges
     for turn in turns:
-        if turn.speaker != "assistant":
-            conversation = _said(conversation, turn, plain)
-            continue
-        prompt = conversation.prompt()[begun:]
-        words = plain(turn.text)
-        conversation.answer(words)
-        begun = len(conversation.transcript())
-        found.append(Exchange(prompt, words + ending(template)))
+        if turn.speaker == "assistant":
+            prompt = conversation.prompt()[begun:]
+            found.append(Exchange(prompt, plain(turn.text) + ending(template)))
+        conversation = _said(conversation, turn, plain)
+        if turn.speaker == "assistant":
+            begun = len(conversation.transcript())
     return found
 
 
@@ -215,15 +210,15 @@ def open_prompt(turns: Sequence[Turn], template: Template, plain: Callable[[str]
     """Return a conversation up to where its last answer begins, as a prompt."""
     conversation = Conversation(template)
     for turn in turns[:-1]:
-        if turn.speaker == "assistant":
-            conversation.answer(plain(turn.text))
-        else:
-            conversation = _said(conversation, turn, plain)
+        conversation = _said(conversation, turn, plain)
     return conversation.prompt()
 
 
 def _said(conversation: Conversation, turn: Turn, plain: Callable[[str], str]) -> Conversation:
-    """Return the conversation after a user's turn, as in a chat: uploads, then words."""
+    """Return the conversation after a turn; a user's is, as in a chat, uploads, then words."""
+    if turn.speaker == "assistant":
+        conversation.answer(plain(turn.text))
+        return conversation
     if turn.speaker == "system":
         template = replace(conversation.template, system=plain(turn.text))
         return Conversation(template, conversation.messages)

@@ -102,8 +102,8 @@ class ShardSource:
     Attributes:
         shards: Tar files.
         window: Number of consecutive samples that are shuffled together.
-        to_sample: Function that makes a sample of a json's fields and any number of images; by
-            default :func:`caption_sample`, which takes one image.
+        to_sample: Function that makes a sample of a json's fields and any number of images;
+            without it a sample is one image and the json's ``caption``.
         side: Side of a split; a sample's is decided by its key.
     """
 
@@ -150,10 +150,7 @@ class ShardSource:
         yield from faults
 
     def _parse(self, shard: str, fields: dict[str, Any]) -> RawSample | BadSample:
-        """Return a tar's fields of one key as a sample: ``jpg|jpeg|png|webp`` and ``json``.
-
-        With ``to_sample`` there may be no image, or several (``0.jpg``, ``1.jpg``) in this order.
-        """
+        """Return the files of one key as a sample; images may be named ``0.jpg``, ``1.jpg`` …."""
         key = f"{shard}/{printable(fields['__key__'])}"
         suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
         if self.to_sample and not suffixes:
@@ -170,25 +167,19 @@ class ShardSource:
             told = json.loads(fields["json"])
         except (ValueError, RecursionError, MemoryError) as error:
             return BadSample(key, "unreadable json", one_line(error), shard)
-        to_sample = self.to_sample or caption_sample
-        return to_sample(key, told if isinstance(told, dict) else {}, images, shard)
-
-
-def caption_sample(
-    key: str, fields: Mapping[str, Any], images: tuple[bytes, ...], shard: str
-) -> RawSample | BadSample:
-    """Return an image with the ``caption`` of its json."""
-    caption = fields.get("caption")
-    if not isinstance(caption, str):
-        return BadSample(key, "no caption", f"{shown(caption)} is not a text", shard)
-    return RawSample(key, images[0], caption, shard)
+        found = told if isinstance(told, dict) else {}
+        if self.to_sample:
+            return self.to_sample(key, found, images, shard)
+        caption = found.get("caption")
+        if not isinstance(caption, str):
+            return BadSample(key, "no caption", f"{shown(caption)} is not a text", shard)
+        return RawSample(key, images[0], caption, shard)
 
 
 def _files(shard: str, faults: list[BadSample]) -> Iterator[dict[str, Any]]:
-    """Yield the files of a shard in the form that webdataset groups into samples.
+    """Yield the files of a shard as webdataset groups them; an early end is added to ``faults``.
 
-    What ends the reading before the tar's end is added to ``faults``. webdataset's own reading
-    takes a tar that is cut between two files, or in a header, for a whole one.
+    webdataset's own reading takes a tar that is cut between two files for a whole one.
     """
     try:
         with tarfile.open(shard) as tar:
@@ -231,12 +222,9 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _split_name(name: str) -> tuple[str | None, str]:
-    """Return key and suffix, split at the first dot after the folders; no key for other names.
-
-    Source: webdataset's ``base_plus_ext``, whose pattern can take hours for a long name.
-    """
+    """Return key and suffix as webdataset, whose pattern can take hours for a long name."""
     folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
+    stem, dot, suffix = file.partition(".")  # the first dot
     return (folder + slash + stem, suffix) if stem and dot else (None, "")
 
 

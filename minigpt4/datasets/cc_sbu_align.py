@@ -35,7 +35,7 @@ def check_alignment_folder(storage: str) -> str | None:
     if is_placeholder(storage):
         return f"{storage!r} is a placeholder; put the folder of your pairs there"
     folder = Path(storage)
-    if not os.path.isdir(folder):  # also for names that no folder can have
+    if not os.path.isdir(folder):
         return f"no such folder: {storage}"
     if not (folder / ANNOTATION_FILE).is_file():
         return f"{storage} holds no {ANNOTATION_FILE}"
@@ -130,11 +130,7 @@ def read_entries(folder: Path) -> list[RawSample | BadSample]:
 
 
 def _annotations(file: Path) -> list[dict[str, Any]]:
-    """Return the file's entries; each is an object with an id and a caption of any kind.
-
-    Raises:
-        DataError: for a file of another form, with the place.
-    """
+    """Return the file's entries; each is an object with an id and a caption of any kind."""
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -143,8 +139,7 @@ def _annotations(file: Path) -> list[dict[str, Any]]:
         raise _form_fault(file, f"{reason}: {one_line(error)}") from error
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
-        found = f"{type(content).__name__} without a list of that name"
-        raise _form_fault(file, f"found a {found}")
+        raise _form_fault(file, f"found a {type(content).__name__} without a list of that name")
     for number, entry in enumerate(annotations):
         if not isinstance(entry, dict):
             raise _form_fault(file, f"annotations[{number}] is {shown(entry)}")
@@ -174,10 +169,7 @@ def _id_of(entry: dict[str, Any], place: str) -> str:
 
 
 def _images(folder: Path) -> dict[str, list[Path]]:
-    """Return image files by their names without suffix, the one that is read first.
-
-    Of ``a.jpg`` and ``a.png`` that is the jpg, the only kind that the original looks for.
-    """
+    """Return image files by name without suffix; a jpg, which the original reads, is first."""
     try:
         with os.scandir(folder) as found:
             files = [folder / name for name in sorted(e.name for e in found if e.is_file())]

@@ -90,11 +90,7 @@ def save_json(content: Group | Index, file: Path) -> None:
 
 
 def load_json(form: type[_Form], file: Path) -> _Form:
-    """Read a group's json or the index.
-
-    Raises:
-        DataError: for a missing file, or another content.
-    """
+    """Read a group's json or the index; a ``DataError`` if it is damaged."""
     try:
         return form(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -121,11 +117,7 @@ def files_of(source: CacheableSource, group: int) -> list[Path]:
 
 
 def load_index(folder: Path, groups: int) -> Index:
-    """Read the index of the cache of a data set of so many groups.
-
-    Raises:
-        DataError: for no cache, or one that is not complete.
-    """
+    """Read the index of a cache of so many groups; a ``DataError`` if it is not complete."""
     if not (folder / INDEX).is_file():
         done = sum(group_file(folder, number).is_file() for number in range(groups))
         if done:
@@ -205,11 +197,7 @@ class FeatureSource:
 
 
 def with_features(dataset: DataSet, features: str) -> DataSet:
-    """Return the data set, trained from the features in a folder.
-
-    Raises:
-        DataError: for a source or a cache that cannot be used.
-    """
+    """Return the data set, trained from the features in a folder."""
     if not isinstance(dataset.source, CacheableSource):
         raise DataError(f"datasets.{dataset.name}.features: {uncacheable(dataset)}")
     return replace(dataset, source=FeatureSource(dataset.source, Path(features) / dataset.name))

@@ -82,11 +82,10 @@ def build_dataset(
     text_processor: Callable[[str], str],
     missing: tuple[BadSample, ...] = (),
 ) -> DataSet:
-    """Return the data set that the options describe, reading cached features if they say so.
+    """Return the data set that the options describe.
 
     Raises:
-        ConfigError: where two settings name a validation set.
-        DataError: where ``val_fraction`` leaves nothing to train on.
+        MiniGPT4Error: for two validation sets, or one that leaves nothing to train on.
     """
     stored, processors = options.stored, options.vis_processor
     if fault := validation_set_fault(stored):
@@ -100,7 +99,7 @@ def build_dataset(
     length = getattr(source, "length", None)
     if length == 0:
         raise DataError(f"datasets.{name}: no good row is left to train on beside val_fraction")
-    split = next((split for split in _EVAL_SPLITS if split in processors), None)
+    evaluation = next((processors[split] for split in _EVAL_SPLITS if split in processors), None)
     dataset = DataSet(
         name,
         source,
@@ -109,7 +108,7 @@ def build_dataset(
         options.sample_ratio,
         length=length,
         batch_size=options.batch_size,
-        eval_image_processor=processors[split].build() if split else None,
+        eval_image_processor=evaluation.build() if evaluation else None,
         eval_source=held_out,
         missing=missing,
     )

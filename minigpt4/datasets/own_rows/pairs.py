@@ -91,12 +91,9 @@ def names_shards(storage: Rows) -> bool:
 
 
 def open_storage(storage: Rows, image_root: str | None = None, side: Side = ALL) -> Source:
-    """Return the rows of a storage.
+    """Return the rows of a storage on one side of a split.
 
-    Args:
-        storage: File, folder, or shards as ``list_shards`` has them.
-        image_root: Folder that the rows' paths begin in; by default the file's.
-        side: Side of a split.
+    Their paths begin in ``image_root``, by default in the file's folder.
 
     Raises:
         DataError: for a storage without a good row, or one that is wrong as a whole, with file and

@@ -108,10 +108,7 @@ def losses_of(tmp_path: Path) -> list[float]:
 
 
 def test_rows_of_every_kind_are_trained_beside_words_alone(
-    run_entry: EntryPoint,
-    tmp_path: Path,
-    projection: Path,
-    caplog: pytest.LogCaptureFixture,
+    run_entry: EntryPoint, tmp_path: Path, projection: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = write_rows(tmp_path / "words.jsonl", [{"messages": CONVERSATION}] * 4)
     config = write_config(

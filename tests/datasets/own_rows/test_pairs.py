@@ -186,11 +186,7 @@ def test_shards_hold_rows_with_none_one_or_several_images(tmp_path: Path) -> Non
     write_tar(
         tmp_path / "00000.tar",
         {"a.jpg": picture(), "a.json": json.dumps({"caption": "one"}).encode()},
-        {
-            "b.10.jpg": picture(),
-            "b.2.png": picture("png"),
-            "b.json": json.dumps(two).encode(),
-        },
+        {"b.10.jpg": picture(), "b.2.png": picture("png"), "b.json": json.dumps(two).encode()},
         {"c.json": json.dumps(two).encode()},
         {"d.json": json.dumps({"caption": "none"}).encode()},
     )
