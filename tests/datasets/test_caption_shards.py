@@ -214,35 +214,12 @@ def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -
     assert not torch.equal(one[0], one[1])
 
 
-# Who reads what
-
-SAMPLES = 2  # of each shard
-
-
-def read_once(shards: list[str], reader: int, readers: int) -> set[str]:
-    """What one reader reads in as many steps as its share has samples."""
-    share = len(shards[reader::readers]) if len(shards) >= readers else len(shards)
-    own = SampleStream(data_set(ShardSource(shards, 10)), 1, 0, reader, readers)
-    return set(texts(own, share * SAMPLES))
-
-
-def test_more_readers_than_shards_read_all_of_them_each_in_its_own_order(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 8, SAMPLES)
-    source = data_set(ShardSource(shards, 100))
-    everything = read_once(shards, 0, 1)
-    orders = []
-    for rank in range(9):
-        assert read_once(shards, rank, 9) == everything
-        orders.append(tuple(texts(SampleStream(source, 1, 0, rank, 9), 16)))
-    assert len(set(orders)) == 9
-
-
-def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [{}, {"text_processor": {"train": {"name": "blip_caption"}}}])
+def test_captions_of_a_shard_data_set_are_processed(
+    tmp_path: Path, text: dict[str, object]
+) -> None:
     storage = {"storage": str(write_tar(tmp_path / "0.tar", pair("a", "A Red; Square.")))}
     image = {"train": {"name": "blip2_image_eval", "image_size": 4}}
-    for text, expected in (({"name": "blip_caption"}, "a red square"), (None, "a red square")):
-        options = {"build_info": storage, "vis_processor": image}
-        if text is not None:
-            options["text_processor"] = {"train": text}
-        built = BUILDERS.build("laion", options, name="laion")
-        assert texts(SampleStream(built, 1, 0, 0, 1), 1) == [expected]
+    options = {"build_info": storage, "vis_processor": image, **text}
+    built = BUILDERS.build("laion", options, name="laion")
+    assert texts(SampleStream(built, 1, 0, 0, 1), 1) == ["a red square"]

@@ -204,15 +204,19 @@ def test_readers_read_disjoint_shards(shards: list[str], workers: int) -> None:
     assert not parts[0] & parts[1]
 
 
-def test_ranks_that_share_shards_read_them_in_different_orders(
+def test_ranks_that_share_shards_read_all_of_them_each_in_its_own_order(
     shards: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    ranks = len(shards) + 1
     with caplog.at_level(logging.INFO):
-        zero, one = (keys(batches([mine(shards[:1])], 5, rank=rank, ranks=2)) for rank in (0, 1))
-    assert zero != one
-    assert set(zero) == set(one)
+        found = [
+            keys(batches([mine(shards)], 20, rank=rank, ranks=ranks, size=1))
+            for rank in range(ranks)
+        ]
+    assert {frozenset(own) for own in found} == {frozenset(keys(batches([mine(shards)], 20)))}
+    assert len(set(map(tuple, found))) == ranks
     (record,) = caplog.records
-    assert record.getMessage().startswith("datasets.mine: 1 parts for 2 readers; they share")
+    assert record.getMessage().startswith("datasets.mine: 4 parts for 5 readers; they share")
 
 
 def test_nothing_is_said_when_there_are_enough_shards(

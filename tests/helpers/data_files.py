@@ -14,7 +14,6 @@ from PIL import Image
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
 from minigpt4.datasets.loaders import SampleStream
 from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
-from minigpt4.errors import DataError
 from minigpt4.processors import ImageProcessor
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -89,14 +88,6 @@ def samples_of(stream: SampleStream, count: int) -> list[Sample]:
         parts = zip(batch["keys"], batch["image"], batch["text"], strict=True)
         found += [Sample(key=key, image=image, text=text, facts={}) for key, image, text in parts]
     return found[:count]
-
-
-def fault_of(stream: SampleStream) -> DataError:
-    """What ends a stream without a good sample."""
-    fault = next(iter(stream)).fault
-    assert fault is not None
-    assert "\n" not in str(fault)
-    return fault
 
 
 def write_rows(file: Path, rows: Sequence[Any]) -> Path:

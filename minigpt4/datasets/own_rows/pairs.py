@@ -118,8 +118,9 @@ def open_storage(storage: Rows, image_root: str | None = None, side: Side = ALL)
 
 
 def _none_usable(path: Path, count: int, first: RawSample | BadSample) -> DataError:
-    reason = f"{first.key}: {first.reason}" if isinstance(first, BadSample) else ""
-    return DataError(f"{path}: none of its {count:,} rows can be used; the first: {reason}")
+    assert isinstance(first, BadSample)
+    text = f"none of its {count:,} rows can be used; the first: {first.key}: {first.reason}"
+    return DataError(f"{path}: {text}")
 
 
 def stream_rows(
@@ -130,14 +131,13 @@ def stream_rows(
     Arguments and errors are those of :func:`open_storage`, but a path that leaves ``image_root``
     only makes its row bad.
     """
-    file = None if names_shards(storage) else _row_file(Path(str(storage)))
-    if file is None:
-        source = open_storage(storage, image_root)
-        for unit in range(source.units):
-            yield from ((sample, None) for sample in source.read(unit))
+    if not names_shards(storage) and (file := _row_file(Path(str(storage)))):
+        for row, sample in _RowReader(file, Path(image_root or file.parent)):
+            yield sample, _own_id(row)
         return
-    for row, sample in _RowReader(file, Path(image_root or file.parent)):
-        yield sample, _own_id(row)
+    source = open_storage(storage, image_root)
+    for unit in range(source.units):
+        yield from ((sample, None) for sample in source.read(unit))
 
 
 def _row_file(path: Path) -> Path | None:
@@ -233,22 +233,21 @@ _PLACE = [("offset", "i8"), ("line", "i8"), ("place", "f8"), ("good", "?")]  # o
 @functools.lru_cache(maxsize=4)
 def _index(file: Path, root: Path, _changed: int, _size: int) -> numpy.ndarray[Any, Any]:
     """Return ``_PLACE`` of each row; an image that is missing makes no row bad here."""
-    first: list[BadSample] = []
-    places = numpy.fromiter(_places(_RowReader(file, root), first), _PLACE)
+    reader = _RowReader(file, root)
+    places = numpy.fromiter(_places(reader), _PLACE)
     if not places["good"].any():
-        raise _none_usable(file, len(places), first[0])
+        _, first = next(iter(reader))
+        raise _none_usable(file, len(places), first)
     return places
 
 
-def _places(reader: _RowReader, bad: list[BadSample]) -> Iterator[tuple[int, int, float, bool]]:
+def _places(reader: _RowReader) -> Iterator[tuple[int, int, float, bool]]:
     for number, (row, sample) in enumerate(reader):
-        if isinstance(sample, BadSample):
-            bad[:] = bad or [sample]
-            if sample.cause == OUTSIDE:
-                raise DataError(
-                    f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
-                    "or name the folder above all pictures"
-                )
+        if isinstance(sample, BadSample) and sample.cause == OUTSIDE:
+            raise DataError(
+                f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
+                "or name the folder above all pictures"
+            )
         images, own = image_files(sample), _own_id(row)
         name = f"row {number}" if own is None else f"id {own}"
         place = place_of(images[0].relative_to(reader.root).as_posix() if images else name)
