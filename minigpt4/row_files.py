@@ -69,9 +69,9 @@ class RowFile:
             if self.form == ".jsonl":
                 yield from self._lines(file)
             elif self.form == ".json":
-                yield from (_row(*found) for found in _JsonList(self.path, file))
+                yield from itertools.starmap(_row, _JsonList(self.path, file))
             else:
-                yield from itertools.islice(self._csv_rows(file), 1, None)  # behind the header
+                yield from itertools.islice(self._csv_rows(file), 1, None)  # after the header
 
     def read(self, offset: int) -> Row:
         """Return the row at an ``offset``, as the iteration gave it, with 0 as its line.
@@ -119,7 +119,12 @@ class RowFile:
                     text = "a json list, not one row in each line; name the file .json"
                     raise self._fault(number, text)
                 begun = True
-                yield _json_row(content, number, at)
+                try:
+                    row = _row(json.loads(content.decode("utf-8")), number, at)
+                except (ValueError, RecursionError) as error:
+                    form = "UTF-8" if isinstance(error, UnicodeDecodeError) else "json"
+                    row = Row(number, at, {}, f"is not {form} ({one_line(error)})")
+                yield row
 
     def _read_header(self) -> list[str]:
         with self._open() as file:
@@ -152,7 +157,11 @@ class RowFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                values, fault = [], _csv_fault(error)
+                values, fault = [], f"is no row of a csv ({one_line(error)}); a stray quote?"
+                if "new-line" in str(error):
+                    fault = (
+                        "has line ends that are neither \\n nor \\r\\n; save it with others"
+                    )
             if not fault and not any(value.strip() for value in values):
                 continue
             if not fault and named and len(values) != len(self.columns):
@@ -281,21 +290,6 @@ class _JsonList:
         mark = self._peek()
         self._pass(mark)
         return mark
-
-
-def _csv_fault(error: csv.Error) -> str:
-    if "new-line" in str(error):
-        return "has line ends that are neither \\n nor \\r\\n; save the file with other ones"
-    return f"is no row of a csv ({one_line(error)}); a stray quote?"
-
-
-def _json_row(content: bytes, line: int, offset: int) -> Row:
-    try:
-        return _row(json.loads(content.decode("utf-8")), line, offset)
-    except UnicodeDecodeError as error:
-        return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
-    except (ValueError, RecursionError) as error:
-        return Row(line, offset, {}, f"is not json ({one_line(error)})")
 
 
 def _row(value: Any, line: int, offset: int) -> Row:

@@ -82,10 +82,10 @@ class ImageTextPretrainTask:
     what the chat writes.
 
     Args:
-        prompts: Stage-2 prompts, none in stage 1. Training samples one per batch, an evaluation
-            takes them in turn.
+        prompts: Stage-2 prompts, none in stage 1. Training samples one per batch and rank, as in
+            the original; an evaluation takes them in turn.
         seed: Random seed of the run.
-        rank: Rank of this process; each samples its own prompts, as in the original.
+        rank: Rank of this process.
         template: Template of conversations.
         question: Question that an evaluation asks about every sample, whatever its text.
     """

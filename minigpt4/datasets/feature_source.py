@@ -7,7 +7,7 @@ lists all groups.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -160,10 +160,8 @@ class FeatureSource:
 
     Args:
         source: Source of which the features were made; only its order is used.
-        folder: Folder of this data set's cache.
-
-    Raises:
-        DataError: for a cache that is not complete, or of another number of groups.
+        folder: Folder of this data set's cache, complete and of the same data set, else a
+            ``DataError``.
     """
 
     def __init__(self, source: CacheableSource, folder: Path) -> None:
@@ -194,13 +192,6 @@ class FeatureSource:
                 self._groups.clear()
             self._groups[number] = load_json(Group, group_file(self._folder, number))
         return self._groups[number]
-
-
-def with_features(dataset: DataSet, features: str) -> DataSet:
-    """Return the data set, trained from the features in a folder."""
-    if not isinstance(dataset.source, CacheableSource):
-        raise DataError(f"datasets.{dataset.name}.features: {uncacheable(dataset)}")
-    return replace(dataset, source=FeatureSource(dataset.source, Path(features) / dataset.name))
 
 
 def uncacheable(dataset: DataSet) -> str:

@@ -38,13 +38,9 @@ class MixedLoader:
     """Batches of several data sets; each step samples one data set by ``sample_ratio``.
 
     Attributes:
-        datasets: Data sets, at least one.
         batch_size: Samples per process, for data sets without a batch size of their own.
         num_workers: Worker processes for each data set; 0 reads in this process.
         seed: Random seed of the run; may be changed before the first batch.
-        rank: Rank of this process.
-        world_size: Number of processes.
-        pin_memory: Whether batches are page-locked, for a GPU.
         max_bad_fraction: Fraction of bad samples above which the run ends.
     """
 
@@ -206,12 +202,6 @@ class StreamPosition:
         """Return the fraction of bad samples among the last ``RECENT``."""
         return self.recent.bit_count() / max(self.seen, 1)
 
-    def next_pass(self, everything: bool) -> None:
-        self.number += 1
-        self.place = self.index = self.taken = self.good = 0
-        if everything:
-            self.everything, self.recent, self.seen = True, 0, 0
-
 
 @dataclass(frozen=True)
 class WorkerBatch:
@@ -286,8 +276,10 @@ class SampleStream(IterableDataset[WorkerBatch]):
             if too_bad and (position.everything or self._readers == 1):
                 yield WorkerBatch(None, bad, replace(position), self._fault(position))
                 return
-            # This reader's share may just be the broken one: it reads everything from now on.
-            position.next_pass(everything=too_bad)
+            if too_bad:  # its share may just be the broken one: it reads everything from now on
+                position = StreamPosition(position.number, everything=True)
+            position.number += 1
+            position.place = position.index = position.taken = position.good = 0
 
     def _read_pass(self, position: StreamPosition) -> Iterator[tuple[RawSample | BadSample, str]]:
         """Yield the rest of a pass, each sample with its address; ``position`` goes along."""

@@ -1,8 +1,9 @@
 """Options that all data sets share, and how their sections become data sets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from minigpt4.config.checks import Positive, check_not_negative, check_share
@@ -114,9 +115,10 @@ def build_dataset(
     )
     if options.features is None:
         return dataset
-    from minigpt4.datasets.feature_source import with_features
+    from minigpt4.datasets.feature_source import CacheableSource, FeatureSource
 
-    return with_features(dataset, options.features)
+    assert isinstance(source, CacheableSource)
+    return replace(dataset, source=FeatureSource(source, Path(options.features) / name))
 
 
 def validation_set_fault(stored: Storage) -> str | None:

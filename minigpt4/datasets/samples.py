@@ -232,15 +232,12 @@ def read_sample(raw: RawSample | BadSample, dataset: DataSet, seed: str) -> Samp
         try:
             images = [_read_image(image, dataset) for image in raw.images]
         except DataError as error:
-            return BadSample(raw.key, _cause(raw, error), str(error), raw.shard)
+            cause = "huge image" if isinstance(error, HugeImageError) else "unreadable image"
+            if any(isinstance(image, CachedFeatures) for image in raw.images):
+                cause = "unreadable features"
+            return BadSample(raw.key, cause, str(error), raw.shard)
     image = torch.stack(images) if images else torch.empty(0)
     return Sample(key=raw.key, image=image, text=text, facts=facts)
-
-
-def _cause(raw: RawSample, error: DataError) -> str:
-    if any(isinstance(image, CachedFeatures) for image in raw.images):
-        return "unreadable features"
-    return "huge image" if isinstance(error, HugeImageError) else "unreadable image"
 
 
 def reference(text: Text) -> str:
