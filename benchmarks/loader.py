@@ -33,7 +33,7 @@ from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet, to_device
 from minigpt4.errors import ConfigError, run_guarded
-from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD, build_blip2_image_train
+from minigpt4.processors import PIXEL_MEAN, PIXEL_STD, TrainImageProcessor
 
 SIDE = 224
 BARS = {"uint8": 1.1, "torchvision": 2.0}  # times the images a second of float
@@ -83,8 +83,8 @@ def datasets(shard: Path, batch: int) -> dict[str, DataSet]:
     )
     processors = {
         "float": whole,
-        "uint8": build_blip2_image_train(SIDE),
-        "torchvision": build_blip2_image_train(SIDE, image_backend="torchvision"),
+        "uint8": TrainImageProcessor(SIDE),
+        "torchvision": TrainImageProcessor(SIDE, image_backend="torchvision"),
     }
     # All of one name, by which the order is drawn: they read the same pictures.
     return {mode: DataSet("photos", source, process, str) for mode, process in processors.items()}

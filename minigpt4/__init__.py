@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     )
     from minigpt4.runners.lr_schedules import LRSchedule
     from minigpt4.runners.resuming import Stateful
-    from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-    from minigpt4.tasks.task import Task
+    from minigpt4.tasks import ImageTextPretrainTask, Task
 
 _MODULES = {
     "chat": ("Chat", "load_chat"),
@@ -61,8 +60,7 @@ _MODULES = {
     ),
     "runners.lr_schedules": ("LRSchedule",),
     "runners.resuming": ("Stateful",),
-    "tasks.image_text_pretrain": ("ImageTextPretrainTask",),
-    "tasks.task": ("Task",),
+    "tasks": ("ImageTextPretrainTask", "Task"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [*_MODULE_OF]

@@ -30,7 +30,7 @@ from minigpt4.runners.options import ComputeOptions, RunOptions
 from minigpt4.runners.resuming import ResumePoint
 from minigpt4.runners.run_log import Meter, RunLog
 from minigpt4.runners.trainer import Validator
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 
 def build_accelerator(run: ComputeOptions) -> Accelerator:

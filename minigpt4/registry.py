@@ -328,7 +328,7 @@ BUILDERS = Registry(
         "cc_sbu": "caption_shards",
         "cc_sbu_align": "cc_sbu_align",
         "laion": "caption_shards",
-        "pairs": "own_rows.builder",
+        "pairs": "own_rows.pairs",
     },
 )
 MODELS = Registry("model", home="minigpt4.models.build")

@@ -1,7 +1,6 @@
 """Row files: jsonl, json, csv and tsv as rows with their line numbers, a row at a time.
 
-First stop of every list that a user brings. Files of any length are read in little memory, and any
-row again by its place.
+Files of any length are read in little memory, and any row again by its place.
 """
 
 import codecs
@@ -18,7 +17,7 @@ from minigpt4.errors import DataError, one_line, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 LARGEST_ROW = 16 << 20  # bytes; a row without an end must not fill the memory
-_WINDOW = 1 << 12  # bytes of a json list's element that are read at first
+_WINDOW = 1 << 12  # bytes of a json list's element in the first read
 _DECODER = json.JSONDecoder()
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
@@ -29,10 +28,10 @@ class Row:
     """One row of a file.
 
     Attributes:
-        line: Where it begins, counted from 1.
-        offset: Likewise in bytes; see :meth:`RowFile.read`.
-        fields: Its values by name; of a csv all are texts. Empty with a fault.
-        fault: Why it cannot be read; empty where it can.
+        line: Number of its first line, from 1.
+        offset: Position of its first byte; see :meth:`RowFile.read`.
+        fields: Values by name, all texts in a csv; empty with a fault.
+        fault: Why it cannot be read, if it cannot.
     """
 
     line: int
@@ -45,13 +44,10 @@ class RowFile:
     """A file of rows: ``.jsonl``, ``.json`` (a list of objects), ``.csv`` or ``.tsv``.
 
     UTF-8, with or without a byte-order mark; any line ends; a csv's quoted fields may hold line
-    breaks. Compared by path alone, so it can be sent to other processes.
-
-    Args:
-        path: The file.
+    breaks.
 
     Raises:
-        DataError: for a file that is none, or of another form; one line with file and line number.
+        DataError: for a missing file, or another form; one line with file and line number.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,24 +60,24 @@ class RowFile:
         self.columns = self._read_header() if self.form in _SEPARATORS else []
 
     def __iter__(self) -> Iterator[Row]:
-        """Every row in order; one that cannot be read has a fault.
+        """Yield every row in order; one that cannot be read has a fault.
 
         Raises:
-            DataError: where the file as a whole goes wrong, with file and line.
+            DataError: where the file as a whole is wrong, with file and line.
         """
         with self._open() as file:
             if self.form == ".jsonl":
                 yield from self._lines(file)
             elif self.form == ".json":
-                yield from (_row(*found) for found in _JsonList(self.path, file))
+                yield from itertools.starmap(_row, _JsonList(self.path, file))
             else:
-                yield from itertools.islice(self._csv_rows(file), 1, None)  # behind the header
+                yield from itertools.islice(self._csv_rows(file), 1, None)  # after the header
 
     def read(self, offset: int) -> Row:
-        """The row that begins at a place, as the iteration gave it; its line is not known (0).
+        """Return the row at an ``offset``, as the iteration gave it, with 0 as its line.
 
         Raises:
-            DataError: where the file is not what it was.
+            DataError: where the file has changed.
         """
         with self._open() as file:
             file.seek(offset)
@@ -123,7 +119,12 @@ class RowFile:
                     text = "a json list, not one row in each line; name the file .json"
                     raise self._fault(number, text)
                 begun = True
-                yield _json_row(content, number, at)
+                try:
+                    row = _row(json.loads(content.decode("utf-8")), number, at)
+                except (ValueError, RecursionError) as error:
+                    form = "UTF-8" if isinstance(error, UnicodeDecodeError) else "json"
+                    row = Row(number, at, {}, f"is not {form} ({one_line(error)})")
+                yield row
 
     def _read_header(self) -> list[str]:
         with self._open() as file:
@@ -144,9 +145,9 @@ class RowFile:
         return columns
 
     def _csv_rows(self, file: BinaryIO, named: bool = True) -> Iterator[Row]:
-        """Records from where the file is, the header too if it is there."""
+        """Yield records from where the file is, the header too if it is there."""
         lines = _CsvLines(self.path, file)
-        # Strict: a quote that is never closed would otherwise swallow the rest in silence.
+        # Strict: otherwise an unclosed quote would silently swallow the rest.
         reader = csv.reader(lines, delimiter=_SEPARATORS[self.form], strict=True)
         while True:
             line, at = lines.begin_record()
@@ -156,13 +157,17 @@ class RowFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                values, fault = [], _csv_fault(error)
+                values, fault = [], f"is no row of a csv ({one_line(error)}); a stray quote?"
+                if "new-line" in str(error):
+                    fault = (
+                        "has line ends that are neither \\n nor \\r\\n; save it with others"
+                    )
             if not fault and not any(value.strip() for value in values):
                 continue
             if not fault and named and len(values) != len(self.columns):
                 fault = f"has {len(values)} columns, the header {len(self.columns)}"
             if fault:
-                lines.go_back()  # the lines that a stray quote swallowed are rows of their own
+                lines.go_back()  # the lines that a stray quote swallowed are rows
             elif any("\udc80" <= c <= "\udcff" for value in values for c in value if c > "\x7f"):
                 fault = "is not UTF-8"
             names = self.columns if named else map(str, range(len(values)))
@@ -170,20 +175,20 @@ class RowFile:
 
 
 class _CsvLines:
-    """Lines of a file as texts, which a csv reader takes one at a time."""
+    """Lines of a file as texts for a csv reader."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._line = 0
-        self._second: tuple[int, int] | None = None  # line and offset behind a record's first line
+        self._second: tuple[int, int] | None = None  # line and offset after a record's first line
 
     def begin_record(self) -> tuple[int, int]:
-        """Line and offset at which the next record begins."""
+        """Return line and offset at which the next record begins."""
         self._second = None
         return self._line + 1, self._file.tell()
 
     def go_back(self) -> None:
-        """To the second line of the record that was read last."""
+        """Go to the second line of the last record."""
         if self._second is not None:
             self._line, offset = self._second
             self._file.seek(offset)
@@ -200,21 +205,20 @@ class _CsvLines:
             text = f"a line longer than {LARGEST_ROW:,} bytes"
             raise DataError(f"{self._path}:{self._line}: {text}")
         self._second = self._second or (self._line, self._file.tell())
-        # What is no UTF-8 is found in its record.
+        # Bytes that are not UTF-8 are reported for their record.
         return content.decode("utf-8", errors="surrogateescape")
 
 
 class _JsonList:
     """A JSON list in an open file, which is at the list's beginning or at that of an element.
 
-    The library for this, ijson, gives no offsets, by which a training comes back to an element; it
-    also refuses NaN and long integers. Where the list goes wrong, every method raises a
-    ``DataError`` with file and line.
+    ijson gives no offsets, and refuses NaN and long integers. Where the list is wrong, every method
+    raises a ``DataError`` with file and line.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
-        self._at, self._line = file.tell(), 1  # of the first byte that is not done
+        self._at, self._line = file.tell(), 1  # of the next byte
 
     def __iter__(self) -> Iterator[tuple[Any, int, int]]:
         """Yield each element with its line, counted from 1, and its offset in bytes."""
@@ -222,8 +226,8 @@ class _JsonList:
         if not mark:
             raise self._fault("is empty; it must be a json list of rows")
         if mark != b"[":
-            text = "must be a json list of rows ([{…}, …])"
-            raise self._fault(f"{text}; name a file with a row in each line .jsonl")
+            form = "a json list of rows ([{…}, …])"
+            raise self._fault(f"must be {form}; name a file with a row in each line .jsonl")
         if self._peek() == b"]":
             mark = self._take()
         while mark != b"]":
@@ -286,21 +290,6 @@ class _JsonList:
         mark = self._peek()
         self._pass(mark)
         return mark
-
-
-def _csv_fault(error: csv.Error) -> str:
-    if "new-line" in str(error):
-        return "has line ends that are neither \\n nor \\r\\n; save the file with other ones"
-    return f"is no row of a csv ({one_line(error)}); a stray quote?"
-
-
-def _json_row(content: bytes, line: int, offset: int) -> Row:
-    try:
-        return _row(json.loads(content.decode("utf-8")), line, offset)
-    except UnicodeDecodeError as error:
-        return Row(line, offset, {}, f"is not UTF-8 ({one_line(error)})")
-    except (ValueError, RecursionError) as error:
-        return Row(line, offset, {}, f"is not json ({one_line(error)})")
 
 
 def _row(value: Any, line: int, offset: int) -> Row:

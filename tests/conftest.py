@@ -110,7 +110,7 @@ def own_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stop:
     """Send this process a signal, once, in the middle of its n-th step."""
-    from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+    from minigpt4.tasks import ImageTextPretrainTask
 
     step_once = ImageTextPretrainTask.train_step
 

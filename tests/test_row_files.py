@@ -140,18 +140,15 @@ def test_what_is_wrong_as_a_whole_is_one_line(
     assert re.match(said, told), told
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.jsonl.gz"])
-def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"must be one of \.jsonl, \.json, \.csv, \.tsv"):
-        write(tmp_path, name, b"")
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        RowFile(tmp_path / "a.csv")
-    (tmp_path / "a.csv").mkdir()
-    with pytest.raises(DataError, match="is a folder"):
-        RowFile(tmp_path / "a.csv")
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [(name, r"must be one of \.jsonl, \.json, \.csv, \.tsv") for name in ("a.txt", "a", "a.csv.gz")]
+    + [("a.csv", "no such file"), ("b.csv", "is a folder")],
+)
+def test_what_is_no_file_of_rows_is_refused(tmp_path: Path, name: str, complaint: str) -> None:
+    (tmp_path / "b.csv").mkdir()
+    with pytest.raises(DataError, match=complaint):
+        RowFile(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +164,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1,1\n2\n3,3\n", 3, "has 1 columns, the header 2"),
         ("a.csv", b"a\n1\n\xe9\n3\n", 3, "is not UTF-8"),
         ("a.csv", b'a\n1\n"2"x\n3\n', 3, "is no row of a csv"),
+        ("a.csv", b'a\n1\n"never closed\n3\n', 3, "is no row of a csv"),
     ],
 )
 def test_a_bad_row_is_told_and_the_others_are_read(
@@ -180,12 +178,6 @@ def test_a_bad_row_is_told_and_the_others_are_read(
     assert_reads_again(file, [first, bad, last])
 
 
-def test_an_unclosed_quote_is_told_where_it_begins(tmp_path: Path) -> None:
-    rows = list(write(tmp_path, "a.csv", b'a,b\n1,1\n2,"never closed\n3,3\n'))
-    assert rows[0].fields == {"a": "1", "b": "1"}
-    assert [row.line for row in rows if row.fault] == [3]
-
-
 def test_endless_lines_fill_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "LARGEST_ROW", 1000)
     long = "x" * 5000
@@ -195,10 +187,10 @@ def test_endless_lines_fill_no_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bad.line == 2
     assert "longer than 1,000 bytes" in bad.fault
     assert_reads_again(file, [first, last])
-    assert re.match(
-        "2: a row longer", fault_of(tmp_path, "a.json", b'[{"a": 1},\n["' + long.encode())
-    )
-    assert re.match("3: a line longer", fault_of(tmp_path, "a.csv", f"a\n1\n{long}\n".encode()))
+    told = fault_of(tmp_path, "a.json", b'[{"a": 1},\n["' + long.encode())
+    assert told.startswith("2: a row longer")
+    told = fault_of(tmp_path, "a.csv", f"a\n1\n{long}\n".encode())
+    assert told.startswith("3: a line longer")
 
 
 def test_a_file_that_shrank_is_told(tmp_path: Path) -> None:
@@ -216,9 +208,8 @@ def drawn_value(rng: random.Random, depth: int = 0) -> Any:
         return [drawn_value(rng, depth + 1) for _ in range(rng.randrange(4))]
     if kind == 7:
         return {drawn_text(rng): drawn_value(rng, depth + 1) for _ in range(rng.randrange(4))}
-    return (drawn_text(rng), rng.randrange(-(10**9), 10**9), rng.random() * 1e9, True, None, -0.5)[
-        kind
-    ]
+    plain = (drawn_text(rng), rng.randrange(-(10**9), 10**9), rng.random() * 1e9, True, None, -0.5)
+    return plain[kind]
 
 
 def drawn_text(rng: random.Random) -> str:

@@ -24,7 +24,7 @@ PLUGIN = """
 import os, signal, time
 from pathlib import Path
 from minigpt4.registry import TASKS
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks import ImageTextPretrainTask
 
 MARK = Path({mark!r})
 
@@ -169,7 +169,7 @@ def test_a_number_that_one_rank_meets_is_told_with_its_rank(scenes: Path, tmp_pa
     plugin.write_text(
         "import os, torch\n"
         "from minigpt4.registry import TASKS\n"
-        "from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask\n"
+        "from minigpt4.tasks import ImageTextPretrainTask\n"
         "@TASKS.register('goes_wrong')\n"
         "class Spoils(ImageTextPretrainTask):\n"
         "    def train_step(self, model, batch, step):\n"

@@ -124,7 +124,7 @@ def test_a_fault_that_a_rank_meets_alone_is_told(scenes: Path, tmp_path: Path):
         "from pathlib import Path\n"
         "from typing import Annotated\n"
         "from minigpt4.datasets.samples import BadSample, DataSet, RawSample\n"
-        "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
+        "from minigpt4.processors import ImageProcessor\n"
         "from minigpt4.registry import BUILDERS, Hidden\n"
         "class Source:\n"
         "    units, window = 8, 1\n"
@@ -135,7 +135,7 @@ def test_a_fault_that_a_rank_meets_alone_is_told(scenes: Path, tmp_path: Path):
         "        yield BadSample(key, 'broken') if bad else RawSample(key, file, 'a')\n"
         "@BUILDERS.register('half_broken')\n"
         "def build(name: Annotated[str, Hidden]) -> DataSet:\n"
-        "    return DataSet(name, Source(), build_blip2_image_eval(112), str)\n"
+        "    return DataSet(name, Source(), ImageProcessor(112), str)\n"
     )
     config = tmp_path / "run.yaml"
     config.write_text(

@@ -27,7 +27,7 @@ from minigpt4.assembly import build_accelerator
 from minigpt4.chat import Chat, GenerationOptions
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
-from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.processors import ImageProcessor
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import ComputeOptions, Device, RunOptions
 

@@ -24,7 +24,7 @@ from minigpt4.models.llm_input import (
     target_loss,
 )
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.tasks.task import Generator
+from minigpt4.tasks import Generator
 
 _ROWS = 32  # choices scored at once: each has the prompt's keys and values to itself
 

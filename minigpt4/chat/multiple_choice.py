@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from minigpt4.chat.likelihood import ChoiceLikelihood, choice_likelihoods
-from minigpt4.tasks.task import Generator
+from minigpt4.tasks import Generator
 
 
 class Chosen(str):

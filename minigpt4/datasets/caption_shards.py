@@ -1,6 +1,7 @@
-"""Webdataset shards: tar files of pictures and json captions, as img2dataset writes them."""
+"""Webdataset shards: tar files of images and json captions, as img2dataset writes them."""
 
 import glob
+import itertools
 import json
 import logging
 import math
@@ -16,28 +17,30 @@ from typing import Annotated, Any, Literal
 import braceexpand
 from webdataset.tariterators import group_by_keys
 
-from minigpt4.config.checks import Positive, check_share, is_placeholder
+from minigpt4.config.checks import Positive, is_placeholder
 from minigpt4.datasets.options import (
     DataSetOptions,
+    Storage,
     TextProcessors,
     build_dataset,
-    split_sources,
     training_processor,
 )
 from minigpt4.datasets.samples import (
+    ALL,
     IMAGE_SUFFIXES,
     BadSample,
     DataSet,
     RawSample,
-    Text,
+    Side,
+    place_of,
     printable,
 )
-from minigpt4.datasets.splits import ALL, Side, place_of
 from minigpt4.errors import one_line, shown
 from minigpt4.registry import BUILDERS, Hidden, Section
 
-TextOf = Callable[[Mapping[str, Any], int], Text]
-# Bytes; a longer picture or json is bad: a window holds a thousand of them.
+# Makes a sample of its key, the fields of its json, its images and its shard.
+ToSample = Callable[[str, Mapping[str, Any], tuple[bytes, ...], str], RawSample | BadSample]
+# Bytes; a longer image or json is bad: a window holds a thousand of them.
 LARGEST_FILE = 256 << 20
 MOST_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -48,21 +51,26 @@ logger = logging.getLogger(__name__)
 
 
 def list_shards(storage: str | list[str]) -> list[str]:
-    """Every tar a ``storage`` names: braces (``{00000..01255}.tar``), globs, folders."""
+    """Return every tar that braces (``{00000..01255}.tar``), globs or folders name."""
+    patterns = [storage] if isinstance(storage, str) else storage
     shards: list[str] = []
-    for pattern in [storage] if isinstance(storage, str) else storage:
-        for name in braceexpand.braceexpand(pattern):
-            if os.path.isdir(name):
-                shards += sorted(str(file) for file in Path(name).glob("*.tar"))
-            elif glob.has_magic(name):
-                shards += sorted(glob.glob(name))
-            else:
-                shards.append(name)
+    for name in itertools.chain.from_iterable(map(braceexpand.braceexpand, patterns)):
+        if os.path.isdir(name):
+            shards += sorted(str(file) for file in Path(name).glob("*.tar"))
+        elif glob.has_magic(name):
+            shards += sorted(glob.glob(name))
+        else:
+            shards.append(name)
     return shards
 
 
+def existing_shards(storage: str | list[str]) -> list[str]:
+    """Return those shards of :func:`list_shards` that are files."""
+    return [shard for shard in list_shards(storage) if os.path.isfile(shard)]
+
+
 def _spans(pattern: str) -> float:
-    """How many names the ranges of a pattern make, at most."""
+    """Return the number of names that the ranges of a pattern make, at most."""
     ranges = _RANGE.findall(pattern)
     if any(len(number) > 18 for bounds in ranges for number in bounds):
         return math.inf
@@ -70,7 +78,7 @@ def _spans(pattern: str) -> float:
 
 
 def check_shards(storage: str | list[str]) -> str | None:
-    """Complaint about a ``storage`` that names no shard on disk."""
+    """Return a complaint about a ``storage`` that names no shard on disk."""
     for pattern in [storage] if isinstance(storage, str) else storage:
         if is_placeholder(pattern):
             return f"{pattern!r} is a placeholder; put the path of your shards there"
@@ -93,15 +101,15 @@ class ShardSource:
 
     Attributes:
         shards: Tar files.
-        window: Consecutive samples that are shuffled together.
-        text_of: Makes the text of a json's fields and its number of images, or raises a
-            ``RowError``; without it that is the caption, and a sample has one image.
-        side: Of a split; samples are on it by their keys.
+        window: Number of consecutive samples that are shuffled together.
+        to_sample: Function that makes a sample of a json's fields and any number of images;
+            without it a sample is one image and the json's ``caption``.
+        side: Side of a split; a sample's is decided by its key.
     """
 
     shards: list[str]
     window: int
-    text_of: TextOf | None = None
+    to_sample: ToSample | None = None
     side: Side = ALL
 
     units_per_group = 1
@@ -118,7 +126,7 @@ class ShardSource:
                 yield sample
 
     def _read(self, shard: str) -> Iterator[RawSample | BadSample]:
-        files = _Files(shard)
+        faults: list[BadSample] = []
         twice: list[Exception] = []
 
         def note(error: Exception) -> bool:
@@ -126,73 +134,85 @@ class ShardSource:
             return True
 
         empty = True
-        for fields in group_by_keys(files, keys=_split_name, handler=note):
-            sample = _parse(shard, fields, self.text_of)
+        for fields in group_by_keys(_files(shard, faults), keys=_split_name, handler=note):
+            sample = self._parse(shard, fields)
             empty = False
             # The sample in which a shard breaks off lost its other half with the rest.
-            if not (files.fault and isinstance(sample, BadSample) and sample.cause in _LACKING):
+            if not (faults and isinstance(sample, BadSample) and sample.cause in _LACKING):
                 yield sample
             if twice:
                 # As in webdataset, the first file of a name counts.
                 text = "the first one of a name is taken"
                 yield BadSample(sample.key, "duplicate file", text, shard)
                 twice.clear()
-        if files.fault:
-            yield files.fault
-        elif empty:
+        if empty and not faults:
             yield BadSample(shard, "empty shard", shard=shard)
+        yield from faults
 
-
-class _Files:
-    """The files of a shard in the form that webdataset groups into samples; never raises.
-
-    Differs from webdataset's own reading: that takes a tar which is cut between two files, or in
-    a header, for a whole one.
-
-    Attributes:
-        fault: What ended the reading before the tar's end.
-    """
-
-    def __init__(self, shard: str) -> None:
-        self.shard = shard
-        self.fault: BadSample | None = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def _parse(self, shard: str, fields: dict[str, Any]) -> RawSample | BadSample:
+        """Return the files of one key as a sample; images may be named ``0.jpg``, ``1.jpg`` …."""
+        key = f"{shard}/{printable(fields['__key__'])}"
+        suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
+        if self.to_sample and not suffixes:
+            suffixes = _numbered(fields)
+        images = tuple(fields[suffix] for suffix in suffixes)
+        if not images and not self.to_sample:
+            return BadSample(key, "no image", f"none of {', '.join(IMAGE_SUFFIXES)}", shard)
+        if "json" not in fields and None not in images:
+            return BadSample(key, "no json", shard=shard)
+        if None in (*images, fields.get("json", b"")):
+            cause = "huge image" if None in images else "unreadable json"
+            return BadSample(key, cause, f"more than {LARGEST_FILE:,} bytes", shard)
         try:
-            with tarfile.open(self.shard) as tar:
-                end = -1
-                while entry := tar.next():
-                    tar.members = []  # type: ignore[attr-defined]  # or it remembers all
-                    if tar.offset <= end or len(entry.name) > _MAX_NAME:
-                        raise tarfile.ReadError("a header of impossible sizes")
-                    end = tar.offset
-                    if entry.isreg() and not entry.issparse():
-                        content = self._read(tar, entry)
-                        yield {"fname": entry.name, "data": content, "__url__": self.shard}
-                _check_end(tar)
-        except FileNotFoundError:
-            self.fault = BadSample(self.shard, "missing shard", shard=self.shard)
-        except Exception as error:  # on broken bytes tarfile and its unpackers raise any kind
-            self.fault = self._broken(error)
+            told = json.loads(fields["json"])
+        except (ValueError, RecursionError, MemoryError) as error:
+            return BadSample(key, "unreadable json", one_line(error), shard)
+        found = told if isinstance(told, dict) else {}
+        if self.to_sample:
+            return self.to_sample(key, found, images, shard)
+        caption = found.get("caption")
+        if not isinstance(caption, str):
+            return BadSample(key, "no caption", f"{shown(caption)} is not a text", shard)
+        return RawSample(key, images[0], caption, shard)
 
-    def _read(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
-        """The content of a file that a sample needs; None where it is too long."""
-        if _split_name(entry.name)[1].lower().rpartition(".")[2] not in (*IMAGE_SUFFIXES, "json"):
-            return b""
-        if entry.size > LARGEST_FILE:
-            return None
-        file = tar.extractfile(entry)
-        return file.read() if file else b""
 
-    def _broken(self, error: Exception) -> BadSample:
-        if Path(self.shard).is_file() and not Path(self.shard).stat().st_size:
-            return BadSample(self.shard, "empty shard", "0 bytes", self.shard)
-        text = f"the rest of it is lost ({one_line(error)})"
-        return BadSample(self.shard, "broken shard", text, self.shard)
+def _files(shard: str, faults: list[BadSample]) -> Iterator[dict[str, Any]]:
+    """Yield the files of a shard as webdataset groups them; an early end is added to ``faults``.
+
+    webdataset's own reading takes a tar that is cut between two files for a whole one.
+    """
+    try:
+        with tarfile.open(shard) as tar:
+            end = -1
+            while entry := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # or it remembers all
+                if tar.offset <= end or len(entry.name) > _MAX_NAME:
+                    raise tarfile.ReadError("a header of impossible sizes")
+                end = tar.offset
+                if entry.isreg() and not entry.issparse():
+                    yield {"fname": entry.name, "data": _content(tar, entry), "__url__": shard}
+            _check_end(tar)
+    except FileNotFoundError:
+        faults.append(BadSample(shard, "missing shard", shard=shard))
+    except Exception as error:  # on broken bytes tarfile and its unpackers raise any kind
+        cause, text = "broken shard", f"the rest of it is lost ({one_line(error)})"
+        if os.path.isfile(shard) and not os.path.getsize(shard):
+            cause, text = "empty shard", "0 bytes"
+        faults.append(BadSample(shard, cause, text, shard))
+
+
+def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
+    """Return the content of a file that a sample needs; None if it is too long."""
+    if _split_name(entry.name)[1].lower().rpartition(".")[2] not in (*IMAGE_SUFFIXES, "json"):
+        return b""
+    if entry.size > LARGEST_FILE:
+        return None
+    file = tar.extractfile(entry)
+    return file.read() if file else b""
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Refuse a tar whose last header was not followed by its end: tarfile takes any for one."""
+    """Raise for a tar whose last header is not followed by its end, which tarfile accepts."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -202,73 +222,22 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _split_name(name: str) -> tuple[str | None, str]:
-    """Key and suffix, split at the first dot behind the folders; no key for another name.
-
-    Source: webdataset's ``base_plus_ext``, whose pattern can take hours over a long name.
-    """
+    """Return key and suffix as webdataset, whose pattern can take hours for a long name."""
     folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
+    stem, dot, suffix = file.partition(".")  # the first dot
     return (folder + slash + stem, suffix) if stem and dot else (None, "")
 
 
-def _parse(shard: str, fields: dict[str, Any], text_of: TextOf | None) -> RawSample | BadSample:
-    """A tar's fields of one key as a sample: ``jpg|jpeg|png|webp`` and ``json["caption"]``.
-
-    With ``text_of`` there may be none or several images (``0.jpg``, ``1.jpg``), in that order.
-    """
-    key = f"{shard}/{printable(fields['__key__'])}"
-    suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in fields][:1]
-    if text_of and not suffixes:
-        suffixes = _numbered(fields)
-    images = tuple(fields[suffix] for suffix in suffixes)
-    if None in (*images, fields.get("json")) or not (images or text_of):
-        return BadSample(key, *_lacking_file(fields, images, text_of is None), shard)
-    try:
-        told = json.loads(fields["json"])
-    except (ValueError, RecursionError, MemoryError) as error:
-        return BadSample(key, "unreadable json", one_line(error), shard)
-    if text_of:
-        return _parse_row(key, shard, told, images, text_of)
-    caption = told.get("caption") if isinstance(told, dict) else None
-    if not isinstance(caption, str):
-        return BadSample(key, "no caption", f"{shown(caption)} is not a text", shard)
-    return RawSample(key, images[0], caption, shard)
-
-
-def _lacking_file(
-    fields: Mapping[str, Any], images: tuple[bytes | None, ...], needs_image: bool
-) -> tuple[str, str]:
-    """Return cause and detail of a sample that lacks a file, or has one that is too long."""
-    too_long = f"more than {LARGEST_FILE:,} bytes"
-    if not images and needs_image:
-        return "no image", f"none of {', '.join(IMAGE_SUFFIXES)}"
-    if None in images:
-        return "huge image", too_long
-    return ("unreadable json", too_long) if "json" in fields else ("no json", "")
-
-
-def _parse_row(
-    key: str, shard: str, told: Any, images: tuple[bytes, ...], text_of: TextOf
-) -> RawSample | BadSample:
-    from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts
-
-    try:
-        text = text_of(told if isinstance(told, dict) else {}, len(images))
-    except RowError as error:
-        return BadSample(key, error.cause, error.detail, shard)
-    return RawSample(key, images, text, shard, evaluation_facts(told))
-
-
 def _numbered(fields: Mapping[str, Any]) -> list[str]:
-    """The suffixes of a sample's several images, ``0.jpg`` before ``10.jpg``."""
+    """Return the suffixes of a sample's several images, ``0.jpg`` before ``10.jpg``."""
     found = [re.fullmatch(r"(\d{1,9})\.(\w+)", name) for name in fields]
     images = [match for match in found if match and match[2] in IMAGE_SUFFIXES]
     return [match[0] for match in sorted(images, key=lambda match: int(match[1]))]
 
 
-@dataclass(frozen=True)
-class ShardStorage:
-    """Where shards lie: a pattern with braces, a folder, or a list of these.
+@dataclass(frozen=True, kw_only=True)
+class ShardStorage(Storage):
+    """Storage of shards: a pattern with braces, a folder, or a list of these.
 
     Attributes:
         storage: What a training reads.
@@ -279,7 +248,6 @@ class ShardStorage:
 
     storage: Annotated[str | list[str], check_shards]
     val_storage: Annotated[str | list[str], check_shards] | None = None
-    val_fraction: Annotated[float, check_share] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,12 +269,11 @@ class CaptionShardOptions(DataSetOptions):
     data_type: Literal["images"] = "images"
 
     @property
-    def stored(self) -> ShardStorage:
-        return self.build_info
-
-    @property
     def is_endless(self) -> bool:
         return True
+
+    def open(self, storage: str | list[str], side: Side = ALL) -> ShardSource:
+        return ShardSource(existing_shards(storage), self.buffer_size, side=side)
 
     def open_first(self, storage: str | list[str]) -> tuple[str, ShardSource]:
         shard = next(filter(os.path.isfile, list_shards(storage)))
@@ -319,21 +286,14 @@ def build_caption_shards(
     name: Annotated[str, Hidden], options: Annotated[CaptionShardOptions, Section]
 ) -> DataSet:
     """Build image-caption pairs in webdataset shards (stage 1)."""
-
-    def read(storage: str | list[str], side: Side) -> ShardSource:
-        existing = [shard for shard in list_shards(storage) if Path(shard).is_file()]
-        return ShardSource(existing, options.buffer_size, side=side)
-
-    source, held_out = split_sources(name, options.stored, read)
     captions = options.text_processor["train"].build()
-    missing = missing_shards(name, options.stored.storage)
-    return build_dataset(name, options, source, captions, held_out, missing=missing)
+    return build_dataset(name, options, captions, missing_shards(name, options.stored.storage))
 
 
 def missing_shards(name: str, storage: str | list[str]) -> tuple[BadSample, ...]:
     """Return the shards that are named and do not exist; report them in one line."""
     shards = list_shards(storage)
-    missing = [shard for shard in shards if not Path(shard).is_file()]
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
     if missing:
         text = "datasets.%s: %d of %d shards are missing (first: %s)"
         logger.warning(text, name, len(missing), len(shards), missing[0])

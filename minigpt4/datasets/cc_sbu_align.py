@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from minigpt4.config.checks import check_share, is_placeholder
-from minigpt4.datasets.options import DataSetOptions, TextProcessors, build_dataset, split_sources
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, DataSet, RawSample, printable
-from minigpt4.datasets.splits import ALL, Side, place_of
+from minigpt4.config.checks import is_placeholder
+from minigpt4.datasets.options import DataSetOptions, Storage, TextProcessors, build_dataset
+from minigpt4.datasets.samples import (
+    ALL,
+    IMAGE_SUFFIXES,
+    BadSample,
+    DataSet,
+    RawSample,
+    Side,
+    place_of,
+    printable,
+)
 from minigpt4.errors import DataError, one_line, shown
 from minigpt4.registry import BUILDERS, Hidden, Section
 
@@ -23,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_alignment_folder(storage: str) -> str | None:
-    """Complaint about a folder that does not hold the two parts."""
+    """Return a complaint about a folder that lacks one of the two parts."""
     if is_placeholder(storage):
         return f"{storage!r} is a placeholder; put the folder of your pairs there"
     folder = Path(storage)
-    if not os.path.isdir(folder):  # also for names that no folder can have
+    if not os.path.isdir(folder):
         return f"no such folder: {storage}"
     if not (folder / ANNOTATION_FILE).is_file():
         return f"{storage} holds no {ANNOTATION_FILE}"
@@ -36,79 +44,93 @@ def check_alignment_folder(storage: str) -> str | None:
     return None
 
 
-class AlignmentSource:
-    """Annotated pairs, each a unit; names and texts are held in memory, pictures are not."""
+class ListSource:
+    """Samples in memory, without their images; each is a unit.
+
+    Args:
+        folder: Folder of the samples.
+        entries: All samples.
+        side: Side of a split.
+        sidecars: Suffixes of the files next to an image that have its text.
+    """
 
     window = 1  # the order of the units is shuffled already
     units_per_group = 512
 
-    def __init__(self, folder: Path, side: Side = ALL) -> None:
-        self.folder = folder
-        self.side = side
-        found = read_entries(folder)
-        self.entries = [entry for entry in found if side.has(place_of(Path(entry.key).name))]
+    def __init__(
+        self,
+        folder: Path,
+        entries: Sequence[RawSample | BadSample],
+        side: Side = ALL,
+        sidecars: Sequence[str] = (),
+    ) -> None:
+        self._folder, self.side, self._sidecars = folder, side, sidecars
+        self.entries = [entry for entry in entries if side.has(place_of(Path(entry.key).name))]
         self.units = len(self.entries)
-        if not self.readable and side.part == "train":
-            raise DataError(f"{folder}: no pair is left to train on beside val_fraction")
-
-    @property
-    def readable(self) -> int:
-        """Pairs that have a picture and a text."""
-        return sum(isinstance(entry, RawSample) for entry in self.entries)
+        self.length = sum(isinstance(entry, RawSample) for entry in self.entries)
 
     def files(self, unit: int) -> list[Path]:
-        image = getattr(self.entries[unit], "image", None)
-        return [self.folder / ANNOTATION_FILE, *([image] if isinstance(image, Path) else [])]
+        images = image_files(self.entries[unit])
+        texts = [image.with_suffix(suffix) for image in images for suffix in self._sidecars]
+        files = (self._folder / ANNOTATION_FILE, *texts, *images)
+        return [file for file in files if file.is_file()]
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         yield self.entries[unit]
 
 
+def image_files(sample: RawSample | BadSample) -> list[Path]:
+    """Return the files of a sample's images; none for a bad one."""
+    images = sample.images if isinstance(sample, RawSample) else ()
+    return [image for image in images if isinstance(image, Path)]
+
+
+class AlignmentSource(ListSource):
+    """The annotated pairs of a folder."""
+
+    def __init__(self, folder: Path, side: Side = ALL) -> None:
+        super().__init__(folder, read_entries(folder), side)
+
+
 def read_entries(folder: Path) -> list[RawSample | BadSample]:
-    """Every annotated pair, in the order of the file.
+    """Return every annotated pair, in the order of the file.
 
     Those without an image or a text are a ``BadSample``; each kind is counted in one line.
 
     Raises:
-        DataError: for annotations that cannot be read, an id that is a path, or without a single
-            image.
+        DataError: for annotations that cannot be read, an id that is a path, or no image at all.
     """
     file = folder / ANNOTATION_FILE
     entries = [
         (_id_of(entry, f"{file}: annotations[{number}]"), entry.get("caption"))
         for number, entry in enumerate(_annotations(file))
     ]
-    pictures = _pictures(folder / "image")
+    images = _images(folder / "image")
     samples: list[RawSample | BadSample] = []
-    wordless, missing = [], []
     for image_id, text in entries:
         name = printable(image_id)
         if not isinstance(text, str):
-            wordless.append(name)
             samples.append(BadSample(name, "no caption", f"{shown(text)} is not a text"))
-        elif image_id not in pictures:
-            missing.append(name)
+        elif image_id not in images:
             samples.append(BadSample(name, "no image", f"none in {folder / 'image'}"))
         else:
-            samples.append(RawSample(name, pictures[image_id][0], text))
-    if len(wordless) + len(missing) == len(samples):
-        raise DataError(_nothing_found(file, [name for name, _ in entries]))
-    if wordless:
+            samples.append(RawSample(name, images[image_id][0], text))
+    bad = [sample for sample in samples if isinstance(sample, BadSample)]
+    names = [name for name, _ in entries]
+    if len(bad) == len(samples):
+        raise DataError(_nothing_found(file, names))
+    if wordless := [sample.key for sample in bad if sample.cause == "no caption"]:
         text = "%s: %d captions are no text and left out (first: %s)"
         logger.warning(text, folder, len(wordless), ", ".join(wordless[:3]))
-    if missing:
+    if missing := [sample.key for sample in bad if sample.cause == "no image"]:
         text = "%s: %d of %d images are missing and left out (first: %s)"
         logger.warning(text, folder, len(missing), len(entries), ", ".join(missing[:3]))
-    _tell_doubles(folder, [name for name, _ in entries], pictures)
+    _report_duplicates(folder, names, images)
     return samples
 
 
 def _annotations(file: Path) -> list[dict[str, Any]]:
-    """The file's entries; each is an object with a caption of any kind.
-
-    Raises:
-        DataError: for a file of another form; it says where.
-    """
+    """Return the file's entries; each is an object with an id and a caption of any kind."""
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -117,8 +139,7 @@ def _annotations(file: Path) -> list[dict[str, Any]]:
         raise _form_fault(file, f"{reason}: {one_line(error)}") from error
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
-        found = f"{type(content).__name__} without a list of that name"
-        raise _form_fault(file, f"found a {found}")
+        raise _form_fault(file, f"found a {type(content).__name__} without a list of that name")
     for number, entry in enumerate(annotations):
         if not isinstance(entry, dict):
             raise _form_fault(file, f"annotations[{number}] is {shown(entry)}")
@@ -134,10 +155,10 @@ def _form_fault(file: Path, text: str) -> DataError:
 
 
 def _id_of(entry: dict[str, Any], place: str) -> str:
-    """An entry's id as the name of a file; 2, "2" and 2.0 are the same one."""
+    """Return an entry's id as the name of a file; 2, "2" and 2.0 are the same."""
     given = entry["image_id"]
     if isinstance(given, float) and given.is_integer():
-        given = int(given)  # which programs for tables make of numbers beside an empty cell
+        given = int(given)  # programs for tables write 2.0 in a column with an empty cell
     if isinstance(given, bool) or not isinstance(given, str | int | float) or given != given:
         raise DataError(f"{place}: image_id must be a text or a number, not {shown(given)}")
     image_id = str(given)
@@ -147,22 +168,19 @@ def _id_of(entry: dict[str, Any], place: str) -> str:
     return image_id
 
 
-def _pictures(folder: Path) -> dict[str, list[Path]]:
-    """Pictures by their names without suffix; the one that counts comes first.
-
-    Of ``a.jpg`` and ``a.png`` that is the jpg, the only kind that the original looks for.
-    """
+def _images(folder: Path) -> dict[str, list[Path]]:
+    """Return image files by name without suffix; a jpg, which the original reads, is first."""
     try:
         with os.scandir(folder) as found:
-            names = sorted(entry.name for entry in found if entry.is_file())
+            files = [folder / name for name in sorted(e.name for e in found if e.is_file())]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({one_line(error)})") from error
-    pictures: dict[str, list[Path]] = {}
+    images: dict[str, list[Path]] = {}
     for kind in IMAGE_SUFFIXES:
-        for image in (folder / name for name in names):
-            if image.suffix.lower() == f".{kind}":
-                pictures.setdefault(image.stem, []).append(image)
-    return pictures
+        for file in files:
+            if file.suffix.lower() == f".{kind}":
+                images.setdefault(file.stem, []).append(file)
+    return images
 
 
 def _nothing_found(file: Path, names: Sequence[str]) -> str:
@@ -174,22 +192,22 @@ def _nothing_found(file: Path, names: Sequence[str]) -> str:
     return f"{text} (first: {printable(names[0])}){mend}"
 
 
-def _tell_doubles(
-    folder: Path, names: Sequence[str], pictures: Mapping[str, Sequence[Path]]
+def _report_duplicates(
+    folder: Path, names: Sequence[str], images: Mapping[str, Sequence[Path]]
 ) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         text = "%s: %d ids have more than one caption; each is a pair of its own (first: %s)"
         logger.warning(text, folder, len(twice), printable(twice[0]))
-    chosen = [pictures[name] for name in dict.fromkeys(names) if len(pictures.get(name, ())) > 1]
+    chosen = [images[name] for name in dict.fromkeys(names) if len(images.get(name, ())) > 1]
     if chosen:
         text = "%s: %d ids have more than one picture; %s is taken rather than %s, and so on"
         first, second = (printable(image.name) for image in chosen[0][:2])
         logger.warning(text, folder, len(chosen), first, second)
 
 
-@dataclass(frozen=True)
-class FolderStorage:
+@dataclass(frozen=True, kw_only=True)
+class FolderStorage(Storage):
     """The folder that holds ``filter_cap.json`` and ``image/``.
 
     Attributes:
@@ -201,7 +219,6 @@ class FolderStorage:
 
     storage: Annotated[str, check_alignment_folder]
     val_storage: Annotated[str, check_alignment_folder] | None = None
-    val_fraction: Annotated[float, check_share] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +236,8 @@ class AlignmentOptions(DataSetOptions):
     text_processor: TextProcessors | None = None
     data_type: Literal["images"] = "images"
 
-    @property
-    def stored(self) -> FolderStorage:
-        return self.build_info
-
-    @property
-    def is_endless(self) -> bool:
-        return False
-
-    def open_first(self, storage: str) -> tuple[str, AlignmentSource]:
-        return storage, AlignmentSource(Path(storage))
+    def open(self, storage: str, side: Side = ALL) -> AlignmentSource:
+        return AlignmentSource(Path(storage), side)
 
 
 @BUILDERS.register("cc_sbu_align")
@@ -236,7 +245,4 @@ def build_cc_sbu_align(
     name: Annotated[str, Hidden], options: Annotated[AlignmentOptions, Section]
 ) -> DataSet:
     """Build curated image-description pairs in a folder (stage 2)."""
-    source, held_out = split_sources(
-        name, options.stored, lambda folder, side: AlignmentSource(Path(folder), side)
-    )
-    return build_dataset(name, options, source, str, held_out, length=source.readable)
+    return build_dataset(name, options, str)

@@ -1,4 +1,4 @@
-"""A data set whose pictures are replaced by their cached features, in the same order.
+"""A data set whose images are replaced by their cached features, in the same order.
 
 ``<folder>/<data set>/`` holds for each *group* of the source's units ``00000.json`` (its samples in
 order, the bad ones too) and ``00000-000.safetensors``, …; ``features.json``, which is written last,
@@ -7,14 +7,21 @@ lists all groups.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from minigpt4.datasets.features import CachedFeatures
-from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Source, Turn
-from minigpt4.datasets.splits import Side
+from minigpt4.datasets.samples import (
+    BadSample,
+    DataSet,
+    RawSample,
+    Side,
+    Source,
+    Turn,
+    key_in_shard,
+)
 from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 
@@ -29,25 +36,25 @@ class CacheableSource(Source, Protocol):
     """A source whose features can be cached.
 
     Attributes:
-        units_per_group: Consecutive units whose features are computed, and lie, together.
-        side: Of a split: which samples its units have.
+        units_per_group: Number of consecutive units whose features are computed and kept together.
+        side: Side of a split that it reads.
     """
 
     units_per_group: int
     side: Side
 
     def files(self, unit: int) -> list[Path]:
-        """What a unit is read from; first the shard, where it is one."""
+        """Return the files that a unit is read from; a shard comes first."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What the json of a group holds; with it the group is complete.
+    """The json of a group; with it the group is complete.
 
     Attributes:
         identity: What the features depend on; see ``preflight/feature_identity.py``.
-        files: What the group was read from, as that file describes it.
-        counts: Samples of each unit.
+        files: Files that the group was read from, as that module describes them.
+        counts: Number of samples of each unit.
         rows: All samples, in order.
         features: Name and bytes of the files of features.
     """
@@ -61,12 +68,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Index:
-    """What ``features.json`` holds; with it the cache is complete.
+    """The content of ``features.json``; with it the cache is complete.
 
     Attributes:
-        identity: Of all groups.
-        groups: Of each its ``files``, what was ``written`` (file → bytes), how many ``samples`` it
-            has, and how many ``bad`` ones.
+        identity: That of all groups.
+        groups: For each its ``files``, the ``written`` ones (file → bytes), its number of
+            ``samples`` and of ``bad`` ones.
     """
 
     identity: dict[str, Any]
@@ -83,11 +90,7 @@ def save_json(content: Group | Index, file: Path) -> None:
 
 
 def load_json(form: type[_Form], file: Path) -> _Form:
-    """Read what :func:`save_json` has written.
-
-    Raises:
-        DataError: where there is none, or another content.
-    """
+    """Read a group's json or the index; a ``DataError`` if it is damaged."""
     try:
         return form(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -103,27 +106,18 @@ def group_count(source: CacheableSource) -> int:
 
 
 def units_of(source: CacheableSource, group: int) -> range:
-    """The units of a group."""
     first = group * source.units_per_group
     return range(first, min(first + source.units_per_group, source.units))
 
 
 def files_of(source: CacheableSource, group: int) -> list[Path]:
-    """What a group is read from, each file once."""
+    """Return the files that a group is read from, each once."""
     files = (file for unit in units_of(source, group) for file in source.files(unit))
     return list(dict.fromkeys(files))
 
 
 def load_index(folder: Path, groups: int) -> Index:
-    """Read the index of one data set's cache.
-
-    Args:
-        folder: Folder of the cache.
-        groups: Number of groups that its source has.
-
-    Raises:
-        DataError: for no cache, or one that is not complete.
-    """
+    """Read the index of a cache of so many groups; a ``DataError`` if it is not complete."""
     if not (folder / INDEX).is_file():
         done = sum(group_file(folder, number).is_file() for number in range(groups))
         if done:
@@ -133,23 +127,23 @@ def load_index(folder: Path, groups: int) -> Index:
 
 
 def groups_difference(index: Index, source: CacheableSource) -> str | None:
-    """Complaint about a cache of another number of groups."""
+    """Return a complaint about a cache of another number of groups."""
     found, wanted = len(index.groups), group_count(source)
-    same = found == wanted
-    return None if same else f"made of {found} groups of files, this data set has {wanted}"
+    if found == wanted:
+        return None
+    return f"made of {found} groups of files, this data set has {wanted}"
 
 
 def row_of(sample: RawSample | BadSample) -> Row:
-    """A sample as a group's json keeps it: without the shard's path, which may change."""
-    within = f"{sample.key}/".removeprefix(f"{sample.shard}/")[:-1] if sample.shard else sample.key
-    row: Row = {"key": within, "in_shard": bool(sample.shard)}
+    """Return a sample as a group's json keeps it, without the shard's path, which may change."""
+    row: Row = {"key": key_in_shard(sample), "in_shard": bool(sample.shard)}
     if isinstance(sample, BadSample):
         return row | {"cause": sample.cause, "detail": sample.detail}
     return row | {"text": sample.text}
 
 
 def _sample_of(row: Row, shard: str, folder: Path) -> RawSample | BadSample:
-    """The inverse of :func:`row_of`, with features instead of the pictures."""
+    """Return the sample of a row of :func:`row_of`, with features instead of the images."""
     shard = shard if row["in_shard"] else ""
     key = "/".join(part for part in (shard, row["key"]) if part)
     if "cause" in row:
@@ -162,14 +156,12 @@ def _sample_of(row: Row, shard: str, folder: Path) -> RawSample | BadSample:
 
 
 class FeatureSource:
-    """The samples of another source, with features instead of pictures.
+    """The samples of another source, with features instead of images.
 
     Args:
-        source: Where the features come from; only its order is used.
-        folder: Of this data set's cache.
-
-    Raises:
-        DataError: for a cache that is not finished, or of another number of units.
+        source: Source of which the features were made; only its order is used.
+        folder: Folder of this data set's cache, complete and of the same data set, else a
+            ``DataError``.
     """
 
     def __init__(self, source: CacheableSource, folder: Path) -> None:
@@ -195,24 +187,11 @@ class FeatureSource:
 
     def _group(self, number: int) -> Group:
         if number not in self._groups:
-            # Single pairs come from all over the data set: all are held, as without a cache.
+            # Single pairs come from all over the data set: all groups stay in memory.
             if self._source.units_per_group == 1:
                 self._groups.clear()
             self._groups[number] = load_json(Group, group_file(self._folder, number))
         return self._groups[number]
-
-
-def with_features(dataset: DataSet, features: str | None) -> DataSet:
-    """The data set, trained from the features in a folder if one is named; for every builder.
-
-    Raises:
-        DataError: as :class:`FeatureSource` has it.
-    """
-    if features is None:
-        return dataset
-    if not isinstance(dataset.source, CacheableSource):
-        raise DataError(f"datasets.{dataset.name}.features: {uncacheable(dataset)}")
-    return replace(dataset, source=FeatureSource(dataset.source, Path(features) / dataset.name))
 
 
 def uncacheable(dataset: DataSet) -> str:

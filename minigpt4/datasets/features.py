@@ -1,4 +1,4 @@
-"""Features on disk: what the frozen towers made of pictures, in memory-mapped safetensors."""
+"""Features on disk: what the frozen towers made of images, in memory-mapped safetensors."""
 
 import functools
 from dataclasses import dataclass
@@ -13,23 +13,18 @@ from minigpt4.errors import DataError, one_line
 from minigpt4.files import write_atomically
 
 _TENSOR = "features"  # the one tensor of a file: [n, Q, D]
-_OPEN_FILES = 32  # per process; a reader goes through one file after the other, or through few
+_OPEN_FILES = 32  # per process
 
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """One picture's features, left on the disk.
-
-    Attributes:
-        file: Holds those of many pictures.
-        row: Which of them.
-    """
+    """One image's features on the disk: a row of a file."""
 
     file: Path
     row: int
 
     def load(self) -> torch.Tensor:
-        """Features ``[Q, D]`` in the dtype in which they were written.
+        """Return features ``[Q, D]`` in the dtype in which they were written.
 
         Raises:
             DataError: for a file that is missing, damaged or has fewer rows.

@@ -1,4 +1,4 @@
-"""Pictures still encoded → RGB, by PIL or, JPEGs alone, by torchvision."""
+"""Images: encoded files → RGB, by PIL or, JPEGs only, by torchvision."""
 
 import io
 import os
@@ -14,48 +14,41 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from minigpt4.errors import DataError, one_line
 
-# What is opened at all, whatever the suffix says. Of the others, one starts a program of its own on
-# the file (EPS), and none is met in a data set.
+# Formats that are opened, whatever the suffix says; PIL's EPS reader would start a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")
 
 
 class HugeImageError(DataError):
-    """A picture of more pixels than anybody means to train on: a decompression bomb."""
+    """An image of too many pixels: a decompression bomb."""
 
 
 def load_image(image: bytes | str | Path, shown: bool = False) -> Image.Image:
-    """An RGB image from encoded bytes or a file; the first one of an animation.
+    """Return an RGB image from encoded bytes or a file, the first one of an animation.
 
-    Args:
-        image: JPEG, PNG, WebP, GIF, BMP, TIFF …
-        shown: As :func:`as_shown` has it. Else transparency is dropped and a camera's orientation
-            not looked at, as the original does when it trains.
+    Unless ``shown`` as in a viewer, transparency and a camera's orientation are ignored, as in
+    the original's training.
 
     Raises:
         HugeImageError: for more pixels than PIL itself warns of; they are not decoded.
-        DataError: when it is not an image that PIL can read to its end.
+        DataError: for an image that PIL cannot read to its end.
     """
     with _opened(image) as opened:
         return as_shown(opened) if shown else _to_rgb(opened)
 
 
 def load_fast(image: bytes | Path) -> Image.Image | torch.Tensor:
-    """As :func:`load_image`, of the same pixels; a JPEG as bytes ``[3, H, W]`` where that will do.
-
-    Raises:
-        DataError: as :func:`load_image`.
-    """
+    """Return the same pixels as :func:`load_image`; most JPEGs as bytes ``[3, H, W]``."""
     with _opened(image) as opened:
         pixels = _decode_jpeg(opened)
         return _to_rgb(opened) if pixels is None else pixels
 
 
 def _decode_jpeg(opened: ImageFile.ImageFile) -> torch.Tensor | None:
-    """A JPEG's pixels by torchvision; None for what PIL must decide.
+    """Return a JPEG's pixels by torchvision; None for what PIL must decode.
 
-    Both read through libjpeg, and torchvision refuses whatever PIL does, a file cut short too.
+    Both use libjpeg, and torchvision refuses whatever PIL refuses, a truncated file too.
     """
-    # Deprecated since torchvision 0.29: where it is gone one day, PIL decodes.
+    # Deprecated since torchvision 0.29: without it PIL decodes.
     decode = getattr(torchvision.io, "decode_jpeg", None)
     if decode is None or (opened.format, opened.mode) != ("JPEG", "RGB"):
         return None
@@ -73,7 +66,7 @@ def _decode_jpeg(opened: ImageFile.ImageFile) -> torch.Tensor | None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Of the whole process: libjpeg remarks there on what it reads all the same."""
+    """Drop libjpeg's remarks, which it writes to the process's stderr."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
@@ -86,13 +79,13 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextmanager
 def _opened(image: bytes | str | Path) -> Iterator[ImageFile.ImageFile]:
-    """An image whose header is read and of no monstrous size; its errors are told in one line."""
+    """Open an image, check its size, and turn any error into a ``DataError``."""
     name = "the image" if isinstance(image, bytes) else str(image)
     Image.init()  # PIL knows a format only once its reader is imported
     known = [kind for kind in _FORMATS if kind in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            # PIL remarks on much that it reads all the same; thousands of lines help nobody.
+            # PIL warns of much that it reads nevertheless.
             warnings.filterwarnings("ignore", module=r"(PIL|torchvision)\b")
             source = io.BytesIO(image) if isinstance(image, bytes) else image
             with Image.open(source, formats=known) as opened:
@@ -100,7 +93,7 @@ def _opened(image: bytes | str | Path) -> Iterator[ImageFile.ImageFile]:
                 yield opened
     except DataError:
         raise
-    except Exception as error:  # on broken bytes PIL's readers raise nearly every kind there is
+    except Exception as error:  # on broken bytes PIL's readers raise nearly every kind
         raise _unreadable(name, error) from error
 
 
@@ -114,17 +107,16 @@ def _unreadable(name: str, error: Exception) -> DataError:
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and width * height > most:
-        text = f"{width} x {height} pixels; {most:,} are the most"
-        raise HugeImageError(f"{name} is not a readable picture ({text})")
-    if not width * height:
-        raise DataError(f"{name} is not a readable picture ({width} x {height} pixels)")
+    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    text = f"{name} is not a readable picture ({image.width} x {image.height} pixels"
+    if most is not None and pixels > most:
+        raise HugeImageError(f"{text}; {most:,} are the most)")
+    if not pixels:
+        raise DataError(f"{text})")
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """An RGB picture as a viewer shows it: upright, on white where it is transparent."""
+    """Return an RGB image as a viewer shows it: upright, on white where it is transparent."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -135,7 +127,7 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # Differs from the original: PIL clips 16 bits of grey, which leaves a picture of white.
+        # Differs from the original: PIL clips 16 bits of grey, which leaves only white.
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "RGB":  # which convert would copy

@@ -1,14 +1,14 @@
 """Options that all data sets share, and how their sections become data sets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from minigpt4.config.checks import Positive, check_not_negative
-from minigpt4.datasets.samples import BadSample, DataSet, Source
-from minigpt4.datasets.splits import ALL, Side
-from minigpt4.errors import ConfigError
+from minigpt4.config.checks import Positive, check_not_negative, check_share
+from minigpt4.datasets.samples import ALL, BadSample, DataSet, Side, Source
+from minigpt4.errors import ConfigError, DataError
 from minigpt4.registry import IMAGE_PROCESSORS, TEXT_PROCESSORS, Bound
 
 
@@ -20,24 +20,17 @@ def _check_train(specs: dict[str, Any]) -> str | None:
 Split = Literal["train", "eval", "val", "test"]
 ImageProcessors = Annotated[dict[Split, Annotated[Bound, IMAGE_PROCESSORS]], _check_train]
 TextProcessors = Annotated[dict[Split, Annotated[Bound, TEXT_PROCESSORS]], _check_train]
-SampleRatio = Annotated[float, check_not_negative]
 # Names in use for an evaluation's split; the first that is there counts.
 _EVAL_SPLITS: tuple[Split, ...] = ("eval", "val", "test")
 
-_S = TypeVar("_S", bound=Source)
 
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """Where samples are, and which of them are the validation set."""
 
-class Storage(Protocol):
-    """Where samples lie, and which of them are the validation set."""
-
-    @property
-    def storage(self) -> Any: ...
-
-    @property
-    def val_storage(self) -> Any: ...
-
-    @property
-    def val_fraction(self) -> float: ...
+    storage: Any
+    val_storage: Any = None
+    val_fraction: Annotated[float, check_share] = 0.0
 
 
 def training_processor(name: str) -> Any:
@@ -47,7 +40,7 @@ def training_processor(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetOptions:
-    """Options of every data set.
+    """Options of every data set in files; a check can look into these without building it.
 
     Attributes:
         vis_processor: Image processor of each split; an evaluation takes "eval", "val" or "test"
@@ -61,39 +54,53 @@ class DataSetOptions:
     vis_processor: ImageProcessors = field(
         default_factory=partial(training_processor, "blip2_image_train")
     )
-    sample_ratio: SampleRatio = 1.0
+    sample_ratio: Annotated[float, check_not_negative] = 1.0
     batch_size: Positive | None = None
     features: str | None = None
 
-
-@runtime_checkable
-class Stored(Protocol):
-    """Options of a data set in files, which a check can look into without building it."""
-
     @property
     def stored(self) -> Storage:
-        """Where its samples lie."""
+        """Where the samples are: in the section ``build_info``, or in these options."""
+        return self if isinstance(self, Storage) else self.build_info  # type: ignore[attr-defined]
 
     @property
     def is_endless(self) -> bool:
-        """Whether it streams without a known length."""
+        """Whether the training streams without a known length."""
+        return False
+
+    def open(self, storage: Any, side: Side = ALL) -> Source:
+        """Return the samples of a storage; ``length`` is the number of good ones, if known."""
+        raise NotImplementedError
 
     def open_first(self, storage: Any) -> tuple[str, Source]:
         """Return name and samples of the first part of a storage."""
+        return str(storage), self.open(storage)
 
 
 def build_dataset(
     name: str,
     options: DataSetOptions,
-    source: Source,
     text_processor: Callable[[str], str],
-    eval_source: Source | None,
-    length: int | None = None,
     missing: tuple[BadSample, ...] = (),
 ) -> DataSet:
-    """Return a data set over its sources, which reads cached features where the options say so."""
-    processors = options.vis_processor
-    split = next((split for split in _EVAL_SPLITS if split in processors), None)
+    """Return the data set that the options describe.
+
+    Raises:
+        MiniGPT4Error: for two validation sets, or one that leaves nothing to train on.
+    """
+    stored, processors = options.stored, options.vis_processor
+    if fault := validation_set_fault(stored):
+        raise ConfigError(f"datasets.{name}: {fault}")
+    share, held_out = stored.val_fraction, None
+    source = options.open(stored.storage, Side("train", share) if share else ALL)
+    if share:
+        held_out = options.open(stored.storage, Side("val", share))
+    elif stored.val_storage is not None:
+        held_out = options.open(stored.val_storage)
+    length = getattr(source, "length", None)
+    if length == 0:
+        raise DataError(f"datasets.{name}: no good row is left to train on beside val_fraction")
+    evaluation = next((processors[split] for split in _EVAL_SPLITS if split in processors), None)
     dataset = DataSet(
         name,
         source,
@@ -102,33 +109,16 @@ def build_dataset(
         options.sample_ratio,
         length=length,
         batch_size=options.batch_size,
-        eval_image_processor=processors[split].build() if split else None,
-        eval_source=eval_source,
+        eval_image_processor=evaluation.build() if evaluation else None,
+        eval_source=held_out,
         missing=missing,
     )
     if options.features is None:
         return dataset
-    from minigpt4.datasets.feature_source import with_features
+    from minigpt4.datasets.feature_source import CacheableSource, FeatureSource
 
-    return with_features(dataset, options.features)
-
-
-def split_sources(
-    name: str, stored: Storage, read: Callable[[Any, Side], _S]
-) -> tuple[_S, _S | None]:
-    """Return what a training reads, and the validation set, if there is one.
-
-    Raises:
-        ConfigError: where two settings name a validation set.
-    """
-    if not stored.val_fraction:
-        training = read(stored.storage, ALL)
-        return training, None if stored.val_storage is None else read(stored.val_storage, ALL)
-    if fault := validation_set_fault(stored):
-        raise ConfigError(f"datasets.{name}: {fault}")
-    sides = (Side("train", stored.val_fraction), Side("val", stored.val_fraction))
-    training, held_out = (read(stored.storage, side) for side in sides)
-    return training, held_out
+    assert isinstance(source, CacheableSource)
+    return replace(dataset, source=FeatureSource(source, Path(options.features) / name))
 
 
 def validation_set_fault(stored: Storage) -> str | None:

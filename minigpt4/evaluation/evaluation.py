@@ -27,7 +27,6 @@ from minigpt4.chat.multiple_choice import output_fields
 from minigpt4.checked import CheckedConfig
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import DataSet, reference, to_device
-from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
 from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.evaluation.files import (
     OutputFolder,
@@ -37,12 +36,13 @@ from minigpt4.evaluation.files import (
     score_outputs,
     table,
 )
+from minigpt4.evaluation.ordered_batches import OrderedBatch, OrderedBatches
 from minigpt4.metrics import Parts, build_metrics
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.processors import ImageProcessor
 from minigpt4.registry import TASKS
 from minigpt4.runners.options import RunOptions
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 logger = logging.getLogger(__name__)
 

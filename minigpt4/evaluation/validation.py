@@ -22,7 +22,6 @@ from minigpt4.checked import CheckedConfig
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
-from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.evaluation.figures import (
     SHUFFLED,
@@ -32,6 +31,7 @@ from minigpt4.evaluation.figures import (
     best_value,
     is_smaller_better,
 )
+from minigpt4.evaluation.ordered_batches import OrderedBatches
 from minigpt4.evaluation.validation_batches import as_png, encoded, first_of, with_other_pictures
 from minigpt4.files import JsonLines, write_atomically
 from minigpt4.metrics import build_metrics, score_rows
@@ -39,7 +39,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
 from minigpt4.runners.trainer import Validated
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 Row = dict[str, Any]
 

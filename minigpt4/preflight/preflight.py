@@ -20,7 +20,7 @@ from minigpt4.config import Config, raise_faults
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.images import load_image
-from minigpt4.datasets.options import Stored
+from minigpt4.datasets.options import DataSetOptions
 from minigpt4.datasets.samples import BadSample, RawSample, Source, text_fault
 from minigpt4.errors import ConfigError, DataError, Fault
 from minigpt4.preflight.draft import Draft
@@ -140,7 +140,7 @@ def _length_faults(draft: Draft) -> Iterable[Fault]:
 def _endless_faults(draft: Draft) -> Iterator[Fault]:
     """An epoch without a length: a folder has one, streams of shards and a mix have none."""
     options = [bound.options for bound in draft.checked.datasets.values()]
-    endless = [own for own in options if isinstance(own, Stored) and own.is_endless]
+    endless = [own for own in options if isinstance(own, DataSetOptions) and own.is_endless]
     if len(options) > 1 or endless:
         yield Fault("run.iters_per_epoch", "missing; streams of shards have no length")
 
@@ -228,7 +228,7 @@ def _evaluation_faults(draft: Draft) -> Iterator[Fault]:
 
 def _validation_faults(draft: Draft) -> Iterable[Fault]:
     run, options = draft.run, (bound.options for bound in draft.checked.datasets.values())
-    stored = [own.stored for own in options if isinstance(own, Stored)]
+    stored = [own.stored for own in options if isinstance(own, DataSetOptions)]
     held_out = any(each.val_storage is not None or each.val_fraction for each in stored)
     if not (run.valid_splits or run.eval_every_steps is not None or held_out):
         return []
@@ -250,11 +250,11 @@ def _feature_faults(draft: Draft) -> Iterable[Fault]:
 def _sample_faults(draft: Draft) -> Iterator[Fault]:
     """Data sets without a readable sample at the start, be it of training or of validation."""
     for name, bound in draft.checked.datasets.items():
-        if isinstance(bound.options, Stored):  # no plug-in's
+        if isinstance(bound.options, DataSetOptions):  # no plug-in's
             yield from run_check(functools.partial(_first_faults, draft, name), bound.options)
 
 
-def _first_faults(draft: Draft, name: str, options: Stored) -> Iterator[Fault]:
+def _first_faults(draft: Draft, name: str, options: DataSetOptions) -> Iterator[Fault]:
     cached = draft.purpose == "training" and getattr(options, "features", None) is not None
     # Of cached features the images are not read.
     for storage in (None if cached else options.stored.storage, options.stored.val_storage):

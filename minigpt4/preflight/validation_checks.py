@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from minigpt4.datasets.options import Stored, validation_set_fault
+from minigpt4.datasets.options import DataSetOptions, validation_set_fault
 from minigpt4.errors import Fault, nearest
 from minigpt4.preflight.draft import Draft
 
@@ -12,7 +12,7 @@ def validation_faults(draft: Draft) -> Iterator[Fault]:
     holding = []
     for name, bound in draft.checked.datasets.items():
         options = bound.options
-        stored = options.stored if isinstance(options, Stored) else None
+        stored = options.stored if isinstance(options, DataSetOptions) else None
         if stored is not None and (fault := validation_set_fault(stored)):
             inside = "" if stored is options else ".build_info"
             yield Fault(f"datasets.{name}{inside}.val_fraction", fault)

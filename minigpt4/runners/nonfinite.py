@@ -17,7 +17,7 @@ from minigpt4.models.llm_input import Row, describe_row, row_segments, target_lo
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import RunOptions
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 
 DEAD_SPREAD = 1e-3  # standard deviation of a dead model's logits over the vocabulary
 _NEAR_CHANCE = 0.05  # of ln V

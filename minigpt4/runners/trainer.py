@@ -23,7 +23,7 @@ from minigpt4.runners.options import RunOptions
 from minigpt4.runners.resuming import RandomState, ResumePoint, RunningLoss, Stateful
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.runners.run_log import Meter, RunLog
-from minigpt4.tasks.task import Task
+from minigpt4.tasks import Task
 from minigpt4.weights.checkpoint import load_trained
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from minigpt4.chat import Chat, ChatSession, GenerationOptions, NonFiniteLogitsE
 from minigpt4.conversation import Conversation, Message
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import ConfigError, DataError
-from minigpt4.processors.image_processors import build_blip2_image_eval
+from minigpt4.processors import ImageProcessor
 from tests.helpers.messages import one_line
 from tests.helpers.recorded.model import build_model, one_case
 from tests.helpers.repo import ROOT
@@ -346,7 +346,7 @@ def test_recorded_greedy_conversations_word_for_word(
         template=template, do_sample=False, **{key: run["args"][key] for key in given}
     )
     size = case.facts["dims"]["vit"]["img_size"]
-    chat = Chat(build_model(case), build_blip2_image_eval(size), options)
+    chat = Chat(build_model(case), ImageProcessor(size), options)
     session = chat.start()
     session.conversation.add_image()
     session.images = list(chat.model.encode_img(case.tensors["image"][:1]).detach())

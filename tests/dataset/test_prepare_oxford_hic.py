@@ -261,7 +261,7 @@ def test_pictures_by_any_suffix_and_whatever_they_are(tmp_path: Path) -> None:
         "linked.jpg": files["jpeg.jpeg"],
     }
     assert not any(file.is_symlink() for file in (folder / "image").iterdir())
-    assert AlignmentSource(folder).readable == 8
+    assert AlignmentSource(folder).length == 8
     decoded = source.prepare(*ALL_TRAIN, "--decode", output=tmp_path / "decoded")
     assert left_out(decoded)["unreadable picture"] == 2
 

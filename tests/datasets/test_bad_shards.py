@@ -137,40 +137,22 @@ def test_links_folders_and_pipes_are_no_pictures(tmp_path: Path) -> None:
 
 
 NAMES = ["/abs/a", "../up", "./dot/a", "with space", "\u00fc\u4f60\U0001f600", "a" * 3000, "d.d/a"]
+ESCAPED = {name: name for name in NAMES} | {"new\nline": "new\\nline", "half\udcff": "half\\udcff"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_any_name_will_do(tmp_path: Path, name: str) -> None:
-    shard = write_entries(
-        tmp_path / "0.tar", entry(f"{name}.jpg", picture()), entry(f"{name}.json", JSON)
-    )
-    (sample,) = ShardSource([str(shard)], 1).read(0)
+@pytest.mark.parametrize("name", ESCAPED)
+def test_any_name_will_do_and_is_fit_for_a_log(tmp_path: Path, name: str) -> None:
+    entries = [entry(f"{name}.jpg", picture()), entry(f"{name}.json", JSON)]
+    (sample,) = ShardSource([str(write_entries(tmp_path / "0.tar", *entries))], 1).read(0)
     assert isinstance(sample, RawSample)
-    assert sample.key == f"{shard}/{name}"
-
-
-def test_a_name_that_no_log_can_show_is_escaped(tmp_path: Path) -> None:
-    entries = []
-    for name in ("new\nline", "half\udcff"):
-        entries += [entry(f"{name}.jpg", picture()), entry(f"{name}.json", JSON)]
-    good, bad = read(write_entries(tmp_path / "0.tar", *entries))
-    assert (good, bad) == (["new\\nline", "half\\udcff"], [])
+    assert sample.key == f"{tmp_path / '0.tar'}/{ESCAPED[name]}"
 
 
 def test_files_without_key_or_suffix_are_left_alone(tmp_path: Path) -> None:
-    files = {
-        "readme": b"x",
-        ".jpg": b"x",
-        "folder/.json": b"x",
-        **pair("good"),
-        "notes.txt.gz": b"",
-    }
-    assert read(write_tar(tmp_path / "0.tar", files)) == (["good"], [("notes", "no image")])
-
-
-def test_a_name_with_two_dots_has_no_picture(tmp_path: Path) -> None:
-    """webdataset splits a name at its first dot."""
-    assert read(write_tar(tmp_path / "0.tar", pair("a.b"))) == ([], [("a", "no image")])
+    """A name is split at its first dot, as in webdataset."""
+    others = dict.fromkeys(("readme", ".jpg", "folder/.json", "notes.txt.gz"), b"x")
+    shard = write_tar(tmp_path / "0.tar", others, pair("good"), pair("a.b"))
+    assert read(shard) == (["good"], [("notes", "no image"), ("a", "no image")])
 
 
 def test_of_two_files_of_one_name_the_first_counts(tmp_path: Path) -> None:
@@ -193,6 +175,9 @@ def test_of_two_files_of_one_name_the_first_counts(tmp_path: Path) -> None:
         (b'{"caption": "x", "n": ' + b"9" * 5000 + b"}", "unreadable json"),
         (b"null", "no caption"),
         (b'{"caption": {"text": "x"}}', "no caption"),
+        (b'{"caption": null}', "no caption"),
+        (b"[1]", "no caption"),
+        (b"\xff\xfe\xff", "unreadable json"),
         (b'{"caption": ' + b"9" * 4000 + b"}", "no caption"),
         (b'{"caption": "x", "similarity": NaN}', None),
         (b'{"caption": "x", "status": "failed_to_download", "width": null}', None),

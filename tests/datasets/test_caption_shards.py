@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
-from minigpt4.datasets.images import load_image
-from minigpt4.datasets.streams import SampleStream
+from minigpt4.datasets.loaders import SampleStream
 from minigpt4.errors import DataError
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import (
@@ -109,10 +108,8 @@ def test_what_img2dataset_writes_beside_the_pair_is_left_alone(tmp_path: Path) -
         {"url": "http://x/y", "caption": "the caption", "status": "success", "sha256": "0"}
     ).encode()
     ordered = dict(sorted(files.items()))
-    assert sorted(texts(stream(write_tar(tmp_path / "0.tar", ordered)), 2)) == [
-        "000000002",
-        "the caption",
-    ]
+    read = texts(stream(write_tar(tmp_path / "0.tar", ordered)), 2)
+    assert sorted(read) == ["000000002", "the caption"]
 
 
 BROKEN = {
@@ -121,12 +118,7 @@ BROKEN = {
     "empty picture": {"bad.webp": b"", "bad.json": b'{"caption": "x"}'},
     "no json": {"bad.jpg": picture()},
     "no picture": {"bad.json": b'{"caption": "x"}'},
-    "malformed json": {"bad.jpg": picture(), "bad.json": b'{"caption": '},
-    "json that is no text": {"bad.jpg": picture(), "bad.json": b"\xff\xfe\xff"},
-    "json that is a list": {"bad.jpg": picture(), "bad.json": b"[1]"},
     "no caption": {"bad.jpg": picture(), "bad.json": b'{"text": "x"}'},
-    "caption that is a number": {"bad.jpg": picture(), "bad.json": b'{"caption": 3}'},
-    "caption that is null": {"bad.jpg": picture(), "bad.json": b'{"caption": null}'},
 }
 
 
@@ -222,50 +214,12 @@ def test_a_random_crop_follows_the_seed_and_not_the_global_one(tmp_path: Path) -
     assert not torch.equal(one[0], one[1])
 
 
-# Who reads what
-
-SAMPLES = 2  # of each shard
-
-
-def read_once(shards: list[str], reader: int, readers: int) -> set[str]:
-    """What one reader reads in as many steps as its share has samples."""
-    share = len(shards[reader::readers]) if len(shards) >= readers else len(shards)
-    own = SampleStream(data_set(ShardSource(shards, 10)), 1, 0, reader, readers)
-    return set(texts(own, share * SAMPLES))
-
-
-def test_more_readers_than_shards_read_all_of_them_each_in_its_own_order(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 8, SAMPLES)
-    source = data_set(ShardSource(shards, 100))
-    everything = read_once(shards, 0, 1)
-    orders = []
-    for rank in range(9):
-        assert read_once(shards, rank, 9) == everything
-        orders.append(tuple(texts(SampleStream(source, 1, 0, rank, 9), 16)))
-    assert len(set(orders)) == 9
-
-
-def test_captions_of_a_shard_data_set_are_processed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [{}, {"text_processor": {"train": {"name": "blip_caption"}}}])
+def test_captions_of_a_shard_data_set_are_processed(
+    tmp_path: Path, text: dict[str, object]
+) -> None:
     storage = {"storage": str(write_tar(tmp_path / "0.tar", pair("a", "A Red; Square.")))}
     image = {"train": {"name": "blip2_image_eval", "image_size": 4}}
-    for text, expected in (({"name": "blip_caption"}, "a red square"), (None, "a red square")):
-        options = {"build_info": storage, "vis_processor": image}
-        if text is not None:
-            options["text_processor"] = {"train": text}
-        built = BUILDERS.build("laion", options, name="laion")
-        assert texts(SampleStream(built, 1, 0, 0, 1), 1) == [expected]
-
-
-# One picture
-
-
-def test_load_image_names_what_it_cannot_read(tmp_path: Path) -> None:
-    with one_line(DataError, tmp_path / "none.png", "no such file"):
-        load_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("hello")
-    with one_line(DataError, tmp_path / "text.png", "not a readable picture"):
-        load_image(tmp_path / "text.png")
-    with one_line(DataError, tmp_path):
-        load_image(tmp_path)
-    with one_line(DataError, "the image is not a readable picture"):
-        load_image(picture()[:50])
+    options = {"build_info": storage, "vis_processor": image, **text}
+    built = BUILDERS.build("laion", options, name="laion")
+    assert texts(SampleStream(built, 1, 0, 0, 1), 1) == ["a red square"]

@@ -21,7 +21,7 @@ from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.images import HugeImageError, load_fast, load_image
 from minigpt4.datasets.samples import BadSample, RawSample, read_sample
 from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
+from minigpt4.processors import ImageProcessor, TrainImageProcessor
 from tests.helpers.data_files import data_set
 from tests.helpers.messages import one_line
 from tests.helpers.processes import finished
@@ -82,6 +82,14 @@ def png_16_bit(pixel: list[int], colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def huge_png(width: int, height: int) -> bytes:
+    """The beginning of a png; its pixels need not be there to tell."""
+    png = bytearray(COLOURED["png"]())
+    png[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    return bytes(png)
+
+
 @pytest.mark.parametrize("kind", COLOURED)
 def test_a_picture_of_any_kind_is_read_as_it_looks(kind: str) -> None:
     image = load_image(COLOURED[kind]())
@@ -104,52 +112,52 @@ def test_16_bits_of_grey_are_scaled_and_not_clipped(kind: str) -> None:
     image = np.asarray(load_image(encoded(Image.fromarray(values), kind)))
     assert (image[..., 0].ravel() == np.arange(256)).all()
     assert (image[..., 0] == image[..., 2]).all()
-
-
-def test_whole_numbers_as_older_pillows_read_16_bits_are_scaled_too() -> None:
-    values = np.array([[0, 257 * 100, 65535, 100_000, -5]], dtype=np.int32)
-    image = np.asarray(load_image(encoded(Image.fromarray(values), "TIFF")))
+    older_pillows = np.array([[0, 257 * 100, 65535, 100_000, -5]], dtype=np.int32)
+    image = np.asarray(load_image(encoded(Image.fromarray(older_pillows), "TIFF")))
     assert image[0, :, 0].tolist() == [0, 100, 255, 255, 0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 5000)])
 def test_a_picture_of_one_pixel_or_a_line_reaches_the_model(size: tuple[int, int]) -> None:
     image = load_image(encoded(orange(size=size), "PNG"))
-    processors = [
-        build_blip2_image_eval(8),
-        build_blip2_image_train(8),
-        build_blip2_image_train(8, random_crop=True),
-    ]
-    for processor in processors:
+    for processor in (ImageProcessor(8), TrainImageProcessor(8, random_crop=True)):
         assert processor(image).shape == (3, 8, 8)
 
 
-def test_a_picture_without_a_pixel_is_told() -> None:
-    for content in (huge_png(0, 8), huge_png(0, 0), b"P6 0 5 255\n", b""):
-        with one_line(DataError, "not a readable picture"):
-            load_image(content)
-
-
-def test_a_postscript_file_is_not_run() -> None:
-    with one_line(DataError, "unknown format"):
-        load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-
-
 # Too large
-
-
-def huge_png(width: int, height: int) -> bytes:
-    """The beginning of a png; its pixels need not be there to tell."""
-    png = bytearray(COLOURED["png"]())
-    png[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
-    return bytes(png)
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000, 100_000, 2**31 - 1])
 def test_a_decompression_bomb_is_told_before_it_is_decoded(side: int) -> None:
     with one_line(HugeImageError, "not a readable picture", "pixels"):
         load_image(huge_png(side, side))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "(unknown format)"),
+        (b"hello", "(unknown format)"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "unknown"),
+        (huge_png(0, 8), ""),
+        (huge_png(0, 0), ""),
+        (b"P6 0 5 255\n", ""),
+        (COLOURED["png"]()[:50], ""),
+    ],
+)
+def test_what_is_no_picture_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    """No postscript file is run."""
+    (tmp_path / "a.png").write_bytes(content)
+    for image, name in ((content, "the image"), (tmp_path / "a.png", tmp_path / "a.png")):
+        with one_line(DataError, f"{name} is not a readable picture", reason):
+            load_image(image)
+
+
+def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    with one_line(DataError, tmp_path / "none.png", "no such file"):
+        load_image(tmp_path / "none.png")
+    with one_line(DataError, tmp_path):
+        load_image(tmp_path)
 
 
 def test_the_limit_is_pillows_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,17 +294,13 @@ def same(content: bytes) -> bool:
     return np.array_equal(told_of(load_image, content), told_of(load_fast, content))
 
 
-@pytest.mark.parametrize("kind", JPEGS)
-def test_a_jpeg_is_the_same_whoever_decodes_it(kind: str) -> None:
-    content = JPEGS[kind]()
+@pytest.mark.parametrize("kind", [*JPEGS, *COLOURED])
+def test_a_picture_is_the_same_whoever_decodes_jpegs(kind: str) -> None:
+    content = (JPEGS | COLOURED)[kind]()
     assert same(content)
-    decoded_by_torchvision = isinstance(load_fast(content), torch.Tensor)
-    assert decoded_by_torchvision == (kind not in ("grey", "CMYK", "two pictures in one"))
-
-
-@pytest.mark.parametrize("kind", COLOURED)
-def test_another_picture_is_the_same_whoever_decodes_jpegs(kind: str) -> None:
-    assert same(COLOURED[kind]())
+    if kind in JPEGS:
+        decoded_by_torchvision = isinstance(load_fast(content), torch.Tensor)
+        assert decoded_by_torchvision == (kind not in ("grey", "CMYK", "two pictures in one"))
 
 
 @pytest.mark.parametrize("kind", JPEGS)
@@ -331,8 +335,8 @@ def test_a_damaged_jpeg_is_as_good_or_bad_as_pil_finds_it(
 def test_both_decoders_lead_to_the_same_sample(tmp_path: Path, way: str) -> None:
     """The resize alone is another; what cannot be read has the same cause."""
     dataset = data_set(ShardSource([], 1))
-    fast = replace(dataset, image_processor=build_blip2_image_eval(30, image_backend="torchvision"))
-    usual = replace(dataset, image_processor=build_blip2_image_eval(30))
+    fast = replace(dataset, image_processor=ImageProcessor(30, image_backend="torchvision"))
+    usual = replace(dataset, image_processor=ImageProcessor(30))
     whole = JPEGS["plain"]()
     for content in (whole, COLOURED["png"](), b"", whole[:900], huge_jpeg()):
         (tmp_path / "a.jpg").write_bytes(content)

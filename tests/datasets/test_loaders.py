@@ -3,29 +3,35 @@ import gc
 import itertools
 import logging
 import multiprocessing
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minigpt4.datasets.caption_shards import ShardSource
+from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.images import load_image
 from minigpt4.datasets.loaders import MixedLoader
 from minigpt4.datasets.samples import Batch, DataSet, RawSample, to_device
 from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import (
-    ImageProcessor,
-    build_blip2_image_eval,
-    build_blip2_image_train,
+from minigpt4.processors import ImageProcessor, TrainImageProcessor
+from tests.helpers.data_files import (
+    data_set,
+    noise,
+    pair,
+    plant_pairs,
+    plant_shards,
+    write_shards,
+    write_tar,
 )
-from tests.helpers.data_files import data_set, noise, pair, write_shards, write_tar
 from tests.helpers.messages import one_line
 
 
@@ -91,7 +97,7 @@ def pixels_of(dataset: DataSet) -> dict[str, torch.Tensor]:
 def test_pixels_are_the_processors_bit_for_bit(
     tmp_path: Path, workers: int, backend: Literal["pil", "torchvision"]
 ) -> None:
-    processor = build_blip2_image_eval(28, image_backend=backend)
+    processor = ImageProcessor(28, image_backend=backend)
     dataset = replace(noisy(tmp_path / "noise"), image_processor=processor)
     expected = pixels_of(dataset)
     for batch in batches([dataset], 4, workers=workers):
@@ -106,16 +112,13 @@ class _Negative(ImageProcessor):
     """A plug-in's, with a call of its own."""
 
     def __init__(self) -> None:
-        whole = build_blip2_image_eval(4)
-        super().__init__(whole.geometry, 4, whole.mean, whole.std)
+        super().__init__(4)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return -super().__call__(image)
 
 
-@pytest.mark.parametrize(
-    "processor", [_Negative(), lambda image: -build_blip2_image_eval(4)(image)]
-)
+@pytest.mark.parametrize("processor", [_Negative(), lambda image: -ImageProcessor(4)(image)])
 def test_another_processor_is_called_as_a_whole(
     shards: list[str], processor: Callable[[Image.Image], torch.Tensor]
 ) -> None:
@@ -131,7 +134,7 @@ def test_another_processor_is_called_as_a_whole(
 def test_reading_leaves_the_random_numbers_of_others_alone(
     tmp_path: Path, backend: Literal["pil", "torchvision"]
 ) -> None:
-    crop = build_blip2_image_train(8, random_crop=True, image_backend=backend)
+    crop = TrainImageProcessor(8, random_crop=True, image_backend=backend)
     dataset = replace(noisy(tmp_path / "noise"), image_processor=crop)
 
     def drawn() -> list[float]:
@@ -153,7 +156,7 @@ def test_reading_leaves_the_random_numbers_of_others_alone(
 
 @pytest.mark.gpu
 def test_bytes_are_pinned_and_normalised_on_a_gpu_bit_for_bit(tmp_path: Path) -> None:
-    dataset = replace(noisy(tmp_path / "noise"), image_processor=build_blip2_image_eval(28))
+    dataset = replace(noisy(tmp_path / "noise"), image_processor=ImageProcessor(28))
     expected = pixels_of(dataset)
     loader = MixedLoader([dataset], 3, 1, 0, pin_memory=True)
     for batch in itertools.islice(loader, 3):
@@ -189,33 +192,31 @@ def test_the_seed_decides_the_sequence(shards: list[str], workers: int) -> None:
     assert one != other
 
 
-def test_workers_read_disjoint_shards(shards: list[str]) -> None:
-    found = batches([mine(shards)], 6, workers=2)
-    # Workers take turns, batch by batch.
-    parts = [{Path(key).parent for key in keys(found[worker::2])} for worker in (0, 1)]
-    assert parts[0]
-    assert parts[1]
-    assert not parts[0] & parts[1]
-
-
-def test_ranks_read_disjoint_shards(shards: list[str]) -> None:
-    parts = [
-        {Path(key).parent for key in keys(batches([mine(shards)], 8, rank=rank, ranks=2))}
-        for rank in (0, 1)
-    ]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_readers_read_disjoint_shards(shards: list[str], workers: int) -> None:
+    if workers:  # take turns, batch by batch
+        found = batches([mine(shards)], 8, workers=2)
+        shares = [found[0::2], found[1::2]]
+    else:
+        shares = [batches([mine(shards)], 8, rank=rank, ranks=2) for rank in (0, 1)]
+    parts = [{Path(key).parent for key in keys(share)} for share in shares]
     assert [len(part) for part in parts] == [2, 2]
     assert not parts[0] & parts[1]
 
 
-def test_ranks_that_share_shards_read_them_in_different_orders(
+def test_ranks_that_share_shards_read_all_of_them_each_in_its_own_order(
     shards: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    ranks = len(shards) + 1
     with caplog.at_level(logging.INFO):
-        zero, one = (keys(batches([mine(shards[:1])], 5, rank=rank, ranks=2)) for rank in (0, 1))
-    assert zero != one
-    assert set(zero) == set(one)
+        found = [
+            keys(batches([mine(shards)], 20, rank=rank, ranks=ranks, size=1))
+            for rank in range(ranks)
+        ]
+    assert {frozenset(own) for own in found} == {frozenset(keys(batches([mine(shards)], 20)))}
+    assert len(set(map(tuple, found))) == ranks
     (record,) = caplog.records
-    assert record.getMessage().startswith("datasets.mine: 1 parts for 2 readers; they share")
+    assert record.getMessage().startswith("datasets.mine: 4 parts for 5 readers; they share")
 
 
 def test_nothing_is_said_when_there_are_enough_shards(
@@ -292,3 +293,76 @@ def test_after_that_error_no_worker_is_left(tmp_path: Path) -> None:
         assert multiprocessing.active_children() == []
     finally:
         gc.enable()
+
+
+# A sequence that was cut goes on as if it had not been
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> list[DataSet]:
+    """Shards with bad samples between good ones, and a folder; the crops are random."""
+    shards = list_shards(plant_shards(tmp_path / "shards"))
+    folder = Path(plant_pairs(tmp_path / "pairs"))
+    crop = TrainImageProcessor(4, random_crop=True)
+    tars = replace(data_set(ShardSource(shards, 6), "tars", 2.0), image_processor=crop)
+    pairs = data_set(AlignmentSource(folder), "pairs", 1.0)
+    return [tars, replace(pairs, image_processor=crop, batch_size=2)]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    same = one["keys"] == other["keys"] and one["text"] == other["text"]
+    return same and torch.equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
+def test_from_every_step_the_sequence_goes_on_as_it_was(
+    datasets: list[DataSet], workers: int, rank: int, ranks: int
+) -> None:
+    steps = 30
+    whole = MixedLoader(datasets, 3, workers, 7, rank, ranks)
+    batches, states, bad = [], [whole.state()], []
+    for batch in itertools.islice(whole, steps):
+        batches.append(batch)
+        states.append(pickle.loads(pickle.dumps(whole.state())))
+        bad += whole.take_bad()
+    assert len(bad) > 20, "bad samples lay on the way"
+    every = 1 if workers == 0 else 7
+    for step in range(0, steps, every):
+        rest = MixedLoader(datasets, 3, workers, 7, rank, ranks)
+        rest.restore(states[step])
+        told = itertools.islice(rest, min(steps - step, 12))
+        for number, batch in enumerate(told, step):
+            assert equal(batch, batches[number]), f"from step {step}, step {number} differs"
+        assert rest.state() == states[number + 1]
+
+
+def test_a_state_is_small_and_plain(datasets: list[DataSet]) -> None:
+    loader = MixedLoader(datasets, 3, 8, 7)
+    list(itertools.islice(loader, 20))
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(item) for key, item in value.items())
+        return all(map(plain, value)) if isinstance(value, list) else isinstance(value, int)
+
+    state = loader.state()
+    assert plain(state)
+    assert len(pickle.dumps(state)) < 8000
+
+
+def test_another_number_of_readers_goes_on_in_a_new_order_and_says_so(
+    datasets: list[DataSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = MixedLoader(datasets, 3, 0, 7)
+    first = [batch["keys"] for batch in itertools.islice(loader, 6)]
+    with caplog.at_level(logging.WARNING):
+        rest = MixedLoader(datasets, 3, 0, 7, 0, 2)
+        rest.restore(loader.state())
+    assert "1 readers of tars, pairs, now there are 2" in caplog.records[-1].getMessage()
+    anew = MixedLoader(datasets, 3, 0, 7, 0, 2)
+    going_on, from_start = (
+        [batch["keys"] for batch in itertools.islice(it, 6)] for it in (rest, anew)
+    )
+    assert going_on != from_start
+    assert going_on != first

@@ -15,11 +15,11 @@ from minigpt4.__main__ import main as command
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.config import load_config
 from minigpt4.datasets.samples import DataSet, to_device
-from minigpt4.datasets.streams import OrderedBatches
 from minigpt4.evaluation.figures import best_value, is_smaller_better
+from minigpt4.evaluation.ordered_batches import OrderedBatches
 from minigpt4.models.llm_input import target_logits, target_loss
 from minigpt4.registry import BUILDERS, MODELS, TASKS
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks import ImageTextPretrainTask
 from tests.helpers.data_files import read_rows, write_rows
 from tests.helpers.repo import EntryPoint
 from tests.helpers.training import STAGE1, STAGE2, Stop, compare, only_run, stage1_options, trained

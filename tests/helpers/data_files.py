@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from minigpt4.datasets.caption_shards import ShardSource, list_shards
+from minigpt4.datasets.loaders import SampleStream
 from minigpt4.datasets.samples import DataSet, RawSample, Sample, Source, to_device
-from minigpt4.datasets.streams import SampleStream
-from minigpt4.errors import DataError
-from minigpt4.processors.image_processors import build_blip2_image_eval
+from minigpt4.processors import ImageProcessor
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -75,7 +74,7 @@ def write_pairs(
 
 def data_set(source: Source, name: str = "mine", sample_ratio: float = 1.0) -> DataSet:
     """A data set of tiny images whose texts stay as they are."""
-    return DataSet(name, source, build_blip2_image_eval(4), str, sample_ratio)
+    return DataSet(name, source, ImageProcessor(4), str, sample_ratio)
 
 
 def samples_of(stream: SampleStream, count: int) -> list[Sample]:
@@ -87,16 +86,8 @@ def samples_of(stream: SampleStream, count: int) -> list[Sample]:
         assert delivery.batch is not None
         batch = to_device(delivery.batch, torch.device("cpu"))
         parts = zip(batch["keys"], batch["image"], batch["text"], strict=True)
-        found += [Sample(key=key, image=image, text=text) for key, image, text in parts]
+        found += [Sample(key=key, image=image, text=text, facts={}) for key, image, text in parts]
     return found[:count]
-
-
-def fault_of(stream: SampleStream) -> DataError:
-    """What ends a stream without a good sample."""
-    fault = next(iter(stream)).fault
-    assert fault is not None
-    assert "\n" not in str(fault)
-    return fault
 
 
 def write_rows(file: Path, rows: Sequence[Any]) -> Path:

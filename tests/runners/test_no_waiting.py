@@ -13,7 +13,7 @@ import train
 from minigpt4.datasets.samples import Batch
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.optimizer import OptimizerStep
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask as Task
+from minigpt4.tasks import ImageTextPretrainTask as Task
 from tests.helpers.repo import EntryPoint
 from tests.helpers.training import STAGE1, stage1_options
 

@@ -234,9 +234,9 @@ def test_a_picture_with_nan_is_named(trainings: Trainings, tmp_path: Path):
     plugin = tmp_path / "spoils.py"
     plugin.write_text(
         "import torch\n"
-        "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
+        "from minigpt4.processors import ImageProcessor\n"
         "from minigpt4.registry import IMAGE_PROCESSORS\n"
-        "plain = build_blip2_image_eval(112)\n"
+        "plain = ImageProcessor(112)\n"
         "seen = []\n"
         "def process(image):\n"
         "    seen.append(1)\n"

@@ -96,9 +96,9 @@ def test_more_trained_parts_and_random_transforms_go_on_as_they_were(
     plugin = runs.folder / "noisy.py"
     plugin.write_text(
         "import random, numpy, torch\n"
-        "from minigpt4.processors.image_processors import build_blip2_image_eval\n"
+        "from minigpt4.processors import ImageProcessor\n"
         "from minigpt4.registry import IMAGE_PROCESSORS\n"
-        "plain = build_blip2_image_eval(112)\n"
+        "plain = ImageProcessor(112)\n"
         "def process(image):\n"
         "    drawn = random.random() + numpy.random.rand() + torch.rand(())\n"
         "    return plain(image) * (1 + drawn / 10)\n"

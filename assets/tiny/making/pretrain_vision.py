@@ -17,7 +17,7 @@ from transformers import Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
 from assets.tiny.making.pretraining import autocast, optimise, rng_of
 from minigpt4.models.towers import QFormerSize, build_q_former
 from minigpt4.models.vision_towers.eva import VisualEncoderSize, build_visual_encoder
-from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
+from minigpt4.processors import PIXEL_MEAN, PIXEL_STD
 from minigpt4.tools.tiny_world.scenes import (
     BACKGROUNDS,
     COLORS,

@@ -1,44 +1,62 @@
 """Pairs: a user's own rows in a file, a folder or shards → samples, without any code.
 
-A row has images (or none) and a caption, an instruction with its answer, or a conversation; which
-of its fields are which is told in ``row_texts.py``.
+A row has images (or none) and a caption, an instruction with its answer, or a conversation;
+``row_texts.py`` tells which of its fields are which.
 """
 
 import contextlib
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 
-from minigpt4.config.checks import is_placeholder
-from minigpt4.datasets.caption_shards import ShardSource, check_shards, list_shards
-from minigpt4.datasets.cc_sbu_align import ANNOTATION_FILE, read_entries
-from minigpt4.datasets.own_rows.row_texts import (
-    OUTSIDE,
-    TEXTS,
-    RowError,
-    evaluation_facts,
-    image_file,
-    image_names,
-    row_text,
+from minigpt4.config.checks import check_folder, is_placeholder
+from minigpt4.datasets.caption_shards import (
+    ShardSource,
+    check_shards,
+    existing_shards,
+    missing_shards,
 )
-from minigpt4.datasets.samples import IMAGE_SUFFIXES, BadSample, RawSample, Source, printable
-from minigpt4.datasets.splits import ALL, Side, place_of
+from minigpt4.datasets.cc_sbu_align import ANNOTATION_FILE, ListSource, image_files, read_entries
+from minigpt4.datasets.options import (
+    DataSetOptions,
+    Storage,
+    TextProcessors,
+    build_dataset,
+    training_processor,
+)
+from minigpt4.datasets.own_rows.row_texts import OUTSIDE, TEXTS, row_images, row_sample
+from minigpt4.datasets.samples import (
+    ALL,
+    IMAGE_SUFFIXES,
+    BadSample,
+    DataSet,
+    RawSample,
+    Side,
+    Source,
+    place_of,
+    printable,
+)
 from minigpt4.errors import DataError, one_line
+from minigpt4.registry import BUILDERS, Hidden, Section
 from minigpt4.row_files import SUFFIXES, Row, RowFile
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json", "metadata.tsv")
 _SIDECARS = (".txt", ".json")
 _WINDOW = 1000  # samples of shards that are shuffled together
 
-Storage = str | list[str]
+Rows = str | list[str]  # a file or folder; shards
+
+logger = logging.getLogger(__name__)
 
 
-def check_storage(storage: Storage) -> str | None:
+def check_storage(storage: Rows) -> str | None:
     """Return a complaint about a storage that is invalid or has no first row."""
     if names_shards(storage):
         names = [storage] if isinstance(storage, str) else storage
@@ -61,32 +79,28 @@ def check_storage(storage: Storage) -> str | None:
     return None
 
 
-def names_shards(storage: Storage) -> bool:
-    """Whether a storage is of shards; a list always is."""
+def names_shards(storage: Rows) -> bool:
+    """Return whether a storage is of shards; a list always is."""
     if not isinstance(storage, str):
         return True
     if os.path.isdir(storage):
-        with contextlib.suppress(OSError):  # one that may not be read is told where it is read
+        with contextlib.suppress(OSError):  # reported where it is read
             return any(name.endswith(".tar") for name in os.listdir(storage))
         return False
     return not storage.lower().endswith(SUFFIXES)
 
 
-def open_storage(storage: Storage, image_root: str | None = None, side: Side = ALL) -> Source:
-    """The rows of a storage.
+def open_storage(storage: Rows, image_root: str | None = None, side: Side = ALL) -> Source:
+    """Return the rows of a storage on one side of a split.
 
-    Args:
-        storage: File, folder, or shards as ``list_shards`` has them.
-        image_root: Folder that the rows' paths begin in; that of the file without.
-        side: Of a split.
+    Their paths begin in ``image_root``, by default in the file's folder.
 
     Raises:
-        DataError: for a storage without a good row, or one that goes wrong as a whole, with file
-            and line; for a row whose image leaves ``image_root``.
+        DataError: for a storage without a good row, or one that is wrong as a whole, with file and
+            line; for a row whose image leaves ``image_root``.
     """
     if names_shards(storage):
-        shards = [shard for shard in list_shards(storage) if os.path.isfile(shard)]
-        return ShardSource(shards, _WINDOW, row_text, side)
+        return ShardSource(existing_shards(storage), _WINDOW, row_sample, side)
     path = Path(str(storage))
     if file := _row_file(path):
         return RowSource(_RowReader(file, Path(image_root or file.parent)), side)
@@ -98,29 +112,36 @@ def open_storage(storage: Storage, image_root: str | None = None, side: Side = A
         if not entries:
             names = f"{ANNOTATION_FILE}, {', '.join(_METADATA[:2])} or shards"
             raise DataError(f"{path}: holds neither pictures with a text beside each, nor {names}")
-    return ListSource(path, entries, side)
+        if all(isinstance(entry, BadSample) for entry in entries):
+            raise _none_usable(path, len(entries), entries[0])
+    return ListSource(path, entries, side, _SIDECARS)
+
+
+def _none_usable(path: Path, count: int, first: RawSample | BadSample) -> DataError:
+    assert isinstance(first, BadSample)
+    text = f"none of its {count:,} rows can be used; the first: {first.key}: {first.reason}"
+    return DataError(f"{path}: {text}")
 
 
 def stream_rows(
-    storage: Storage, image_root: str | None = None
+    storage: Rows, image_root: str | None = None
 ) -> Iterator[tuple[RawSample | BadSample, str | None]]:
-    """Every row of a storage once, in little memory, with the ``id`` that it has of its own.
+    """Yield every row of a storage once, in little memory, with its own ``id``.
 
-    Arguments and errors are those of :func:`open_storage`; here a path that leaves ``image_root``
-    makes a row bad, and nothing else.
+    Arguments and errors are those of :func:`open_storage`, but a path that leaves ``image_root``
+    only makes its row bad.
     """
-    file = None if names_shards(storage) else _row_file(Path(str(storage)))
-    if file is None:
-        source = open_storage(storage, image_root)
-        for unit in range(source.units):
-            yield from ((sample, None) for sample in source.read(unit))
+    if not names_shards(storage) and (file := _row_file(Path(str(storage)))):
+        for row, sample in _RowReader(file, Path(image_root or file.parent)):
+            yield sample, _own_id(row)
         return
-    for row, sample in _RowReader(file, Path(image_root or file.parent)):
-        yield sample, _own_id(row)
+    source = open_storage(storage, image_root)
+    for unit in range(source.units):
+        yield from ((sample, None) for sample in source.read(unit))
 
 
 def _row_file(path: Path) -> Path | None:
-    """The file of rows that a path is, or that lies in it."""
+    """Return the file of rows that a path is, or that is in it."""
     if not path.is_dir():
         return path
     return next((path / name for name in _METADATA if (path / name).is_file()), None)
@@ -132,7 +153,7 @@ def _own_id(row: Row) -> str | None:
 
 
 def _beside(image: Path) -> RawSample | BadSample:
-    """A picture with the text of the same name: its caption, or the fields of a row in json."""
+    """Return an image with the text of the same name: its caption, or a row's fields in json."""
     key = printable(str(image))
     file = next(filter(os.path.isfile, map(image.with_suffix, _SIDECARS)), None)
     if file is None:
@@ -140,55 +161,15 @@ def _beside(image: Path) -> RawSample | BadSample:
     try:
         words = file.read_text(encoding="utf-8-sig")
         fields = json.loads(words) if file.suffix == ".json" else {"caption": words.strip()}
-        if not isinstance(fields, dict):
-            raise RowError("unreadable row", f"{file.name} holds no object with keys")
-        return RawSample(key, image, row_text(fields, images=1), facts=evaluation_facts(fields))
-    except RowError as error:
-        return BadSample(key, error.cause, error.detail)
     except (OSError, ValueError, RecursionError) as error:
         return BadSample(key, "unreadable row", f"{file.name}: {one_line(error)}")
-
-
-def _image_files(sample: RawSample | BadSample) -> list[Path]:
-    """The files that a sample's images are; none of one that is bad."""
-    images = sample.images if isinstance(sample, RawSample) else ()
-    return [image for image in images if isinstance(image, Path)]
-
-
-class ListSource:
-    """Rows that are held in memory, each a unit; their pictures are not."""
-
-    window = 1  # the order of the units is shuffled already
-    units_per_group = 512
-
-    def __init__(self, folder: Path, entries: list[RawSample | BadSample], side: Side) -> None:
-        self._folder = folder
-        self.side = side
-        self.entries = [entry for entry in entries if side.has(place_of(Path(entry.key).name))]
-        self.units = len(self.entries)
-        self.length = sum(isinstance(entry, RawSample) for entry in self.entries)
-        if not self.length and side.part != "val":
-            first = next((e for e in self.entries if isinstance(e, BadSample)), None)
-            reason = f"; the first: {first.key}: {first.reason}" if first else ""
-            raise DataError(f"{folder}: none of its {self.units} rows can be used{reason}")
-
-    def files(self, unit: int) -> list[Path]:
-        images = _image_files(self.entries[unit])
-        texts = [image.with_suffix(suffix) for image in images for suffix in _SIDECARS]
-        return [
-            file for file in (self._folder / ANNOTATION_FILE, *texts, *images) if file.is_file()
-        ]
-
-    def read(self, unit: int) -> Iterator[RawSample | BadSample]:
-        yield self.entries[unit]
+    if not isinstance(fields, dict):
+        return BadSample(key, "unreadable row", f"{file.name} holds no object with keys")
+    return row_sample(key, fields, [image])
 
 
 class RowSource:
-    """The rows of a file, each a unit; they are read from the disk whenever they are needed.
-
-    Raises:
-        DataError: as :func:`open_storage` has it.
-    """
+    """The rows of a file, each a unit, which is read from the disk whenever it is needed."""
 
     window = 1  # the order of the units is shuffled already
     units_per_group = 512
@@ -202,12 +183,10 @@ class RowSource:
         self._numbers = numpy.flatnonzero([side.has(place) for place in self._places["place"]])
         self.units = len(self._numbers)
         self.length = int(self._places["good"][self._numbers].sum())
-        if not self.length and side.part == "train":
-            raise DataError(f"{file}: no good row is left to train on beside val_fraction")
 
     def files(self, unit: int) -> list[Path]:
         (sample,) = self.read(unit)
-        return [self._reader.rows.path, *_image_files(sample)]
+        return [self._reader.rows.path, *image_files(sample)]
 
     def read(self, unit: int) -> Iterator[RawSample | BadSample]:
         number = self._numbers[unit]
@@ -216,7 +195,7 @@ class RowSource:
 
 
 class _RowReader:
-    """The rows of a file as samples; their paths begin in ``root``."""
+    """The rows of a file as samples, with paths that begin in ``root``."""
 
     def __init__(self, file: Path, root: Path) -> None:
         self.rows = RowFile(file)
@@ -227,10 +206,10 @@ class _RowReader:
             raise DataError(f"{file}:1: none of its columns is {', '.join(TEXTS)}; it has {found}")
 
     def __iter__(self) -> Iterator[tuple[Row, RawSample | BadSample]]:
-        """Every row, and the sample it is.
+        """Yield every row and its sample.
 
         Raises:
-            DataError: where the file goes wrong as a whole, or holds no row.
+            DataError: where the file is wrong as a whole, or holds no row.
         """
         row = None
         for number, row in enumerate(self.rows, 1):
@@ -239,19 +218,13 @@ class _RowReader:
             raise DataError(f"{self.rows.path}:1: holds no row")
 
     def sample(self, row: Row, line: int, number: int) -> RawSample | BadSample:
-        """A row as a sample, whose key says where it stands: of a list, one line may hold all."""
+        """Return a row as a sample; its key is the place: one line may hold a whole json list."""
         key = f"{self.rows.path}:{line}"
         if self.rows.form == ".json":
             key += f" (row {number:,})"
         if row.fault:
             return BadSample(key, "unreadable row", row.fault)
-        try:
-            images = tuple(image_file(name, self.root) for name in image_names(row.fields))
-            text = row_text(row.fields, len(images))
-        except RowError as error:
-            return BadSample(key, error.cause, error.detail)
-        image = images[0] if len(images) == 1 else images
-        return RawSample(key, image, text, facts=evaluation_facts(row.fields))
+        return row_sample(key, row.fields, row_images(row.fields, self.root))
 
 
 _PLACE = [("offset", "i8"), ("line", "i8"), ("place", "f8"), ("good", "?")]  # of a row in its file
@@ -260,24 +233,65 @@ _PLACE = [("offset", "i8"), ("line", "i8"), ("place", "f8"), ("good", "?")]  # o
 @functools.lru_cache(maxsize=4)
 def _index(file: Path, root: Path, _changed: int, _size: int) -> numpy.ndarray[Any, Any]:
     """Return ``_PLACE`` of each row; an image that is missing makes no row bad here."""
-    first: list[BadSample] = []
-    places = numpy.fromiter(_places(_RowReader(file, root), first), _PLACE)
+    reader = _RowReader(file, root)
+    places = numpy.fromiter(_places(reader), _PLACE)
     if not places["good"].any():
-        rows = f"none of its {len(places):,} rows can be used"
-        raise DataError(f"{file}: {rows}; the first: {first[0].key}: {first[0].reason}")
+        _, first = next(iter(reader))
+        raise _none_usable(file, len(places), first)
     return places
 
 
-def _places(reader: _RowReader, bad: list[BadSample]) -> Iterator[tuple[int, int, float, bool]]:
+def _places(reader: _RowReader) -> Iterator[tuple[int, int, float, bool]]:
     for number, (row, sample) in enumerate(reader):
-        if isinstance(sample, BadSample):
-            bad[:] = bad or [sample]
-            if sample.cause == OUTSIDE:
-                raise DataError(
-                    f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
-                    "or name the folder above all pictures"
-                )
-        images, own = _image_files(sample), _own_id(row)
+        if isinstance(sample, BadSample) and sample.cause == OUTSIDE:
+            raise DataError(
+                f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
+                "or name the folder above all pictures"
+            )
+        images, own = image_files(sample), _own_id(row)
         name = f"row {number}" if own is None else f"id {own}"
         place = place_of(images[0].relative_to(reader.root).as_posix() if images else name)
         yield row.offset, row.line, place, isinstance(sample, RawSample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(DataSetOptions, Storage):
+    """Options of a user's own rows.
+
+    Attributes:
+        storage: jsonl, json, csv or tsv file; folder of images with texts next to them, with a
+            metadata.jsonl or .csv, or of the form of cc_sbu_align; shards.
+        val_storage: Validation set: rows that an evaluation reads instead, of any of these forms.
+        val_fraction: Fraction of the rows that an evaluation reads and a training does not, chosen
+            by their images; 0: both read all.
+        image_root: Folder that the rows' paths begin in, and which none may leave; without it that
+            of the file.
+        text_processor: Processor of captions, by split; other words reach the model as they are.
+    """
+
+    storage: Annotated[str | list[str], check_storage]
+    val_storage: Annotated[str | list[str], check_storage] | None = None
+    image_root: Annotated[str, check_folder] | None = None
+    text_processor: TextProcessors = field(
+        default_factory=functools.partial(training_processor, "plain_text")
+    )
+
+    @property
+    def is_endless(self) -> bool:
+        return names_shards(self.storage)
+
+    def open(self, storage: Rows, side: Side = ALL) -> Source:
+        return open_storage(storage, self.image_root, side)
+
+
+@BUILDERS.register("pairs")
+def build_pairs(name: Annotated[str, Hidden], options: Annotated[PairOptions, Section]) -> DataSet:
+    """Build a user's own rows: images with captions, instructions and answers, or conversations."""
+    missing = missing_shards(name, options.storage) if options.is_endless else ()
+    captions = options.text_processor["train"].build()
+    dataset = build_dataset(name, options, captions, missing)
+    length, units = dataset.length, dataset.source.units
+    if length is not None and length < units:
+        text = "datasets.%s: %d of %d rows cannot be used; check-data lists them"
+        logger.warning(text, name, units - length, units)
+    return dataset

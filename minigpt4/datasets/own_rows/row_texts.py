@@ -5,11 +5,11 @@ import functools
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.datasets.samples import Text, Turn, Turns
+from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, Text, Turn, Turns
 from minigpt4.errors import DataError, shown
 
 IMAGE_MARK = "<ImageHere>"  # where an image stands in a user's words; LLaVA writes <image>
@@ -21,13 +21,8 @@ REFERENCES = ("references", "captions", "answers")  # several, any of which will
 CHOICES, OBJECTS = "choices", "objects"
 CONVERSATIONS = ("messages", "conversations", "conversation")
 TEXTS = (*CAPTIONS, *QUESTIONS, *CONVERSATIONS, *REFERENCES)
-_SPEAKERS = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+_SPEAKERS = {name: name for name in ("system", "user", "assistant")}
+_SPEAKERS |= {"human": "user", "gpt": "assistant"}
 _MARKS = (f"<Img>{IMAGE_MARK}</Img>", "<image>")
 
 
@@ -36,18 +31,30 @@ class RowError(DataError):
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
-        self.cause = cause
-        self.detail = detail
+        self.cause, self.detail = cause, detail
 
 
 OUTSIDE = "image outside"  # the cause of a path that leaves the folder of images
 
 
-def image_names(fields: Mapping[str, Any]) -> list[str]:
-    """The images that a row names: a path, a list of paths, or none.
+def row_sample(
+    key: str, fields: Mapping[str, Any], images: Iterable[EncodedImage], shard: str = ""
+) -> RawSample | BadSample:
+    """Return a row as a sample; it is bad where ``images`` or its text raise a ``RowError``."""
+    try:
+        found = tuple(images)
+        text = row_text(fields, len(found))
+    except RowError as error:
+        return BadSample(key, error.cause, error.detail, shard)
+    image = found[0] if len(found) == 1 else found
+    return RawSample(key, image, text, shard, evaluation_facts(fields))
+
+
+def row_images(fields: Mapping[str, Any], root: Path) -> Iterator[Path]:
+    """Yield the files that a row names by a path or a list of paths, whether they exist or not.
 
     Raises:
-        RowError: for anything else.
+        RowError: for anything else; a path that leaves ``root``; an address; no possible file name.
     """
     value = _first(fields, IMAGES)
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -55,46 +62,31 @@ def image_names(fields: Mapping[str, Any]) -> list[str]:
     names = [] if value in (None, "") else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RowError("no image", f"{shown(value)} is not a path or a list of paths")
-    return names
-
-
-def image_file(name: str, root: Path) -> Path:
-    """The file that a row's image is, whether it is there or not.
-
-    Raises:
-        RowError: for a path that leaves ``root``, an address, a name that no file can have.
-    """
-    if "://" in name[:12]:
-        raise RowError(
-            "no image", f"{shown(name)} is an address; fetch it first, and name its file"
-        )
-    if "\0" in name:
-        raise RowError("no image", f"{shown(name)} is no file's name")
     base = _absolute(root)
-    # By its words alone: a link inside the folder may lead where its owner wants.
-    path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
-    if not f"{path}/".startswith(base):
-        raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
-    return root / path[len(base) :]
+    for name in names:
+        if "://" in name[:12]:
+            text = f"{shown(name)} is an address; fetch it first, and name its file"
+            raise RowError("no image", text)
+        if "\0" in name:
+            raise RowError("no image", f"{shown(name)} is no file's name")
+        # By its words only: a link inside the folder may lead where its owner wants.
+        path = posixpath.normpath(posixpath.join(base, name.replace("\\", "/")))
+        if not f"{path}/".startswith(base):
+            raise RowError(OUTSIDE, f"{shown(name)} leaves image_root {root}")
+        yield root / path[len(base) :]
 
 
 @functools.cache
 def _absolute(root: Path) -> str:
-    """With a slash at its end."""
+    """Return the path with a slash at its end."""
     return posixpath.normpath(root.absolute().as_posix()).rstrip("/") + "/"
 
 
 def row_text(fields: Mapping[str, Any], images: int) -> Text:
-    """What a row says: a conversation, an instruction with its answer, or a caption.
-
-    Of several forms in one row the first of these counts.
-
-    Args:
-        fields: Of the row.
-        images: How many it has.
+    """Return the conversation, else the instruction with its answer, else the caption of a row.
 
     Raises:
-        RowError: for a row that says nothing, or whose marks are not as many as its images.
+        RowError: for a row without any of these, or with another number of marks than ``images``.
     """
     conversation = _first(fields, CONVERSATIONS)
     if isinstance(conversation, str):
@@ -106,11 +98,8 @@ def row_text(fields: Mapping[str, Any], images: int) -> Text:
         more = fields.get("input")
         if isinstance(more, str) and more.strip():
             question = f"{question}\n{more}"
-        turns = (
-            Turn("user", _words(question, "user")),
-            Turn("assistant", _words(answer, "answer")),
-        )
-        return _placed(turns, images)
+        asked = Turn("user", _words(question, "user"))
+        return _placed((asked, Turn("assistant", _words(answer, "answer"))), images)
     caption = _first(fields, CAPTIONS)
     if caption is None and question is None:
         caption = next(iter(_texts(_first(fields, REFERENCES))), None)
@@ -125,10 +114,10 @@ def row_text(fields: Mapping[str, Any], images: int) -> Text:
 
 
 def evaluation_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row says that only an evaluation looks at; what is of another form is left out.
+    """Return facts for an evaluation, without those of another form.
 
-    That is ``question``; ``references``, several texts any of which will do; ``choices`` to choose
-    an answer from, and ``choice``, the right one's place; ``objects`` in the image.
+    ``question``; ``references``, several correct texts; ``choices`` to choose an answer from, and
+    ``choice``, the correct one's place; ``objects`` in the image.
     """
     question, references = _first(fields, QUESTIONS), _texts(_first(fields, REFERENCES))
     choices, objects = _texts(fields.get(CHOICES)), _texts(fields.get(OBJECTS))
@@ -148,10 +137,10 @@ def evaluation_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(fields: Mapping[str, Any]) -> Any:
-    """A row's answer: its own, the choice whose place it tells, or the one most people gave."""
+    """Return a row's answer: its own, the choice of that place, or the most frequent one."""
     answer, choices = _first(fields, ANSWERS), _texts(fields.get(CHOICES))
     if choices and answer not in choices:
-        place = str(answer)  # of a table it is a text
+        place = str(answer)  # in a table it is a text
         if place.isdecimal() and int(place) < len(choices):
             return choices[int(place)]
     if answer is None and (given := _texts(_first(fields, REFERENCES))):
@@ -160,7 +149,7 @@ def _answer(fields: Mapping[str, Any]) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """A list of texts, which a table holds as json; VQA's answers are each an ``answer``."""
+    """Return a list of texts, which a table holds as json; VQA's answers have an ``answer``."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with contextlib.suppress(RowError):
             value = _from_json(value)
@@ -172,9 +161,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _first(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first field of these names that is there and not empty."""
-    values = (fields.get(name) for name in names)
-    return next((value for value in values if value not in (None, "")), None)
+    """Return the first field of these names that is not empty."""
+    return next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
 
 
 def _from_json(text: str) -> Any:
@@ -185,7 +173,7 @@ def _from_json(text: str) -> Any:
 
 
 def _words(value: Any, whose: str) -> str:
-    """A text, which the content of a message may give in parts."""
+    """Return a text, which the content of a message may give in parts."""
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         value = " ".join(_part(part) for part in value)
     if not isinstance(value, str) or not value.strip():
@@ -203,7 +191,7 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def _turns(messages: Any) -> Turns:
-    """A conversation's messages, ``role`` and ``content`` or LLaVA's ``from`` and ``value``."""
+    """Return messages of ``role`` and ``content``, or LLaVA's ``from`` and ``value``, as turns."""
     if not isinstance(messages, list) or not messages:
         raise RowError("broken conversation", f"{shown(messages)} is not a list of messages")
     turns: list[Turn] = []
@@ -218,7 +206,7 @@ def _turns(messages: Any) -> Turns:
         words = _words(message.get("content", message.get("value")), f"message {number}")
         turns.append(Turn(speaker, words))  # type: ignore[arg-type]
     while turns and turns[-1].speaker != "assistant":
-        turns.pop()  # a question that nobody answered teaches nothing
+        turns.pop()  # a question without an answer
     told = [turn.speaker for turn in turns]
     said = told[1:] if told[:1] == ["system"] else told
     if not said or any(s != ("assistant" if i % 2 else "user") for i, s in enumerate(said)):
@@ -228,17 +216,14 @@ def _turns(messages: Any) -> Turns:
 
 
 def _placed(turns: Turns, images: int) -> Turns:
-    """Turns with a mark for each image; where none has one, they stand before the first words."""
+    """Return turns with a mark for each image; without any, they are put before the first words."""
     for mark in _MARKS if images else ():
-        if any(mark in turn.text for turn in turns):
-            turns = tuple(turn._replace(text=turn.text.replace(mark, IMAGE_MARK)) for turn in turns)
+        turns = tuple(turn._replace(text=turn.text.replace(mark, IMAGE_MARK)) for turn in turns)
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-    asked = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.speaker == "user")
-    if marks != asked:
+    if any(IMAGE_MARK in turn.text for turn in turns if turn.speaker != "user"):
         raise RowError("broken conversation", f"only a user shows images: {IMAGE_MARK} elsewhere")
-    if marks in (0, images):
-        first = next(number for number, turn in enumerate(turns) if turn.speaker == "user")
-        lead = IMAGE_MARK * (images - marks)
-        shown_first = turns[first]._replace(text=lead + turns[first].text)
-        return (*turns[:first], shown_first, *turns[first + 1 :])
-    raise RowError("broken conversation", f"{marks} {IMAGE_MARK} for {images} images")
+    if marks not in (0, images):
+        raise RowError("broken conversation", f"{marks} {IMAGE_MARK} for {images} images")
+    first = next(number for number, turn in enumerate(turns) if turn.speaker == "user")
+    shown_first = turns[first]._replace(text=IMAGE_MARK * (images - marks) + turns[first].text)
+    return (*turns[:first], shown_first, *turns[first + 1 :])

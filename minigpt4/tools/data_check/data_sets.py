@@ -13,8 +13,7 @@ from minigpt4.assembly import build_datasets
 from minigpt4.checked import CheckedConfig, bind_sections
 from minigpt4.config import load_config, raise_faults
 from minigpt4.config.checks import check_folder
-from minigpt4.datasets.own_rows.builder import PairOptions
-from minigpt4.datasets.own_rows.pairs import check_storage, stream_rows
+from minigpt4.datasets.own_rows.pairs import PairOptions, check_storage, stream_rows
 from minigpt4.datasets.samples import BadSample, DataSet
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.files import JsonLines

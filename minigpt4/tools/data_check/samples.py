@@ -11,8 +11,7 @@ from typing import Literal
 
 from minigpt4.datasets.features import CachedFeatures
 from minigpt4.datasets.images import HugeImageError, load_image
-from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, text_fault
-from minigpt4.datasets.splits import place_of
+from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, place_of, text_fault
 from minigpt4.errors import DataError
 
 Looks = Literal["decode", "exist", "skip"]

@@ -16,7 +16,7 @@ from minigpt4.datasets.caption_shards import check_shards as complaint_about
 from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.files import JsonLines
-from minigpt4.processors.text_processors import build_blip_caption
+from minigpt4.processors import BlipCaption
 from minigpt4.tools.data_check.figures import ShardFigures, ShardReport
 from minigpt4.tools.data_check.samples import check_sample
 
@@ -54,7 +54,7 @@ def check_shards(patterns: list[str], workers: int, listed: JsonLines | None) ->
 
 def check_shard(shard: str) -> ShardReport:
     """Every sample of a shard, read as a training reads it."""
-    caption, report, keys = build_blip_caption(), ShardReport(), set[str]()
+    caption, report, keys = BlipCaption(), ShardReport(), set[str]()
     for raw in ShardSource([shard], window=1).read(0):
         sample = check_sample(raw, caption, "decode")
         if isinstance(sample, BadSample):

@@ -15,7 +15,7 @@ from minigpt4.models.language_model import most_positions
 from minigpt4.models.llm_input import Learnt, Segment, describe_row, row_segments
 from minigpt4.models.tokenizer import Tokenizer, load_tokenizer
 from minigpt4.registry import UnknownOptionError
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
 

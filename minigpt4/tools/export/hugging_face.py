@@ -44,7 +44,7 @@ from minigpt4.errors import CheckpointError, ConfigError, MiniGPT4Error, one_lin
 from minigpt4.models.lora import merge_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import Tokenizer
-from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.processors import ImageProcessor
 from minigpt4.tools.export.weights_folder import WeightsFolder
 from minigpt4.weights.checkpoint import load_into, save_atomically
 from minigpt4.weights.names import convert_to_blip2

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch.utils.data import IterableDataset
 
 from minigpt4.datasets.feature_source import CacheableSource, Row, row_of, units_of
+from minigpt4.datasets.loaders import worker_place
 from minigpt4.datasets.samples import (
     BadSample,
     Batch,
@@ -17,7 +18,6 @@ from minigpt4.datasets.samples import (
     read_sample,
     stack,
 )
-from minigpt4.datasets.streams import worker_place
 
 
 class GroupBatch(NamedTuple):

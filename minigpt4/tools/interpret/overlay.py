@@ -9,7 +9,7 @@ from PIL import Image
 from minigpt4.chat import Chat
 from minigpt4.chat.images import ImageInput, open_image
 from minigpt4.errors import ConfigError
-from minigpt4.processors.image_processors import ImageProcessor
+from minigpt4.processors import ImageProcessor
 
 # From where a little is more than an even share to the most: colour, and how much it covers.
 _STOPS = (0.0, 0.35, 0.7, 1.0)

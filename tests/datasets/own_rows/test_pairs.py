@@ -12,10 +12,11 @@ from minigpt4.assembly import build_datasets
 from minigpt4.checked import bind_sections, check_sections
 from minigpt4.config import load_config
 from minigpt4.datasets.own_rows.pairs import check_storage, open_storage
-from minigpt4.datasets.samples import BadSample, RawSample, Turn
-from minigpt4.datasets.splits import Side
+from minigpt4.datasets.own_rows.row_texts import RowError, evaluation_facts, row_text
+from minigpt4.datasets.samples import BadSample, DataSet, RawSample, Side, Turn, reference
 from minigpt4.errors import DataError
 from tests.helpers.data_files import picture, with_pictures, write_pairs, write_rows, write_tar
+from tests.helpers.messages import one_line
 
 MARK = "<ImageHere>"
 ALL = Side()
@@ -31,6 +32,10 @@ def texts(storage: object, root: Path | None = None, side: Side = ALL) -> list[A
     return [s.text if isinstance(s, RawSample) else s.cause for s in read_all(storage, root, side)]
 
 
+def says(role: str, content: object = "x") -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
 def text_of(tmp_path: Path, row: dict[str, Any]) -> Any:
     """What one row of a file of two says."""
     file = write_rows(tmp_path / "rows.jsonl", [row, {"image": "a.jpg", "caption": "fine"}])
@@ -41,12 +46,12 @@ def text_of(tmp_path: Path, row: dict[str, Any]) -> Any:
 def test_captions_questions_and_conversations_become_samples(tmp_path: Path) -> None:
     llava = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Red."}]
     openai = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
-        {"role": "assistant", "content": "Red."},
-        {"role": "user", "content": "Sure?"},
-        {"role": "assistant", "content": "Yes."},
-        {"role": "user", "content": "Nobody answers this."},
+        says("system", "Be brief."),
+        says("user", [{"type": "image"}, {"type": "text", "text": "What is it?"}]),
+        says("assistant", "Red."),
+        says("user", "Sure?"),
+        says("assistant", "Yes."),
+        says("user", "Nobody answers this."),
     ]
     rows = [
         {"image": "a.jpg", "caption": "a red square"},
@@ -79,10 +84,9 @@ def test_captions_questions_and_conversations_become_samples(tmp_path: Path) -> 
 def test_several_images_stand_at_their_marks_or_before_the_words(tmp_path: Path) -> None:
     marked = f"Is {MARK} larger than <Img>{MARK}</Img>?"
     two = {"images": ["a.jpg", "b/c.png"], "answer": "No."}
-    assert (
-        text_of(tmp_path, {**two, "question": marked})[0].text == f"Is {MARK} larger than {MARK}?"
-    )
-    assert text_of(tmp_path, {**two, "question": "Alike?"})[0].text == f"{MARK}{MARK}Alike?"
+    asked = {marked: f"Is {MARK} larger than {MARK}?", "Alike?": f"{MARK}{MARK}Alike?"}
+    for question, text in asked.items():
+        assert text_of(tmp_path, {**two, "question": question})[0].text == text
     assert "1 <ImageHere> for 2 images" in text_of(tmp_path, {**two, "question": f"{MARK} or?"})
     words = {"question": "What does <image> mean in HTML?", "answer": "A picture."}
     assert text_of(tmp_path, words)[0].text == words["question"]
@@ -98,20 +102,11 @@ def test_several_images_stand_at_their_marks_or_before_the_words(tmp_path: Path)
         ({"image": 7, "caption": "x"}, "no image: 7 is not a path"),
         ({"image": "http://x/a.jpg", "caption": "x"}, "is an address"),
         ({"image": "a.jpg", "messages": []}, "broken conversation: [] is not"),
-        ({"image": "a.jpg", "messages": [{"role": "bot", "content": "x"}]}, "is of 'bot'"),
-        ({"image": "a.jpg", "messages": [{"role": "user", "content": "x"}]}, "no answer"),
+        ({"image": "a.jpg", "messages": [says("bot")]}, "is of 'bot'"),
+        ({"image": "a.jpg", "messages": [says("user")]}, "no answer"),
+        ({"messages": [says("assistant"), says("user")]}, "must take turns"),
         (
-            {"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]},
-            "must take turns",
-        ),
-        (
-            {
-                "image": "a.jpg",
-                "messages": [
-                    {"role": "user", "content": "x"},
-                    {"role": "assistant", "content": MARK},
-                ],
-            },
+            {"image": "a.jpg", "messages": [says("user"), says("assistant", MARK)]},
             "only a user shows images",
         ),
     ],
@@ -151,9 +146,8 @@ def test_a_path_that_leaves_image_root_ends_it_with_its_line(tmp_path: Path, nam
     root = with_pictures(tmp_path / "pictures", "a.jpg")
     rows = [{"image": "a.jpg", "caption": "fine"}, {"image": name, "caption": "outside"}]
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(DataError, match=r"rows.jsonl:2: .* leaves image_root") as caught:
+    with one_line(DataError, "rows.jsonl:2: ", " leaves image_root"):
         open_storage(str(file), str(root))
-    assert "\n" not in str(caught.value)
 
 
 def test_absolute_paths_and_detours_inside_image_root_are_fine(tmp_path: Path) -> None:
@@ -167,9 +161,8 @@ def test_absolute_paths_and_detours_inside_image_root_are_fine(tmp_path: Path) -
 def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     with_pictures(tmp_path, "a.jpg", "b/c.JPG", "d.jpg", "e.png")
     (tmp_path / "a.txt").write_text("a red square\n")
-    (tmp_path / "b" / "c.json").write_text(
-        json.dumps({"question": "What is it?", "answer": "A square."})
-    )
+    row = {"question": "What is it?", "answer": "A square."}
+    (tmp_path / "b" / "c.json").write_text(json.dumps(row))
     (tmp_path / "e.json").write_text("[1]")
     assert texts(tmp_path) == ["a red square", ASKED, "no caption", "unreadable row"]
 
@@ -183,25 +176,20 @@ def test_a_folder_with_metadata_and_one_of_the_stage_2_form(tmp_path: Path) -> N
 
 
 def test_shards_hold_rows_with_none_one_or_several_images(tmp_path: Path) -> None:
-    two = {"question": "Alike?", "answer": "Yes."}
+    two, one, none = (
+        json.dumps(row).encode()
+        for row in ({"question": "Alike?", "answer": "Yes."}, {"caption": "1"}, {"caption": "0"})
+    )
     write_tar(
         tmp_path / "00000.tar",
-        {"a.jpg": picture(), "a.json": json.dumps({"caption": "one"}).encode()},
-        {
-            "b.10.jpg": picture(),
-            "b.2.png": picture("png"),
-            "b.json": json.dumps(two).encode(),
-        },
-        {"c.json": json.dumps(two).encode()},
-        {"d.json": json.dumps({"caption": "none"}).encode()},
+        {"a.jpg": picture(), "a.json": one},
+        {"b.10.jpg": picture(), "b.2.png": picture("png"), "b.json": two},
+        {"c.json": two},
+        {"d.json": none},
     )
     samples = read_all(tmp_path)
-    assert [len(s.images) if isinstance(s, RawSample) else s.cause for s in samples] == [
-        1,
-        2,
-        0,
-        "no image",
-    ]
+    found = [len(s.images) if isinstance(s, RawSample) else s.cause for s in samples]
+    assert found == [1, 2, 0, "no image"]
     assert samples[1].images[0] == picture("png")  # 2 before 10
     assert samples[1].text[0].text == f"{MARK}{MARK}Alike?"
 
@@ -247,10 +235,8 @@ def test_a_file_that_is_wrong_as_a_whole_is_one_line(
 ) -> None:
     file = tmp_path / name
     file.write_text(content)
-    with pytest.raises(DataError, match=r".*") as caught:
+    with one_line(DataError, complaint):
         open_storage(str(file))
-    assert complaint in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_storage_that_is_none_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -273,6 +259,10 @@ def write_yaml(tmp_path: Path, datasets: dict[str, Any]) -> Path:
     return file
 
 
+def built(tmp_path: Path, datasets: dict[str, Any]) -> list[DataSet]:
+    return build_datasets(check_sections(load_config(write_yaml(tmp_path, datasets)), "data"))
+
+
 def faults_of(tmp_path: Path, datasets: dict[str, Any]) -> list[str]:
     config = load_config(write_yaml(tmp_path, datasets))
     found = bind_sections(config, "data")[1]
@@ -287,8 +277,8 @@ def test_type_names_the_builder_of_a_data_set_of_any_name(tmp_path: Path) -> Non
         "more_laion": {"type": "laion", "build_info": {"storage": str(shard)}},
     }
     assert faults_of(tmp_path, both) == []
-    built = build_datasets(check_sections(load_config(write_yaml(tmp_path, both)), "data"))
-    assert {dataset.name: dataset.length for dataset in built} == {"mine": 1, "more_laion": None}
+    lengths = {dataset.name: dataset.length for dataset in built(tmp_path, both)}
+    assert lengths == {"mine": 1, "more_laion": None}
     (text,) = faults_of(tmp_path, {"mine": {"storage": str(file)}})
     assert "unknown data set" in text
     assert "type: pairs" in text
@@ -306,16 +296,12 @@ def test_an_evaluation_reads_what_is_held_out(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", rows)
     other = write_rows(tmp_path / "val.jsonl", rows[:3])
     split = {"type": "pairs", "storage": str(file), "val_fraction": 0.2}
-    (dataset,) = build_datasets(
-        check_sections(load_config(write_yaml(tmp_path, {"mine": split})), "data")
-    )
+    (dataset,) = built(tmp_path, {"mine": split})
     assert dataset.eval_source is not None
     assert dataset.source.units + dataset.eval_source.units == 50
     assert dataset.length == dataset.source.units
     apart = {"type": "pairs", "storage": str(file), "val_storage": str(other)}
-    (dataset,) = build_datasets(
-        check_sections(load_config(write_yaml(tmp_path, {"mine": apart})), "data")
-    )
+    (dataset,) = built(tmp_path, {"mine": apart})
     assert dataset.eval_source is not None
     assert (dataset.source.units, dataset.eval_source.units) == (50, 3)
 
@@ -328,3 +314,58 @@ def test_bad_rows_stay_in_their_places(tmp_path: Path) -> None:
     assert isinstance(broken, BadSample)
     assert (broken.key, broken.cause) == (f"{file}:2", "unreadable row")
     assert (silent.key, silent.cause) == (f"{file}:3", "no caption")
+
+
+# What rows say for an evaluation
+
+WHICH = {"question": "Which?", "choices": ["a", "b"]}
+TEN = ["yes"] * 2 + ["no"] * 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "facts"),
+    [
+        ({"caption": "a"}, "a", {}),
+        ({"references": ["a", "b"]}, "a", {"references": ["a", "b"]}),
+        ({"caption": "c", "captions": ["a", "b"]}, "c", {"references": ["a", "b"]}),
+        ({"question": "Is it?", "answers": TEN}, "no", {"question": "Is it?", "references": TEN}),
+        (
+            {"question": "Is it?", "answers": [{"answer": "yes"}, {"answer": "yes"}]},
+            "yes",
+            {"question": "Is it?", "references": ["yes", "yes"]},
+        ),
+        ({**WHICH, "answer": 1}, "b", {**WHICH, "choice": 1}),
+        (
+            {**WHICH, "choices": ["1", "0"], "answer": "1"},
+            "1",
+            {**WHICH, "choices": ["1", "0"], "choice": 0},
+        ),
+        ({**WHICH, "choices": '["a", "b"]', "answer": "1"}, "b", {**WHICH, "choice": 1}),  # a csv's
+        ({"caption": "a", "objects": ["dog"]}, "a", {"objects": ["dog"]}),
+        ({"caption": "a", "objects": []}, "a", {"objects": []}),
+        # Columns of these names that hold other things are none of an evaluation's.
+        ({"caption": "a", "objects": 3, "choices": "x", "references": "[b"}, "a", {}),
+        ({"caption": "a", "references": ["b", 3]}, "a", {}),
+        ({**WHICH, "answer": "c"}, "c", WHICH),
+    ],
+)
+def test_a_rows_text_and_facts(fields: dict[str, Any], told: str, facts: dict[str, Any]) -> None:
+    assert reference(row_text(fields, images=1)) == told
+    assert evaluation_facts(fields) == facts
+
+
+def test_a_place_that_no_choice_has_is_no_answer() -> None:
+    with pytest.raises(RowError, match="answer: 2 is not a text"):
+        row_text({**WHICH, "answer": 2}, images=1)
+
+
+def test_facts_come_from_files_folders_and_shards(tmp_path: Path) -> None:
+    row = {**WHICH, "answer": 1}
+    with_pictures(tmp_path, "a.jpg", "beside/a.jpg")
+    write_rows(tmp_path / "rows.jsonl", [{"image": "a.jpg", **row}])
+    (tmp_path / "beside" / "a.json").write_text(json.dumps(row))
+    shard = write_tar(tmp_path / "0.tar", {"a.jpg": picture(), "a.json": json.dumps(row).encode()})
+    for storage in (tmp_path / "rows.jsonl", tmp_path / "beside", shard):
+        (sample,) = open_storage(str(storage)).read(0)
+        assert isinstance(sample, RawSample)
+        assert sample.facts == {**WHICH, "choice": 1}

@@ -13,7 +13,7 @@ from torchvision import transforms
 
 from minigpt4.errors import ConfigError
 from minigpt4.models.vision_towers.eva import resize_position_embedding
-from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD
+from minigpt4.processors import PIXEL_MEAN, PIXEL_STD
 from minigpt4.registry import (
     IMAGE_PROCESSORS,
     LR_SCHEDULES,

@@ -20,7 +20,7 @@ from minigpt4.conversation import TEMPLATES, Conversation
 from minigpt4.models.llm_input import IMAGE_MARK
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.processors.image_processors import build_blip2_image_eval
+from minigpt4.processors import ImageProcessor
 from minigpt4.tools.export.hugging_face import IMAGE_TOKEN, save_hugging_face
 from tests.helpers.recorded.model import build_model, one_case
 from tests.helpers.repo import ROOT
@@ -41,7 +41,7 @@ def recorded_chat(small_activations: bool) -> tuple[Chat, Path]:
     case = one_case(small_activations=small_activations, q_former=True)
     model = build_model(case)
     side = case.facts["dims"]["vit"]["img_size"]
-    return Chat(model, build_blip2_image_eval(side), GenerationOptions()), case.tokenizer_file
+    return Chat(model, ImageProcessor(side), GenerationOptions()), case.tokenizer_file
 
 
 @cache

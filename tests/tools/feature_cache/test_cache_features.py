@@ -575,9 +575,9 @@ def test_a_file_with_the_same_content_is_the_same_file(
 
 PLUGIN = """
 import random
-from minigpt4.processors.image_processors import build_blip2_image_eval
+from minigpt4.processors import ImageProcessor
 from minigpt4.registry import IMAGE_PROCESSORS
-plain = build_blip2_image_eval(112)
+plain = ImageProcessor(112)
 def process(image):
     return plain(image).flip(-1) if random.random() < 0.5 else plain(image)
 @IMAGE_PROCESSORS.register("flipping")

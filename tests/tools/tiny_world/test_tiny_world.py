@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt4.processors.text_processors import build_blip_caption
+from minigpt4.processors import BlipCaption
 from minigpt4.tools.tiny_world.data_sets import read_heldout, write_data_sets
 from minigpt4.tools.tiny_world.phrases import (
     QUESTION_KINDS,
@@ -24,7 +24,7 @@ from tests.helpers.repo import ROOT
 
 def test_what_is_said_can_be_read_back():
     rng = random.Random(0)
-    clean = build_blip_caption()
+    clean = BlipCaption()
     for _ in range(500):
         scene = sample_scene(rng)
         pairs = tuple(thing.pair for thing in scene.things)

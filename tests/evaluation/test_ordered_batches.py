@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from minigpt4.datasets.caption_shards import ShardSource
 from minigpt4.datasets.cc_sbu_align import AlignmentSource
 from minigpt4.datasets.samples import DataSet
-from minigpt4.datasets.streams import OrderedBatch, OrderedBatches
-from minigpt4.processors.image_processors import build_blip2_image_eval, build_blip2_image_train
+from minigpt4.evaluation.ordered_batches import OrderedBatch, OrderedBatches
+from minigpt4.processors import ImageProcessor, TrainImageProcessor
 from minigpt4.registry import BUILDERS
 from tests.helpers.data_files import (
     data_set,
@@ -111,10 +111,10 @@ def test_the_image_processor_of_an_evaluation_is_the_one_named_for_it(tmp_path: 
 def test_a_random_crop_is_the_same_for_any_number_of_readers(tmp_path: Path) -> None:
     entries = [(str(i), "noise") for i in range(4)]
     folder = write_pairs(tmp_path / "pairs", entries, {f"{i}.png": noise() for i in range(4)})
-    crops = build_blip2_image_train(8, random_crop=True)
+    crops = TrainImageProcessor(8, random_crop=True)
     assert crops.random
-    assert not build_blip2_image_train(8).random
-    assert not build_blip2_image_eval(8).random
+    assert not TrainImageProcessor(8).random
+    assert not ImageProcessor(8).random
     dataset = replace(data_set(AlignmentSource(folder)), image_processor=crops)
     (whole,) = read(dataset, size=4)
     singles = read(dataset, size=1, workers=2)

@@ -10,7 +10,13 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from minigpt4.errors import ConfigError
-from minigpt4.processors.image_processors import PIXEL_MEAN, PIXEL_STD, Normalise
+from minigpt4.processors import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    ImageProcessor,
+    Normalise,
+    TrainImageProcessor,
+)
 from minigpt4.registry import IMAGE_PROCESSORS, TEXT_PROCESSORS
 from tests.helpers.messages import one_line
 
@@ -21,8 +27,7 @@ def noise(width: int = 97, height: int = 61, mode: str = "RGB", seed: int = 0) -
 
 
 def test_the_random_crop_follows_torchs_seed() -> None:
-    options = {"image_size": 56, "random_crop": True}
-    process, image = IMAGE_PROCESSORS.build("blip2_image_train", options), noise()
+    process, image = TrainImageProcessor(56, random_crop=True), noise()
     crops = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -45,8 +50,7 @@ def test_pixels_are_those_of_torchvisions_transforms_bit_for_bit(crop: bool) -> 
             else transforms.Resize((size, size), interpolation=bicubic)
         )
         steps = [geometry, transforms.ToTensor(), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)]
-        options = {"image_size": size, "random_crop": crop}
-        process = IMAGE_PROCESSORS.build("blip2_image_train", options)
+        process = TrainImageProcessor(size, random_crop=crop)
         torch.manual_seed(seed)
         expected = transforms.Compose(steps)(image.convert("RGB"))
         torch.manual_seed(seed)
@@ -56,7 +60,10 @@ def test_pixels_are_those_of_torchvisions_transforms_bit_for_bit(crop: bool) -> 
 # The two halves
 
 
-@pytest.mark.parametrize("std", [PIXEL_STD, (0.1, 0.7, 1e-3)])
+STDS = [PIXEL_STD, (0.1, 0.7, 1e-3)]
+
+
+@pytest.mark.parametrize("std", STDS)
 def test_a_batch_is_normalised_as_each_picture_bit_for_bit(std: tuple[float, float, float]) -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(16, 16).expand(5, 3, 16, 16)
     bytes_before = every_byte.clone()
@@ -69,7 +76,7 @@ def test_a_batch_is_normalised_as_each_picture_bit_for_bit(std: tuple[float, flo
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("std", [PIXEL_STD, (0.1, 0.7, 1e-3)])
+@pytest.mark.parametrize("std", STDS)
 def test_a_gpu_normalises_bit_for_bit_as_the_cpu(std: tuple[float, float, float]) -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(16, 16).expand(5, 3, 16, 16)
     normalise = Normalise(PIXEL_MEAN, std)
@@ -77,8 +84,7 @@ def test_a_gpu_normalises_bit_for_bit_as_the_cpu(std: tuple[float, float, float]
 
 
 def test_what_travels_with_a_batch_is_small() -> None:
-    processor = IMAGE_PROCESSORS.build("blip2_image_eval", {})
-    assert len(pickle.dumps(processor.normalise)) < 300
+    assert len(pickle.dumps(ImageProcessor().normalise)) < 300
 
 
 # torchvision
@@ -102,6 +108,8 @@ def shades(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
+SIZES = [(640, 480), (1600, 1200), (224, 224), (225, 223), (300, 90), (50, 70)]
+SIZES += [(2, 900), (900, 2), (1, 1)]
 PICTURES: dict[str, Callable[[int, int], Image.Image]] = {
     "noise": noise,
     "edges": edges,
@@ -111,20 +119,7 @@ PICTURES: dict[str, Callable[[int, int], Image.Image]] = {
 
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("kind", PICTURES)
-@pytest.mark.parametrize(
-    ("width", "height"),
-    [
-        (640, 480),
-        (1600, 1200),
-        (224, 224),
-        (225, 223),
-        (300, 90),
-        (50, 70),
-        (2, 900),
-        (900, 2),
-        (1, 1),
-    ],
-)
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_torchvision_is_two_grey_levels_off_at_most(
     width: int, height: int, kind: str, crop: bool
 ) -> None:
@@ -139,8 +134,7 @@ def test_torchvision_is_two_grey_levels_off_at_most(
 
 def test_torchvision_takes_decoded_pixels_too() -> None:
     image = noise()
-    options = {"image_size": 28, "image_backend": "torchvision"}
-    process = IMAGE_PROCESSORS.build("blip2_image_eval", options)
+    process = ImageProcessor(28, image_backend="torchvision")
     decoded = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     expected = process.pixels(image)
     for pixels in (decoded, decoded.contiguous()):
@@ -150,16 +144,14 @@ def test_torchvision_takes_decoded_pixels_too() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
 def test_every_kind_of_picture_becomes_three_channels(mode: str) -> None:
-    pixels = IMAGE_PROCESSORS.build("blip2_image_eval", {"image_size": 28})(
-        Image.new(mode, (9, 30))
-    )
+    pixels = ImageProcessor(28)(Image.new(mode, (9, 30)))
     assert pixels.shape == (3, 28, 28)
     assert pixels.isfinite().all()
 
 
 def test_mean_and_std_are_blips_and_can_be_set() -> None:
     image = Image.new("RGB", (4, 4), (255, 255, 255))
-    default = IMAGE_PROCESSORS.build("blip2_image_eval", {"image_size": 4})(image)[:, 0, 0]
+    default = ImageProcessor(4)(image)[:, 0, 0]
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     torch.testing.assert_close(default, (1 - mean) / std)
     options = {"image_size": 4, "mean": [0, 0.5, 0], "std": [1, 0.5, 1]}

@@ -1,9 +1,11 @@
-"""Image processors: a PIL image → normalised pixels ``[3, size, size]`` in fp32.
+"""Processors: one sample's image or text → what the model takes.
 
-Source: BLIP-2's processors as MiniGPT-4 uses them; exact against ``tests/golden/processors``.
+An image becomes normalised pixels ``[3, size, size]`` in fp32. Source: BLIP-2's image processors,
+BLIP's captions, as MiniGPT-4 uses them; exact against ``tests/golden/processors``.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,10 +16,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from minigpt4.config.checks import Positive, check_positive
-from minigpt4.registry import IMAGE_PROCESSORS
+from minigpt4.registry import IMAGE_PROCESSORS, TEXT_PROCESSORS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_SPACES = re.compile(r"\s{2,}")
 
 ImageBackend = Literal["pil", "torchvision"]
 _Channels = tuple[float, float, float]
@@ -26,9 +30,6 @@ _Scale = Annotated[float, check_positive]
 
 def check_all_positive(values: _Channels) -> str | None:
     return None if all(value > 0 for value in values) else f"{[*values]} must be greater than 0"
-
-
-_Std = Annotated[_Channels, check_all_positive]
 
 
 @dataclass(frozen=True)
@@ -45,43 +46,50 @@ class Normalise:
 
 @functools.lru_cache
 def _constants(normalise: Normalise, device: torch.device) -> tuple[torch.Tensor, ...]:
-    # Tensors all three: a GPU multiplies by the rounded reciprocal of a number instead. They are
-    # kept on the device, as to copy them there would be a wait.
+    # Three tensors: a GPU multiplies by the rounded reciprocal of a number instead. They stay on
+    # the device: copying them there each time would wait for it.
     parts = ((255.0,) * 3, normalise.mean, normalise.std)
     return tuple(torch.tensor(part, device=device).view(3, 1, 1) for part in parts)
 
 
-@dataclass(eq=False)
+@IMAGE_PROCESSORS.register("blip2_image_eval")
+@dataclass(frozen=True)
 class ImageProcessor:
-    """A geometric transform to bytes, then scaling to [0, 1] and normalisation.
+    """Evaluation processor: a bicubic resize to a square.
 
-    A training takes the two halves apart: workers make the bytes, the device normalises them.
+    A training takes it in two halves: workers make the bytes, the device normalises them.
 
     Attributes:
-        geometry: The transform, of a PIL image or a tensor.
         image_size: Pixels of each side.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
-        random: Whether the transform draws; an evaluation tells so.
-        image_backend: What resizes; ``torchvision`` decodes JPEGs and resizes twice as fast, with
-            pixels up to 2 of 255 grey levels off the original's.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
+        image_backend: ``torchvision`` decodes JPEGs and resizes twice as fast, with pixels up to 2
+            of 255 grey levels off the original's.
     """
 
-    geometry: Callable[[Any], Any]
-    image_size: int
-    mean: _Channels
-    std: _Channels
-    random: bool = False
+    image_size: Positive = 224
+    mean: _Channels = PIXEL_MEAN
+    std: Annotated[_Channels, check_all_positive] = PIXEL_STD
     image_backend: ImageBackend = "pil"
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return Normalise(self.mean, self.std)(self.pixels(image))
 
     @property
+    def random(self) -> bool:
+        """Whether two calls on one image may differ."""
+        return False
+
+    @property
     def normalise(self) -> Normalise | None:
-        """The second half; None in a subclass with a call of its own, which is not to be split."""
+        """The second half; None in a subclass with its own call, which is not to be split."""
         whole = type(self).__call__ is ImageProcessor.__call__
         return Normalise(self.mean, self.std) if whole else None
+
+    @property
+    def geometry(self) -> Callable[[Any], Any]:
+        """The transform of a PIL image or of bytes to ``image_size``."""
+        return v2.Resize((self.image_size,) * 2, interpolation=InterpolationMode.BICUBIC)
 
     def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """The first half: bytes ``[3, size, size]``, of a PIL image or of bytes ``[3, H, W]``."""
@@ -98,54 +106,57 @@ class ImageProcessor:
 
 
 def _bytes_of(image: Image.Image) -> torch.Tensor:
-    """``[3, H, W]``, in PIL's own order of memory."""
+    """``[3, H, W]``, in PIL's own memory order."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @IMAGE_PROCESSORS.register("blip2_image_train")
-def build_blip2_image_train(
-    image_size: Positive = 224,
-    mean: _Channels = PIXEL_MEAN,
-    std: _Std = PIXEL_STD,
-    min_scale: _Scale = 0.5,
-    max_scale: _Scale = 1.0,
-    random_crop: bool = False,
-    image_backend: ImageBackend = "pil",
-) -> ImageProcessor:
-    """Return the training processor: a plain resize, or v1's random crop.
+@dataclass(frozen=True)
+class TrainImageProcessor(ImageProcessor):
+    """Training processor: a plain resize, or v1's random crop.
 
-    Args:
-        image_size: Pixels of each side.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel, in [0, 1].
+    Attributes:
         min_scale: Minimum fraction of the area that a random crop keeps.
         max_scale: Maximum fraction of the area that a random crop keeps.
         random_crop: v1 crops at random; the original's last state resizes, and so does ours.
-        image_backend: ``torchvision`` decodes JPEGs and resizes twice as fast, with pixels up to 2
-            of 255 grey levels off the original's.
     """
-    if not random_crop:
-        return build_blip2_image_eval(image_size, mean, std, image_backend)
-    crop = v2.RandomResizedCrop(
-        image_size, scale=(min_scale, max_scale), interpolation=InterpolationMode.BICUBIC
-    )
-    return ImageProcessor(crop, image_size, mean, std, True, image_backend)
+
+    min_scale: _Scale = 0.5
+    max_scale: _Scale = 1.0
+    random_crop: bool = False
+
+    @property
+    def random(self) -> bool:
+        return self.random_crop
+
+    @property
+    def geometry(self) -> Callable[[Any], Any]:
+        if not self.random_crop:
+            return super().geometry
+        scale, bicubic = (self.min_scale, self.max_scale), InterpolationMode.BICUBIC
+        return v2.RandomResizedCrop(self.image_size, scale=scale, interpolation=bicubic)
 
 
-@IMAGE_PROCESSORS.register("blip2_image_eval")
-def build_blip2_image_eval(
-    image_size: Positive = 224,
-    mean: _Channels = PIXEL_MEAN,
-    std: _Std = PIXEL_STD,
-    image_backend: ImageBackend = "pil",
-) -> ImageProcessor:
-    """Return the evaluation processor: a bicubic resize to a square.
+@TEXT_PROCESSORS.register("blip_caption")
+@dataclass(frozen=True)
+class BlipCaption:
+    """Lower-case, drop some punctuation, squeeze white space, cut.
 
-    Args:
-        image_size: Pixels of each side.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel, in [0, 1].
-        image_backend: As in training.
+    Attributes:
+        prompt: Put in front of every caption.
+        max_words: Words after which a caption is cut.
     """
-    resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
-    return ImageProcessor(resize, image_size, mean, std, image_backend=image_backend)
+
+    prompt: str = ""
+    max_words: Positive = 50
+
+    def __call__(self, caption: str) -> str:
+        text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))
+        words = text.rstrip("\n").strip(" ").split(" ")
+        return self.prompt + " ".join(words[: self.max_words])
+
+
+@TEXT_PROCESSORS.register("plain_text")
+def build_plain_text() -> Callable[[str], str]:
+    """Leave the text as it is (stage-2 descriptions)."""
+    return str

@@ -11,8 +11,7 @@ from minigpt4.conversation import IMAGE_TEXT, TEMPLATES, Conversation, Template,
 from minigpt4.datasets.samples import Batch, Turn
 from minigpt4.models.llm_input import IGNORED, describe_row, row_segments
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.tasks.dialogue import ending, exchanges, open_prompt
-from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks import ImageTextPretrainTask, ending, exchanges, open_prompt
 from tests.helpers.recorded.model import build_model, one_case
 
 TURNS = (
@@ -23,6 +22,7 @@ TURNS = (
     Turn("user", "Thanks."),
     Turn("assistant", "You are welcome."),
 )
+PROMPT = "###Human: <Img><ImageHere></Img> Describe. ###Assistant: "
 ALONE = (Turn("user", "Two and two?"), Turn("assistant", "Four."))
 
 
@@ -39,12 +39,10 @@ def test_a_conversation_is_written_as_the_chat_writes_it(name: str) -> None:
     template = TEMPLATES[name]
     chat = Conversation(template)
     chat.add_image()
-    chat.ask("What is shown?")
-    chat.answer("A cat.")
-    chat.ask(f"And in {IMAGE_TEXT} this one?")
-    chat.answer("A dog.")
-    chat.ask("Thanks.")
-    chat.answer("You are welcome.")
+    asked = ("What is shown?", f"And in {IMAGE_TEXT} this one?", "Thanks.")
+    for question, answer in zip(asked, TURNS[1::2], strict=True):
+        chat.ask(question)
+        chat.answer(answer.text)
     # Where the chat writes nothing behind an answer, its end is learnt all the same.
     taught = "" if template.behind_answer else ending(template)
     assert written(TURNS, template).replace(taught, "") == chat.transcript().replace(taught, "")
@@ -60,11 +58,8 @@ def test_what_is_asked_in_an_evaluation_is_what_was_trained(template: Template) 
 
 def test_the_answers_and_their_ends_are_learnt_and_nothing_else() -> None:
     found = exchanges(TURNS, TEMPLATES["vicuna_v0"], plain(TEMPLATES["vicuna_v0"]))
-    assert [exchange.answer for exchange in found] == [
-        "A cat.###",
-        "A dog.###",
-        "You are welcome.###",
-    ]
+    answers = [exchange.answer for exchange in found]
+    assert answers == ["A cat.###", "A dog.###", "You are welcome.###"]
     assert found[1].prompt == f"Human: And in {IMAGE_TEXT} this one?###Assistant: "
     llama = exchanges(ALONE, TEMPLATES["llama_2"], plain(TEMPLATES["llama_2"]))
     assert llama[0].answer == "Four.</s>"
@@ -95,9 +90,8 @@ def model() -> MiniGPT4:
 def batch_of(texts: Sequence[object], counts: Sequence[int]) -> Batch:
     drawn = torch.Generator().manual_seed(0)
     side = one_case(first_release=False).facts["dims"]["vit"]["img_size"]
-    image = (
-        torch.randn(sum(counts), 3, side, side, generator=drawn) if sum(counts) else torch.empty(0)
-    )
+    shape = (sum(counts), 3, side, side) if sum(counts) else (0,)
+    image = torch.randn(shape, generator=drawn)
     return Batch(
         keys=["x"] * len(texts),
         image=image,
@@ -134,9 +128,7 @@ def test_the_mask_leaves_the_assistants_words_of_every_turn(model: MiniGPT4) -> 
 def loss_and_gradient(model: MiniGPT4, batch: Batch, packed: bool) -> tuple[float, torch.Tensor]:
     model.choose_packing("on" if packed else "off")
     model.zero_grad()
-    loss = task(["###Human: <Img><ImageHere></Img> Describe. ###Assistant: "]).train_step(
-        model, batch, step=0
-    )
+    loss = task([PROMPT]).train_step(model, batch, step=0)
     loss.backward()
     assert model.llama_proj.weight.grad is not None
     return loss.item(), model.llama_proj.weight.grad.clone()
@@ -169,8 +161,7 @@ def test_a_row_is_cut_where_the_language_model_ends(model: MiniGPT4) -> None:
 
 
 def test_a_caption_of_several_images_has_them_side_by_side(model: MiniGPT4) -> None:
-    prompt = "###Human: <Img><ImageHere></Img> Describe. ###Assistant: "
-    ((exchange,),) = task([prompt]).rows(model, batch_of(["two"], [2]), step=0)
+    ((exchange,),) = task([PROMPT]).rows(model, batch_of(["two"], [2]), step=0)
     assert exchange.prompt == f"###Human: {IMAGE_TEXT * 2} Describe. ###Assistant: "
     ((exchange,),) = task().rows(model, batch_of(["two"], [2]), step=0)
     assert exchange.prompt == "<ImageHere><ImageHere>"
