@@ -1,7 +1,4 @@
-"""Chat: images and turns → an answer. The one inference core of page, terminal and evaluation.
-
-Uses the same splice as training. An image is encoded once for each session.
-"""
+"""Chat: images and turns → an answer; the one inference core, with the same splice as training."""
 
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -15,17 +12,10 @@ from PIL import Image
 from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
 from minigpt4.chat.images import EncodedImages, ImageInput, open_image
 from minigpt4.chat.kept_states import KeptStates, positions_of
-from minigpt4.chat.multiple_choice import choose
+from minigpt4.chat.likelihood import choose
 from minigpt4.chat.sessions import ChatSession, Usage
-from minigpt4.chat.streaming import Show, stream_in_turn
-from minigpt4.chat.waiting import FairQueue, Ticket
-from minigpt4.conversation import (
-    IMAGE_TEXT,
-    Conversation,
-    Template,
-    plain_text,
-    stop_texts,
-)
+from minigpt4.chat.waiting import FairQueue, Show, Ticket, stream_in_turn
+from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text, stop_texts
 from minigpt4.conversation.options import GenerationOptions, change_options, load_template
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
@@ -37,12 +27,7 @@ Part = str | Path | Image.Image  # of a question: text, or an image; a text is n
 
 
 class Chat:
-    """A model with its image processor and conversation template.
-
-    Args:
-        model: In eval mode, on its device.
-        image_processor: PIL image → pixels.
-        options: Defaults of every answer.
+    """A model with its image processor, and ``options`` that are the defaults of every answer.
 
     Attributes:
         waiting: Who is answered next; one answer is made at a time.
@@ -67,10 +52,7 @@ class Chat:
         return load_template(self.options.template, self.model.llama_model.name_or_path)
 
     def start(self, turns: Sequence[tuple[Sequence[Part], str]] = ()) -> ChatSession:
-        """A new session, empty or after turns that were held elsewhere.
-
-        Args:
-            turns: Questions, each as in :meth:`ask`, with their answers.
+        """Return a session that continues turns: questions, as in :meth:`ask`, with their answers.
 
         Raises:
             DataError: for a bad image.
@@ -82,7 +64,7 @@ class Chat:
         return session
 
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return image tokens ``[N, Q, H]``, of all at once.
+        """Return tokens ``[N, Q, H]`` of images, computed in one batch.
 
         Raises:
             DataError: for a file that is not a readable image.
@@ -96,19 +78,18 @@ class Chat:
         session: ChatSession | None = None,
         **changes: Any,
     ) -> str:
-        """The whole answer to a question.
+        """Return the whole answer to a question.
 
         Args:
-            question: What the user says; parts, where images stand between words:
+            question: Words of the user, or parts if images are between words:
                 ``["What differs between", Path("a.png"), "and", Path("b.png"), "?"]``.
-            images: Shown before the question, in this order.
-            session: A session to go on with; a new one without.
+            images: Images shown before the question, in this order.
+            session: Session to continue; by default a new one.
             **changes: Any of :class:`GenerationOptions`, for this answer only.
 
         Raises:
             ConfigError: for an option that does not exist or cannot be.
-            DataError: for a bad image, an empty question, or one that does not fit into the
-                context.
+            DataError: for a bad image, or a question that is empty or too long for the context.
             NonFiniteLogitsError: when the model's numbers overflow.
         """
         *_, answer = ["", *self.stream(question, images, session, **changes)]
@@ -124,18 +105,12 @@ class Chat:
         cancelled: threading.Event | None = None,
         **changes: Any,
     ) -> Generator[str, None, None]:
-        """The answer as it grows; the last value is the whole answer, and joins the session.
+        """Yield the answer as it grows; the last value is the whole answer, and joins the session.
 
         Closing the iterator stops the generation and leaves the session as it was. Beams show the
-        answer at its end only. Other arguments and errors as in :meth:`ask`.
-
-        Args:
-            question: See there.
-            images: See there.
-            session: See there.
-            ticket: A place in :attr:`waiting` that the caller has taken; it is given up at the end.
-            cancelled: When set, the answer ends where it is.
-            **changes: See there.
+        answer at its end only. ``ticket`` is a place in :attr:`waiting` that the caller has taken;
+        it is given up at the end. Once ``cancelled`` is set, the answer ends where it is. Other
+        arguments and errors as in :meth:`ask`.
         """
         place, stopped = ticket or self.waiting.join(), cancelled or threading.Event()
         session = session or self.start()
@@ -157,7 +132,7 @@ class Chat:
         cancelled: threading.Event,
         changes: dict[str, Any],
     ) -> None:
-        """Show a question's answer as it grows, then None; the answer joins the session."""
+        """Show the answer as it grows, then None; it joins the session."""
         options, stops = change_options(self.options, changes), self.template.stops
         self._say(question, session)
         segments = self._fit(session, options)
@@ -177,7 +152,7 @@ class Chat:
         return plain_text(text, (*self.template.forbidden, *self.model.tokenizer.special))
 
     def _say(self, question: Sequence[Part], session: ChatSession) -> None:
-        """Put a question's words and images into a session, each where it stands."""
+        """Add the words and images of a question to a session, in their order."""
         parts = list(question)
         while parts and not isinstance(parts[0], str):
             session.images.append(self._images.encode(parts.pop(0)))
@@ -194,8 +169,11 @@ class Chat:
         session.conversation.ask(" ".join(word for word in words if word))
 
     def _fit(self, asked: ChatSession, options: GenerationOptions) -> list[Segment]:
-        """The prompt's segments, without the oldest turns where they do not fit the context."""
-        room, limit = self._room(options)
+        """Return the prompt's segments, without the oldest turns if they do not fit the context."""
+        longest, limit = options.max_length, "chat.max_length"
+        if self._positions is not None and self._positions < longest:
+            longest, limit = self._positions, f"the language model's {self._positions} positions"
+        room = max(0, longest - options.max_new_tokens)
         while True:
             segments = self.model.prompt_segments(asked.conversation.prompt(), asked.images)
             length = sum(map(len, segments))
@@ -210,14 +188,6 @@ class Chat:
             asked.conversation = shorter
             asked.dropped += 1
 
-    def _room(self, options: GenerationOptions) -> tuple[int, str]:
-        """Tokens that a prompt may take, and what limits them."""
-        longest, limit = options.max_length, "chat.max_length"
-        positions = self._positions
-        if positions is not None and positions < longest:
-            longest, limit = positions, f"the language model's {positions} positions"
-        return max(0, longest - options.max_new_tokens), limit
-
     @torch.no_grad()
     def _write(
         self,
@@ -226,7 +196,7 @@ class Chat:
         listen: Callable[[str], None] | None,
         cancelled: threading.Event,
     ) -> tuple[str, Usage]:
-        """The answer to one prompt, reading only what is not kept of it."""
+        """Return the answer to one prompt, of which only what is not kept is read."""
         positions = positions_of(segments)
         keeps = self.kept.tokens and not options.static_cache
         past = self.kept.find(positions) if keeps else None
@@ -246,7 +216,7 @@ class Chat:
     def _read_answer(self, session: ChatSession, options: GenerationOptions) -> None:
         """Read an answer as the next turn's prompt will have it, while its user reads it, too.
 
-        Its tokens are not always those that were generated: it is tokenised with what surrounds it.
+        Tokenised with the text around it, it may have other tokens than those generated.
         """
         if options.static_cache or not self.kept.tokens:
             return
@@ -267,15 +237,10 @@ class Chat:
         pixels: Sequence[torch.Tensor],
         options: GenerationOptions,
     ) -> list[str | DataError]:
-        """What :meth:`ask` answers to each question about its one image, all of them together.
+        """Return what :meth:`ask` answers to each question about its one image, all in one batch.
 
-        Args:
-            questions: What users type.
-            pixels: Of each image, ``[3, s, s]``.
-            options: How to generate.
-
-        Returns:
-            For each question its answer, or why there is none: it is empty, or does not fit.
+        The images are pixels ``[3, s, s]``. An error stands for the answer to a question that is
+        empty or does not fit.
         """
         encoded = self.model.encode_img(torch.stack([*pixels]).to(self.model.device))
         contexts: dict[int, list[Segment]] = {}
@@ -296,7 +261,6 @@ class Chat:
                 answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
 
-    @torch.no_grad()
     def choose(
         self,
         prompts: Sequence[str],
@@ -304,7 +268,7 @@ class Chat:
         choices: Sequence[Sequence[str]],
         endings: Sequence[str],
     ) -> list[str]:
-        """Return the most likely choice for each prompt; see :func:`multiple_choice.choose`."""
+        """Return the most likely choice for each prompt; see :func:`likelihood.choose`."""
         return [*choose(self, prompts, images, choices, endings)]
 
     def generate(
@@ -314,14 +278,13 @@ class Chat:
         stop: str | tuple[str, ...],
         options: GenerationOptions,
     ) -> list[str]:
-        """An answer for each prompt, cut at its stop text.
+        """Return an answer for each prompt, cut at the stop text.
 
         Args:
             prompts: Texts with an ``<ImageHere>`` for each image.
             images: For each prompt its encoded images, ``[Q, H]`` each.
-            stop: Where an answer ends, or several texts where it does, beside the end-of-sequence
-                token; may be empty.
-            options: How to generate.
+            stop: Text or texts that end an answer, as the end-of-sequence token does; may be empty.
+            options: Options of the generation.
 
         Raises:
             DataError: for a prompt that the language model has no positions for.

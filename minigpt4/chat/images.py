@@ -1,4 +1,4 @@
-"""Images of chats: files and PIL images → tokens, each picture encoded once."""
+"""Images of chats: files and PIL images → tokens, each image encoded once."""
 
 import hashlib
 from collections import OrderedDict
@@ -27,12 +27,7 @@ def open_image(image: ImageInput) -> Image.Image:
 
 
 class EncodedImages:
-    """Tokens of the latest images.
-
-    Args:
-        model: In eval mode, on its device.
-        image_processor: PIL image → pixels.
-    """
+    """Tokens of the latest images."""
 
     def __init__(self, model: MiniGPT4, image_processor: ToPixels) -> None:
         self._model = model
@@ -58,10 +53,6 @@ class EncodedImages:
 
     @torch.no_grad()
     def encode_all(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return tokens ``[N, Q, H]`` of several images, computed in one batch and not kept.
-
-        Raises:
-            DataError: for a file that is not a readable image.
-        """
+        """Return tokens ``[N, Q, H]`` of several images, computed in one batch and not kept."""
         pixels = torch.stack([self._image_processor(open_image(image)) for image in images])
         return self._model.encode_img(pixels.to(self._model.device))
