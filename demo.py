@@ -1,4 +1,4 @@
-"""The chat page: a browser's view of ``minigpt4.chat``, and nothing else.
+"""The chat page: a browser's view of ``minigpt4.chat``.
 
 python demo.py --cfg-path eval_configs/tiny_eval.yaml
 """
@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
+from minigpt4.apps.arguments import (
+    add_model_arguments,
+    check_positive,
+    open_socket,
+    plan_chat,
+)
 from minigpt4.errors import ConfigError, run_guarded
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
@@ -47,11 +52,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def list_examples(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name.
-
-    Raises:
-        ConfigError: when there is no such folder.
-    """
     from minigpt4.datasets.samples import IMAGE_SUFFIXES
 
     if not folder.is_dir():
@@ -60,11 +60,7 @@ def list_examples(folder: Path) -> list[Path]:
 
 
 def read_auth(text: str | None) -> tuple[str, str] | None:
-    """User and password.
-
-    Raises:
-        ConfigError: where one of them is missing; the text is not repeated.
-    """
+    """Return user and password; an error does not repeat the text."""
     if text is None:
         return None
     user, _, password = text.partition(":")
@@ -73,19 +69,14 @@ def read_auth(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-def check_limits(arguments: argparse.Namespace) -> None:
-    if arguments.max_waiting < 1:
-        raise ConfigError(f"--max-waiting: {arguments.max_waiting} is less than 1")
-    if not 0 <= arguments.keep_minutes < float("inf"):
-        raise ConfigError(f"--keep-minutes: {arguments.keep_minutes} is no length of time")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
     auth = read_auth(arguments.auth)
-    check_limits(arguments)
+    check_positive(arguments, "max_waiting")
+    if not 0 <= arguments.keep_minutes < float("inf"):
+        raise ConfigError(f"--keep-minutes: {arguments.keep_minutes} is not a length of time")
     if not arguments.print_config:
         open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     examples = list_examples(arguments.examples)
@@ -109,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def terminate(number: int, frame: object) -> NoReturn:
-    """End as Ctrl-C does: what visitors uploaded is deleted."""
+    """End as Ctrl-C does: uploaded files are deleted."""
     raise SystemExit(128 + number)
 
 

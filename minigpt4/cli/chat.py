@@ -16,7 +16,6 @@ it with exit code 2. Only answers go to stdout.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``chat``."""
     parser.epilog = _EPILOG
     add_model_arguments(parser)
     parser.add_argument(
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Chat to the end of the input."""
     plan = plan_chat(arguments)
     if plan is None:
         return

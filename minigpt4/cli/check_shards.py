@@ -14,7 +14,6 @@ Exit code: 0 when every sample is good; 1 when samples or shards are bad, or the
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``check-shards``."""
     parser.epilog = _EPILOG
     parser.add_argument(
         "patterns",
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check and print; the exit code says whether anything is bad."""
     from minigpt4.files import JsonLines, write_json
     from minigpt4.tools.data_check.shards import check_shards
 

@@ -7,14 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minigpt4.apps.arguments import add_model_arguments, plan_chat
-from minigpt4.errors import ConfigError, MiniGPT4Error
+from minigpt4.apps.arguments import (
+    add_model_arguments,
+    check_positive,
+    check_text,
+    plan_chat,
+)
+from minigpt4.errors import MiniGPT4Error
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``look``."""
     add_model_arguments(parser)
     parser.add_argument(
         "--image", nargs="+", type=Path, required=True, metavar="FILE", help="each on its own"
@@ -33,13 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Look at each picture; ends with a table for each of them."""
-    if arguments.count < 1:
-        raise ConfigError(f"--count: {arguments.count} must be greater than 0")
-    for name in ("prompt", "answer"):
-        text = getattr(arguments, name)
-        if text is not None and not text.strip():
-            raise ConfigError(f"--{name}: empty")
+    check_positive(arguments, "count")
+    check_text(arguments, "prompt", "answer")
     plan = plan_chat(arguments)
     if plan is None:
         return
@@ -69,7 +68,6 @@ def _make_folder(folder: Path) -> None:
 
 
 def _table(entry: dict[str, Any]) -> str:
-    """What was seen, as people read it."""
     lines = [f"\n{entry['image']}: {entry['prompt']}", f"  {entry['answer']}", ""]
     lines.append("  image token  nearest words, by cosine")
     near = entry["nearest_words"]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``report``."""
     parser.add_argument(
         "folders",
         type=Path,
@@ -19,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the page; ends with its path."""
     from minigpt4.tools.report.making import make_report
 
     print(f"report: {make_report(arguments.folders, arguments.output)}")
