@@ -63,13 +63,15 @@ class Chat:
             session.conversation.answer(self._plain(answer))
         return session
 
+    @torch.no_grad()
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return tokens ``[N, Q, H]`` of images, computed in one batch.
+        """Return tokens ``[N, Q, H]`` of images, computed in one batch and not kept.
 
         Raises:
             DataError: for a file that is not a readable image.
         """
-        return self._images.encode_all(images)
+        pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
+        return self.model.encode_img(pixels.to(self.model.device))
 
     def ask(
         self,
@@ -234,22 +236,27 @@ class Chat:
     def ask_each(
         self,
         questions: Sequence[str],
-        pixels: Sequence[torch.Tensor],
+        pixels: Sequence[torch.Tensor | DataError],
         options: GenerationOptions,
     ) -> list[str | DataError]:
         """Return what :meth:`ask` answers to each question about its one image, all in one batch.
 
-        The images are pixels ``[3, s, s]``. An error stands for the answer to a question that is
-        empty or does not fit.
+        Images are pixels ``[3, s, s]``; an error in place of one is returned. An error also stands
+        for the answer to a question that is empty or does not fit.
         """
-        encoded = self.model.encode_img(torch.stack([*pixels]).to(self.model.device))
+        readable = [image for image in pixels if isinstance(image, torch.Tensor)]
+        encoded = iter(
+            self.model.encode_img(torch.stack(readable).to(self.model.device)) if readable else ()
+        )
         contexts: dict[int, list[Segment]] = {}
         answers: dict[int, str | DataError] = {}
-        for place, (question, tokens) in enumerate(zip(questions, encoded, strict=True)):
-            session = self.start()
-            session.conversation.add_image()
-            session.images.append(tokens)
+        for place, (question, image) in enumerate(zip(questions, pixels, strict=True)):
             try:
+                if isinstance(image, DataError):
+                    raise image
+                session = self.start()
+                session.conversation.add_image()
+                session.images.append(next(encoded))
                 self._say([question], session)
                 contexts[place] = self._fit(session, options)
             except DataError as error:

@@ -200,16 +200,23 @@ def has_any(text: str, stops: Sequence[str]) -> bool:
     return any(stop in text for stop in stops)
 
 
-def cut_at(text: str, *stops: str) -> str:
+def before_stops(text: str, stops: Sequence[str]) -> str:
     """Return the text before the first stop text; all of it if there is none."""
-    for stop in filter(None, stops):
-        text = text.split(stop)[0]
-    return text.strip()
+    places = [text.index(stop) for stop in stops if stop and stop in text]
+    return text[: min(places, default=len(text))]
+
+
+def cut_at(text: str, *stops: str) -> str:
+    return before_stops(text, stops).strip()
 
 
 def cut_growing(text: str, stops: Sequence[str]) -> str:
     """Return the same of a growing answer, which may end in part of a stop text or a character."""
-    text = cut_at(text, *stops).rstrip("\ufffd")
+    return hold_back(cut_at(text, *stops).rstrip("\ufffd"), stops)
+
+
+def hold_back(text: str, stops: Sequence[str]) -> str:
+    """Cut off an end of a growing text that may turn into a stop text, or be stripped."""
     ends = (stop[:length] for stop in stops for length in range(1, len(stop)))
     longest = max((len(end) for end in ends if text.endswith(end)), default=0)
     return text[: len(text) - longest].rstrip()

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -50,9 +49,3 @@ class EncodedImages:
         while len(self._tokens) > _KEPT:
             self._tokens.popitem(last=False)
         return tokens
-
-    @torch.no_grad()
-    def encode_all(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return tokens ``[N, Q, H]`` of several images, computed in one batch and not kept."""
-        pixels = torch.stack([self._image_processor(open_image(image)) for image in images])
-        return self._model.encode_img(pixels.to(self._model.device))

@@ -262,8 +262,8 @@ def test_a_full_queue_says_so_and_the_others_are_answered(server: Server):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--max-waiting", "0"], "--max-waiting: 0 is less than 1"),
-        (["--keep-minutes", "nan"], "--keep-minutes: nan is no length of time"),
+        (["--max-waiting", "0"], "--max-waiting: 0 must be greater than 0"),
+        (["--keep-minutes", "nan"], "--keep-minutes: nan is not a length of time"),
         (["--auth", "ada"], "--auth or MINIGPT4_AUTH: write USER:PASSWORD"),
         (["--host", "256.0.0.1"], "--host 256.0.0.1 --port"),
     ],

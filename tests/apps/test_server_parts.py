@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4.__main__ import main as run_command
 from minigpt4.apps.arguments import open_socket
-from minigpt4.apps.server.answering import Answer, Order, certain, cut_at_stops
+from minigpt4.apps.server.answering import Answer, Order
 from minigpt4.apps.server.replies import RequestError, as_request_error, encode, error_object
 from minigpt4.apps.server.requests import (
     ChatRequest,
@@ -17,6 +17,7 @@ from minigpt4.apps.server.requests import (
     to_dialogue,
 )
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
+from minigpt4.chat.generation import before_stops, hold_back
 from minigpt4.cli.serve import KEY_VARIABLE, is_loopback, read_key
 from minigpt4.errors import ConfigError, DataError
 from tests.helpers.messages import one_line
@@ -168,10 +169,10 @@ def test_errors_of_the_core_have_their_status():
 
 
 def test_what_may_become_a_stop_text_is_held_back():
-    assert certain("one tw", ["two"]) == "one"
-    assert certain("one", []) == "one"
-    assert cut_at_stops("one two three", ["three", "two"]) == ("one ", True)
-    assert cut_at_stops("one", ["two"]) == ("one", False)
+    assert hold_back("one tw", ["two"]) == "one"
+    assert hold_back("one", []) == "one"
+    assert before_stops("one two three", ["three", "two"]) == "one "
+    assert before_stops("one", ["two"]) == "one"
 
 
 def test_time_and_disconnects_cut_an_answer():

@@ -1,4 +1,4 @@
-"""Serving: the page opens, the model loads behind it, and at the end everything is cleared away."""
+"""Serving: the page opens before the model is loaded; at the end all uploads are deleted."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from minigpt4.apps.page.visits import Visits
 
 logger = logging.getLogger(__name__)
 
-_SPARE_THREADS = 40  # beside one for each question that waits
+_SPARE_THREADS = 40  # in addition to one for each question that waits
 
 
 def serve_page(
@@ -32,20 +32,17 @@ def serve_page(
     share: bool,
     auth: tuple[str, str] | None,
 ) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted, or the model cannot be loaded.
 
     Args:
         plan: Plan of the chat.
         examples: Images to click.
-        places: Questions that may wait.
+        places: Number of questions that may wait.
         keep: Seconds that a chat and its images outlive the connection.
-        host: Address to serve at; loopback unless others are to come in.
+        host: Address to serve at.
         port: Port of the host.
         share: Whether there is a public link.
-        auth: User and password that are asked for.
-
-    Raises:
-        MiniGPT4Error: where the model cannot be loaded; the page is closed then.
+        auth: User and password of all visitors.
     """
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
@@ -84,7 +81,7 @@ def serve_page(
 
 @contextmanager
 def _uploads_folder() -> Iterator[Path]:
-    """A folder of this page's own for whatever is uploaded; it goes with the page."""
+    """Make a folder for the uploads of this page, which is deleted with it."""
     parent = os.environ.get("GRADIO_TEMP_DIR")
     if parent:
         Path(parent).mkdir(parents=True, exist_ok=True)
@@ -96,7 +93,7 @@ def _uploads_folder() -> Iterator[Path]:
 
 
 class Progress(logging.Handler):
-    """What is being loaded, from the lines that the loaders log."""
+    """Reports what is being loaded, from the lines that the loaders log."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -111,7 +108,7 @@ class Progress(logging.Handler):
         logging.getLogger("minigpt4").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        what, _, _ = record.getMessage().partition(":")  # behind it, a path of the server's disk
+        what, _, _ = record.getMessage().partition(":")  # after it, a path of the server's disk
         if what.startswith("loading "):
             self._newest = what.capitalize()
 
