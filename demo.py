@@ -7,9 +7,9 @@ import argparse
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from minigpt4.apps.arguments import (
     add_model_arguments,
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from minigpt4.apps.page.serving import serve_page
 
-    signal.signal(signal.SIGTERM, terminate)
+    # As Ctrl-C does: uploaded files are deleted.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     serve_page(
         plan,
         examples=examples,
@@ -97,11 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         share=arguments.share,
         auth=auth,
     )
-
-
-def terminate(number: int, frame: object) -> NoReturn:
-    """End as Ctrl-C does: uploaded files are deleted."""
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

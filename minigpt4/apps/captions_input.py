@@ -33,13 +33,8 @@ class Row:
 class CaptionInput:
     """Rows of several inputs, one after the other; lists are read line by line on every pass.
 
-    Args:
-        names: Folders (with folders in them, without hidden ones), globs, ``.jsonl`` lists, and
-            single images.
-        prompt: Question about all images whose line in a list has none.
-
-    Raises:
-        ConfigError: for a name without any file.
+    Inputs are folders (with folders in them, without hidden ones), globs, ``.jsonl`` lists, and
+    single images. ``prompt`` is for images whose line in a list has none.
     """
 
     def __init__(self, names: Sequence[str], prompt: str) -> None:

@@ -36,13 +36,9 @@ _FORMATS = {".json": as_json, ".md": as_markdown}
 
 
 class Terminal:
-    """A chat and its turns.
+    """A chat and its turns; ``pictures`` are shown with the first question.
 
-    Args:
-        chat: Chat that answers.
-        pictures: Images shown with the first question.
-        watched: Whether someone sees the answers grow, and may stop them with Ctrl-C.
-        end: Text after each answer.
+    If ``watched``, someone sees the answers grow, and may stop them with Ctrl-C.
     """
 
     def __init__(

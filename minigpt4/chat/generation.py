@@ -92,9 +92,9 @@ def generate_ids(
         embeds: Contexts ``[B, S, H]``, padded on the left.
         attention_mask: Mask ``[B, S]``, 1 on real positions.
         options: Options of the generation.
-        stops: Criteria that end an answer, besides the end-of-sequence token.
+        stops: Criteria that end an answer, besides ``ends`` and the end-of-sequence token.
         past: Keys and values of the one context's beginning; holds all of it afterwards.
-        ends: Tokens that end an answer, besides that one.
+        ends: Tokens that end an answer.
         **outputs: Other outputs to return, as named by transformers' ``GenerationConfig``.
 
     Raises:
@@ -104,11 +104,9 @@ def generate_ids(
     first = torch.tensor([first_ids(model.tokenizer)] * len(embeds), dtype=torch.long)
     config = build_generation_config(options, model.tokenizer, ends)
     config.update(**outputs)
-    given: dict[str, Any] = {}
-    if past is not None:
-        if options.num_beams > 1 and past.get_seq_length():
-            past.batch_repeat_interleave(options.num_beams)
-        given["past_key_values"] = past
+    if past is not None and options.num_beams > 1 and past.get_seq_length():
+        past.batch_repeat_interleave(options.num_beams)
+    given = {} if past is None else {"past_key_values": past}
     return model.llama_model.generate(  # type: ignore[operator]
         input_ids=first.to(embeds.device),
         inputs_embeds=embeds,
@@ -170,18 +168,12 @@ def end_ids(model: MiniGPT4, stops: Sequence[str]) -> list[int]:
 def build_generation_config(
     options: GenerationOptions, tokenizer: Tokenizer, ends: Sequence[int] = ()
 ) -> GenerationConfig:
-    sampling: dict[str, Any] = {"do_sample": False}
+    given: dict[str, Any] = {}
     if options.do_sample:
         # top_k is the old default of transformers, which the original left in force.
-        sampling = {
-            "do_sample": True,
-            "top_p": options.top_p,
-            "top_k": 50,
-            "temperature": options.temperature,
-        }
-    beams: dict[str, Any] = {"num_beams": options.num_beams}
+        given = {"top_p": options.top_p, "top_k": 50, "temperature": options.temperature}
     if options.num_beams > 1:
-        beams["length_penalty"] = options.length_penalty
+        given["length_penalty"] = options.length_penalty
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         # Of the answer, its end counted; transformers' own min_length would count the prompt too.
@@ -191,8 +183,9 @@ def build_generation_config(
         eos_token_id=[*ends] if len(ends) > 1 else tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
         cache_implementation="static" if options.static_cache else None,
-        **sampling,
-        **beams,
+        do_sample=options.do_sample,
+        num_beams=options.num_beams,
+        **given,
     )
 
 

@@ -17,11 +17,7 @@ ImageInput = str | Path | Image.Image
 
 
 def open_image(image: ImageInput) -> Image.Image:
-    """Open an image as a viewer shows it.
-
-    Raises:
-        DataError: for a file that is not a readable image.
-    """
+    """Open an image as a viewer shows it; raise a DataError if it is not readable."""
     return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
 
 
@@ -35,11 +31,7 @@ class EncodedImages:
 
     @torch.no_grad()
     def encode(self, image: ImageInput) -> torch.Tensor:
-        """Return an image's tokens ``[Q, H]``; those of the same pixels are computed once.
-
-        Raises:
-            DataError: for a file that is not a readable image.
-        """
+        """Return an image's tokens ``[Q, H]``; those of the same pixels are computed once."""
         pixels = self._image_processor(open_image(image))
         key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
         tokens = self._tokens.pop(key, None)

@@ -27,12 +27,8 @@ class _Kept:
 class KeptStates:
     """The newest prompts' and answers' keys and values.
 
-    Args:
-        tokens: Number of positions kept, of all chats together; 0 keeps nothing.
-        config: Config of the language model.
-
-    Attributes:
-        tokens: The same; 0 also where states are of a kind that cannot be cut at a position.
+    ``tokens`` limits the positions of all chats together; it is 0 if the language model's states
+    cannot be cut at a position.
     """
 
     def __init__(self, tokens: int, config: PretrainedConfig) -> None:

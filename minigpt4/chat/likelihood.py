@@ -24,17 +24,11 @@ _ROWS = 32  # choices scored at once: each has the prompt's keys and values to i
 
 
 class ChoiceLikelihood(NamedTuple):
-    """How probable a choice is.
+    """How probable a choice is."""
 
-    Attributes:
-        log_probability: Sum over its tokens, natural logarithm.
-        tokens: Number of tokens; the mean does not favour short choices.
-        greedy: Whether each token is the most likely one at its place.
-    """
-
-    log_probability: float
+    log_probability: float  # sum over its tokens, natural logarithm
     tokens: int
-    greedy: bool
+    greedy: bool  # whether each token is the most likely one at its place
 
 
 class Chosen(str):

@@ -45,11 +45,7 @@ def load_chat(
 
 
 def build_chat(checked: CheckedConfig, device: torch.device) -> Chat:
-    """Return a chat from a checked config.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
-    """
+    """Return a chat from a checked config; raise a MiniGPT4Error for bad weights."""
     processor = _image_processor(checked)  # before the model: it fails at once
     model = checked.model.build(device=device)
     return Chat(model, processor, checked.generation)

@@ -21,11 +21,7 @@ class BusyError(MiniGPT4Error):
 
 
 class FairQueue:
-    """Tickets of several clients, of which one at a time is served.
-
-    Args:
-        places: Tickets that may wait; None: any number.
-    """
+    """Tickets of several clients, of which one is served; ``places`` limits how many may wait."""
 
     def __init__(self, places: int | None = None) -> None:
         self.places = places
@@ -119,15 +115,7 @@ def stream_in_turn(
     """Yield an answer as it grows, generated in a thread of its own when its turn has come.
 
     The turn belongs to the thread: one who reads slowly keeps no one waiting. Closing the
-    generator cancels, and waits for the thread.
-
-    Args:
-        generate: Passes the answer so far to the function that it receives.
-        ticket: A place in the queue, which is left at the end.
-        cancelled: When set, nothing is generated any more; set at the end.
-
-    Raises:
-        Exception: what ``generate`` raises.
+    generator cancels, and waits for the thread. What ``generate`` raises is raised here.
     """
     texts: queue.Queue[str | BaseException | None] = queue.Queue()
 

@@ -40,14 +40,7 @@ SAME: View = (gr.skip(), gr.skip(), gr.skip())
 
 
 class Desk:
-    """Answers the page's events, once there is a chat.
-
-    Args:
-        visits: Chats of all visitors.
-        options: Default options of an answer.
-        places: Number of questions that may wait.
-        progress: Returns what is being loaded, until there is a chat.
-    """
+    """Answers the page's events; until there is a chat, ``progress`` returns what is loaded."""
 
     def __init__(
         self,

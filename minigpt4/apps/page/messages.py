@@ -13,7 +13,7 @@ from minigpt4.apps.page.gate import is_within
 from minigpt4.apps.page.visits import PageTurn
 from minigpt4.chat import GenerationOptions
 from minigpt4.conversation.options import change_options
-from minigpt4.datasets.images import load_image
+from minigpt4.datasets.images import HugeImageError, load_image
 from minigpt4.errors import ConfigError, DataError
 
 OPTIONS = (  # in the order of the page's settings
@@ -51,11 +51,10 @@ def check_picture(path: Path) -> None:
         with _one_at_a_time:
             Image.open(path, formats=_SHOWN).close()
             load_image(path)
-    except (DataError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        many = re.search(r"\d+ x \d+ pixels; [\d,]+ are the most", str(error))
-        if many or isinstance(error, Image.DecompressionBombError):
-            most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-            raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+    except (HugeImageError, Image.DecompressionBombError) as error:
+        most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+        raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+    except (DataError, OSError, ValueError, SyntaxError) as error:
         text = f"{path.name} is not a readable picture; try a JPEG, PNG or WebP"
         raise DataError(text) from error
 
@@ -63,14 +62,7 @@ def check_picture(path: Path) -> None:
 def check_question(
     text: str, pictures: Sequence[Path], earlier: Sequence[PageTurn], max_length: int
 ) -> None:
-    """Refuse, with a DataError, what can be refused without the model.
-
-    Args:
-        text: Question.
-        pictures: Images shown with it.
-        earlier: Turns before it.
-        max_length: Length of the context in tokens.
-    """
+    """Refuse, with a DataError, what can be refused without the model."""
     if not text:
         raise DataError("type a question first, or click one")
     if len(text) > max_length * _LONGEST_TOKEN:

@@ -34,15 +34,8 @@ def serve_page(
 ) -> None:
     """Serve until interrupted, or the model cannot be loaded.
 
-    Args:
-        plan: Plan of the chat.
-        examples: Images to click.
-        places: Number of questions that may wait.
-        keep: Seconds that a chat and its images outlive the connection.
-        host: Address to serve at.
-        port: Port of the host.
-        share: Whether there is a public link.
-        auth: User and password of all visitors.
+    ``places`` is the number of questions that may wait; ``keep`` are the seconds that a chat and
+    its images outlive the connection.
     """
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))

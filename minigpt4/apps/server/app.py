@@ -32,14 +32,9 @@ _T = TypeVar("_T")
 
 
 class Service:
-    """One chat, offered to many.
+    """One chat, whose queue gets the limits' places, offered to all who have the key, if any.
 
-    Args:
-        chat: Chat that answers; its queue gets the limits' places.
-        model_id: Name of the model, for clients.
-        limits: Limits of what may be asked.
-        api_key: Key that clients must send; None admits all.
-        fetcher: Fetcher of images given by their address; None refuses those.
+    Without a fetcher images that are given by their address are refused.
     """
 
     def __init__(
