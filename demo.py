@@ -11,12 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.apps.arguments import (
-    add_model_arguments,
-    check_positive,
-    open_socket,
-    plan_chat,
-)
+from minigpt4.apps.arguments import add_model_arguments, check_positive, open_socket, plan_chat
 from minigpt4.errors import ConfigError, run_guarded
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
@@ -26,22 +21,19 @@ AUTH = "MINIGPT4_AUTH"  # an environment variable: other users of a machine see 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Chat with MiniGPT-4 in a browser.")
     add_model_arguments(parser)
-    parser.add_argument(
-        "--examples", type=Path, default=EXAMPLES, help="folder of pictures to click on the page"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--share", action="store_true", help="a public link, through gradio.live")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--examples", type=Path, default=EXAMPLES, help="folder of pictures to click on the page")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    add("--port", type=int, default=7860)
+    add("--share", action="store_true", help="a public link, through gradio.live")
+    add(
         "--auth",
         metavar="USER:PASSWORD",
         default=os.environ.get(AUTH),
         help=f"ask for these; ${AUTH} says the same without showing it to others on this machine",
     )
-    parser.add_argument(
-        "--max-waiting", type=int, default=64, metavar="N", help="questions that may wait"
-    )
-    parser.add_argument(
+    add("--max-waiting", type=int, default=64, metavar="N", help="questions that may wait")
+    add(
         "--keep-minutes",
         type=float,
         default=10,

@@ -115,10 +115,7 @@ class EvaluatedChat(lmms):
             while not done:
                 answers += self._answer([question], given)
                 visuals, context, done, said, memory = to_next(
-                    row,
-                    previous_output=answers,
-                    round_idx=len(answers),
-                    previous_round_info=memory,
+                    row, previous_output=answers, round_idx=len(answers), previous_round_info=memory
                 )
                 question, answers = (context, _pictures(visuals)), [*said]
             found.append(answers)

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from minigpt4.apps.transcript import Turn, as_json, as_markdown
-from minigpt4.chat import Chat, ChatSession
-from minigpt4.chat.images import open_image
+from minigpt4.chat import Chat, ChatSession, open_image
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.files import write_atomically
 
@@ -42,11 +41,7 @@ class Terminal:
     """
 
     def __init__(
-        self,
-        chat: Chat,
-        pictures: Sequence[Path] = (),
-        watched: bool = False,
-        end: str = "\n",
+        self, chat: Chat, pictures: Sequence[Path] = (), watched: bool = False, end: str = "\n"
     ) -> None:
         self.turns: list[Turn] = []
         self._chat = chat

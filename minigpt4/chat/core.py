@@ -1,6 +1,8 @@
 """Chat: images and turns → an answer; the one inference core, with the same splice as training."""
 
+import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +12,28 @@ import torch
 from PIL import Image
 
 from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
-from minigpt4.chat.images import EncodedImages, ImageInput, open_image
 from minigpt4.chat.kept_states import KeptStates, positions_of
 from minigpt4.chat.likelihood import choose
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Show, Ticket, stream_in_turn
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text, stop_texts
 from minigpt4.conversation.options import GenerationOptions, change_options, load_template
+from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
 
+_KEPT_IMAGES = 64  # whose tokens are kept, of all chats together
+
+ImageInput = str | Path | Image.Image
 Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """Open an image as a viewer shows it; raise a DataError if it is not readable."""
+    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
 
 
 class Chat:
@@ -45,7 +55,7 @@ class Chat:
             0 if options.static_cache else options.kept_tokens, model.llama_model.config
         )
         self._positions = learned_positions(model.llama_model)
-        self._images = EncodedImages(model, image_processor)
+        self._image_tokens: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @property
     def template(self) -> Template:
@@ -72,6 +82,19 @@ class Chat:
         """
         pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
         return self.model.encode_img(pixels.to(self.model.device))
+
+    @torch.no_grad()
+    def _encode(self, image: ImageInput) -> torch.Tensor:
+        """Return an image's tokens ``[Q, H]``; those of the same pixels are computed once."""
+        pixels = self.image_processor(open_image(image))
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        tokens = self._image_tokens.pop(key, None)
+        if tokens is None:
+            (tokens,) = self.model.encode_img(pixels[None].to(self.model.device))
+        self._image_tokens[key] = tokens
+        while len(self._image_tokens) > _KEPT_IMAGES:
+            self._image_tokens.popitem(last=False)
+        return tokens
 
     def ask(
         self,
@@ -157,14 +180,14 @@ class Chat:
         """Add the words and images of a question to a session, in their order."""
         parts = list(question)
         while parts and not isinstance(parts[0], str):
-            session.images.append(self._images.encode(parts.pop(0)))
+            session.images.append(self._encode(parts.pop(0)))
             session.conversation.add_image()
         words = []
         for part in parts:
             if isinstance(part, str):
                 words.append(self._plain(part).strip())
             else:
-                session.images.append(self._images.encode(part))
+                session.images.append(self._encode(part))
                 words.append(IMAGE_TEXT)
         if not any(word for word in words if word != IMAGE_TEXT):
             raise DataError("the question is empty; type what to ask")

@@ -16,10 +16,9 @@ on where it was cut short; under torchrun the work is shared out.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_config_arguments(parser, "YAML of a training (train_configs/)")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for the features"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the features")
+    add(
         "--dtype",
         choices=["auto", "fp16", "bf16", "fp32"],
         default="auto",

@@ -4,12 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from minigpt4.apps.arguments import (
-    add_model_arguments,
-    check_positive,
-    check_text,
-    plan_chat,
-)
+from minigpt4.apps.arguments import add_model_arguments, check_positive, check_text, plan_chat
 
 _EPILOG = """
 The same command goes on where an earlier one was cut short, also with another number of processes
@@ -22,7 +17,8 @@ could not be read (their rows tell why); 1 when there is not one; 2 for a mistak
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_model_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--input",
         nargs="+",
         required=True,
@@ -30,21 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders (all pictures below them), globs, pictures, and .jsonl lists of "
         '{"image": "file, relative to the list", "prompt": "optional", ...}',
     )
-    parser.add_argument("--output", type=Path, required=True, help="file of JSON lines")
-    parser.add_argument(
+    add("--output", type=Path, required=True, help="file of JSON lines")
+    add(
         "--prompt",
         default="Describe this image in detail.",
         help="asked about every picture whose list names no other",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=16, help="pictures answered together (default 16)"
-    )
-    parser.add_argument(
-        "--num-workers", type=int, default=4, help="threads that read pictures (default 4)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew, whatever the output holds"
-    )
+    add("--batch-size", type=int, default=16, help="pictures answered together (default 16)")
+    add("--num-workers", type=int, default=4, help="threads that read pictures (default 4)")
+    add("--overwrite", action="store_true", help="start anew, whatever the output holds")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
 
     from minigpt4.apps.terminal import Terminal, tell, typed_lines
-    from minigpt4.chat.images import open_image
+    from minigpt4.chat import open_image
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -14,12 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cfg", nargs="?", metavar="CFG", help="YAML to check")
-    parser.add_argument("--cfg-path", metavar="CFG", help="the same, as for train.py")
+    add = parser.add_argument
+    add("cfg", nargs="?", metavar="CFG", help="YAML to check")
+    add("--cfg-path", metavar="CFG", help="the same, as for train.py")
     add_options_argument(parser)
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every value and where it came from"
-    )
+    add("--print-config", action="store_true", help="print every value and where it came from")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,33 +15,28 @@ Exit code 2 where more rows are bad than --max-bad allows.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "target", metavar="CFG|FILE", help="YAML of a training; or jsonl, json, csv, folder, shards"
     )
     add_options_argument(parser, "a YAML")
-    parser.add_argument(
-        "--image-root", metavar="DIR", help="of a FILE: folder that its rows' paths begin in"
-    )
-    parser.add_argument(
+    add("--image-root", metavar="DIR", help="of a FILE: folder that its rows' paths begin in")
+    add(
         "--max-bad",
         type=_limit,
         default=0,
         metavar="N",
         help="bad rows that are allowed; 0.02 or 2%% is a share of each data set",
     )
-    parser.add_argument(
+    add(
         "--images",
         choices=["decode", "exist", "skip"],
         default="decode",
         help="decode every picture, see only whether its file exists, or look at none",
     )
-    parser.add_argument(
-        "--samples", type=int, default=2, help="rows that are shown as the model reads them"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="list every bad row there, as JSON lines"
-    )
+    add("--samples", type=int, default=2, help="rows that are shown as the model reads them")
+    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--output", type=Path, metavar="FILE", help="list every bad row there, as JSON lines")
 
 
 def _limit(text: str) -> int | float:

@@ -25,21 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     text = "YAML of an evaluation or of a training (its data sets)"
     add_config_arguments(parser, text, required=False)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--output",
         type=Path,
         default=Path("output/evaluate"),
         help="folder for the results; run.output_dir does not count here",
     )
-    parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="instead of run.metrics, e.g. bleu cider"
-    )
-    parser.add_argument(
+    add("--metrics", nargs="+", metavar="NAME", help="instead of run.metrics, e.g. bleu cider")
+    add(
         "--prompt",
         metavar="TEXT",
         help='asked of every sample, e.g. "Write a poem about this image."',
     )
-    parser.add_argument(
+    add(
         "--rescore",
         action="store_true",
         help="score the outputs that --output holds again; nothing is generated",

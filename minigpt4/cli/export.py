@@ -9,7 +9,8 @@ from minigpt4.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--to",
         nargs=2,
         required=True,
@@ -18,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "minigpt4 FILE.pth: a projection for model.ckpt, from --from",
     )
     add_config_arguments(parser, "YAML of a chat, e.g. eval_configs/…", required=False)
-    parser.add_argument(
-        "--from", dest="source", type=Path, metavar="DIR", help="folder that export --to hf wrote"
-    )
+    add("--from", dest="source", type=Path, metavar="DIR", help="folder that export --to hf wrote")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,12 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minigpt4.apps.arguments import (
-    add_model_arguments,
-    check_positive,
-    check_text,
-    plan_chat,
-)
+from minigpt4.apps.arguments import add_model_arguments, check_positive, check_text, plan_chat
 from minigpt4.errors import MiniGPT4Error
 
 logger = logging.getLogger(__name__)
@@ -20,20 +15,13 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument(
-        "--image", nargs="+", type=Path, required=True, metavar="FILE", help="each on its own"
-    )
-    parser.add_argument(
-        "--prompt", default="Describe this image in detail.", help="asked about every picture"
-    )
-    parser.add_argument("--answer", help="look at this text, not at the model's own greedy answer")
-    parser.add_argument("--layer", type=int, help="of the language model, from 0; without: mean")
-    parser.add_argument(
-        "--count", type=int, default=5, help="nearest words of each image token (default 5)"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for looks.json and pictures"
-    )
+    add = parser.add_argument
+    add("--image", nargs="+", type=Path, required=True, metavar="FILE", help="each on its own")
+    add("--prompt", default="Describe this image in detail.", help="asked about every picture")
+    add("--answer", help="look at this text, not at the model's own greedy answer")
+    add("--layer", type=int, help="of the language model, from 0; without: mean")
+    add("--count", type=int, default=5, help="nearest words of each image token (default 5)")
+    add("--output", type=Path, required=True, metavar="DIR", help="for looks.json and pictures")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is None:
         return
 
-    from minigpt4.chat.images import open_image
+    from minigpt4.chat import open_image
     from minigpt4.tools.interpret import write_looks
 
     for file in arguments.image:

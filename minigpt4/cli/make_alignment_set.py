@@ -5,12 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from minigpt4.apps.arguments import (
-    add_model_arguments,
-    check_positive,
-    open_socket,
-    plan_chat,
-)
+from minigpt4.apps.arguments import add_model_arguments, check_positive, open_socket, plan_chat
 from minigpt4.errors import ConfigError
 from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
 

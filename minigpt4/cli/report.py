@@ -5,16 +5,15 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "folders",
         type=Path,
         nargs="+",
         metavar="RUN_DIR",
         help="folder of a run (with log.txt) or of an evaluation (with summary.json)",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for report.html and the PNGs"
-    )
+    add("--output", type=Path, required=True, metavar="DIR", help="for report.html and the PNGs")
 
 
 def run(arguments: argparse.Namespace) -> None:

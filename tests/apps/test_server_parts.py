@@ -9,13 +9,7 @@ from minigpt4.__main__ import main as run_command
 from minigpt4.apps.arguments import open_socket
 from minigpt4.apps.server.answering import Answer, Order
 from minigpt4.apps.server.replies import RequestError, as_request_error, encode, error_object
-from minigpt4.apps.server.requests import (
-    ChatRequest,
-    Dialogue,
-    Picture,
-    read_request,
-    to_dialogue,
-)
+from minigpt4.apps.server.requests import ChatRequest, Dialogue, Picture, read_request, to_dialogue
 from minigpt4.chat import BusyError, Chat, NonFiniteLogitsError, load_chat
 from minigpt4.chat.generation import before_stops, hold_back
 from minigpt4.cli.serve import KEY_VARIABLE, is_loopback, read_key

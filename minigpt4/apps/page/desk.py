@@ -43,11 +43,7 @@ class Desk:
     """Answers the page's events; until there is a chat, ``progress`` returns what is loaded."""
 
     def __init__(
-        self,
-        visits: Visits,
-        options: "GenerationOptions",
-        places: int,
-        progress: Callable[[], str],
+        self, visits: Visits, options: "GenerationOptions", places: int, progress: Callable[[], str]
     ) -> None:
         self.visits = visits
         self.options = options
