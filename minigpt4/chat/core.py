@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from minigpt4.chat import likelihood
 from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
 from minigpt4.chat.kept_states import KeptStates, positions_of
-from minigpt4.chat.likelihood import choose
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Show, Ticket, stream_in_turn
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text, stop_texts
@@ -43,6 +43,8 @@ class Chat:
         waiting: Who is answered next; one answer is made at a time.
         kept: What the language model has read, for next turns.
     """
+
+    choose = likelihood.choose
 
     def __init__(
         self, model: MiniGPT4, image_processor: ToPixels, options: GenerationOptions
@@ -290,16 +292,6 @@ class Chat:
             for place, row in zip(contexts, rows, strict=True):
                 answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
-
-    def choose(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[torch.Tensor]],
-        choices: Sequence[Sequence[str]],
-        endings: Sequence[str],
-    ) -> list[str]:
-        """Return the most likely choice for each prompt; see :func:`likelihood.choose`."""
-        return [*choose(self, prompts, images, choices, endings)]
 
     def generate(
         self,

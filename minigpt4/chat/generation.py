@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,33 +47,25 @@ class FiniteLogits(LogitsProcessor):
         return scores
 
 
+@dataclass(eq=False)
 class StopOnText(StoppingCriteria):
     """Ends rows that reached a stop text, and passes the text so far to a listener."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        stops: Sequence[str],
-        listen: Callable[[str], None] | None,
-        cancelled: threading.Event | None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._stops = stops
-        # A token is a byte at least, and the first one may belong to the text before.
-        self._tail = max(_TAIL, *(1 + len(stop.encode()) for stop in stops), 0)
-        self._listen = listen
-        self._cancelled = cancelled
+    tokenizer: Tokenizer
+    stops: Sequence[str]
+    listen: Callable[[str], None] | None
+    cancelled: threading.Event | None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        rows = input_ids[:, len(first_ids(self._tokenizer)) :].tolist()
-        if self._listen is not None:
-            self._listen(self._tokenizer.decode(rows[0]))
-        stop_now = self._cancelled is not None and self._cancelled.is_set()
-        done = [stop_now or self._reached(row) for row in rows]
+        rows = input_ids[:, len(first_ids(self.tokenizer)) :].tolist()
+        if self.listen is not None:
+            self.listen(self.tokenizer.decode(rows[0]))
+        stop_now = self.cancelled is not None and self.cancelled.is_set()
+        # A token is a byte at least, and the first one may belong to the text before.
+        tail = max([_TAIL, *(1 + len(stop.encode()) for stop in self.stops)])
+        ends = [self.tokenizer.decode(row[-tail:]) for row in rows]
+        done = [stop_now or has_any(end, self.stops) for end in ends]
         return torch.tensor(done, device=input_ids.device)
-
-    def _reached(self, row: list[int]) -> bool:
-        return has_any(self._tokenizer.decode(row[-self._tail :]), self._stops)
 
 
 def generate_ids(

@@ -50,8 +50,8 @@ def choose(
     images: Sequence[Sequence[torch.Tensor]],
     choices: Sequence[Sequence[str]],
     endings: Sequence[str],
-) -> list[Chosen]:
-    """Return the most likely choice for each prompt; of equal ones the first.
+) -> list[str]:
+    """Return the most likely choice for each prompt, as :class:`Chosen`; of equal ones the first.
 
     A choice is scored with the text that ended answers in training: that may be one token with the
     choice's last character, and tells a whole answer from the beginning of a longer one.
@@ -66,7 +66,7 @@ def choose(
     Raises:
         DataError: for a prompt and choice that the language model has no positions for.
     """
-    chosen = []
+    chosen: list[str] = []
     ended = [[choice + end for choice in own] for own, end in zip(choices, endings, strict=True)]
     scored = choice_likelihoods(chat, prompts, images, ended)
     for own, likelihoods in zip(choices, scored, strict=True):

@@ -1,14 +1,12 @@
 """Look inside: the words nearest to image tokens, and where an answer looks in the picture."""
 
 import argparse
-import errno
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from minigpt4.apps.arguments import add_model_arguments, check_positive, check_text, plan_chat
-from minigpt4.errors import MiniGPT4Error
+from minigpt4.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +34,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     for file in arguments.image:
         open_image(file)  # before the model loads
-    _make_folder(arguments.output)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"--output {arguments.output}: no folder to write into ({error.strerror})"
+        raise ConfigError(f"{text}; choose another") from error
     chat = plan.load()
     options = (arguments.prompt, arguments.answer, arguments.layer, arguments.count)
     for entry in write_looks(chat, arguments.image, arguments.output, *options):
         print(_table(entry))
     logger.info("%s: looks.json and its pictures", arguments.output)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable")
-    except OSError as error:
-        raise MiniGPT4Error(
-            f"--output {folder}: no folder to write into ({error.strerror}); choose another"
-        ) from error
 
 
 def _table(entry: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import html
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +40,15 @@ View = tuple[Any, Any, Any]  # values of chat box, question box and status line
 SAME: View = (gr.skip(), gr.skip(), gr.skip())
 
 
+@dataclass(eq=False)
 class Desk:
     """Answers the page's events; until there is a chat, ``progress`` returns what is loaded."""
 
-    def __init__(
-        self, visits: Visits, options: "GenerationOptions", places: int, progress: Callable[[], str]
-    ) -> None:
-        self.visits = visits
-        self.options = options
-        self.places = places
-        self._progress = progress
-        self._chat: Chat | None = None
+    visits: Visits
+    options: "GenerationOptions"
+    places: int  # for questions that wait
+    progress: Callable[[], str]
+    _chat: "Chat | None" = None
 
     def open(self, chat: "Chat") -> None:
         chat.waiting.places = self.places
@@ -66,7 +65,7 @@ class Desk:
         """Return the status line, and the timer that polls it until there is a chat."""
         if self._chat is not None:
             return status(), gr.Timer(active=False)
-        return status(self._progress()), gr.skip()
+        return status(self.progress()), gr.skip()
 
     def ask(self, request: gr.Request, message: object, *settings: object) -> Iterator[View]:
         """Answer the question in the box, which is emptied once that begins."""

@@ -63,7 +63,17 @@ def build_page(desk: Desk, examples: Sequence[Path] = ()) -> gr.Blocks:
                     _save_button(desk, "Markdown", "md", "text/markdown")
                 restart = gr.Button("New chat", elem_id="restart", size="md")
         dark.click(None, js=TOGGLE_DARK)
-        _connect(page, desk, [chatbot, box, line], settings, restart)
+        view = [chatbot, box, line]
+        box.submit(desk.ask, [box, *settings], view, **RAW)
+        box.stop(desk.stop, queue=False, **RAW)
+        chatbot.retry(desk.retry, settings, view, **RAW)
+        chatbot.edit(desk.edit, settings, view, **RAW)
+        chatbot.undo(desk.undo, None, view, **RAW)
+        gr.on([restart.click, chatbot.clear], desk.restart, None, view, **RAW)
+        timer = gr.Timer(0.5)
+        timer.tick(desk.loading, None, [line, timer], **RAW)
+        page.load(desk.arrive, None, [line, timer], **RAW)
+        page.unload(desk.leave)
     return page
 
 
@@ -172,23 +182,3 @@ def _save_button(desk: Desk, name: str, kind: str, mime_type: str) -> None:
     )
     saved = button.click(save, None, text, **RAW)
     saved.then(None, text, None, js=DOWNLOAD % (mime_type, kind))
-
-
-def _connect(
-    page: gr.Blocks,
-    desk: Desk,
-    view: Sequence[gr.components.Component],
-    settings: Sequence[gr.components.Component],
-    restart: gr.Button,
-) -> None:
-    chatbot, box, line = view
-    box.submit(desk.ask, [box, *settings], view, **RAW)
-    box.stop(desk.stop, queue=False, **RAW)
-    chatbot.retry(desk.retry, settings, view, **RAW)
-    chatbot.edit(desk.edit, settings, view, **RAW)
-    chatbot.undo(desk.undo, None, view, **RAW)
-    gr.on([restart.click, chatbot.clear], desk.restart, None, view, **RAW)
-    timer = gr.Timer(0.5)
-    timer.tick(desk.loading, None, [line, timer], **RAW)
-    page.load(desk.arrive, None, [line, timer], **RAW)
-    page.unload(desk.leave)

@@ -3,8 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,7 +38,16 @@ def serve_page(
     """
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    with _uploads_folder() as uploads, Progress() as progress:
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    logging.getLogger("minigpt4").addHandler(progress)
+    with TemporaryDirectory(
+        prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
+    ) as name:
+        os.environ["GRADIO_TEMP_DIR"] = name  # for all uploads, which are deleted with the page
+        uploads = Path(name)
         visits = Visits(uploads, keep)
         desk = Desk(visits, plan.checked.generation, places, progress.text)
         page = build_page(desk, examples)
@@ -72,19 +80,6 @@ def serve_page(
             page.close(verbose=False)
 
 
-@contextmanager
-def _uploads_folder() -> Iterator[Path]:
-    """Make a folder for the uploads of this page, which is deleted with it."""
-    parent = os.environ.get("GRADIO_TEMP_DIR")
-    if parent:
-        Path(parent).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(
-        prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
-    ) as name:
-        os.environ["GRADIO_TEMP_DIR"] = name
-        yield Path(name)
-
-
 class Progress(logging.Handler):
     """Reports what is being loaded, from the lines that the loaders log."""
 
@@ -92,13 +87,6 @@ class Progress(logging.Handler):
         super().__init__(logging.INFO)
         self._newest = "Loading the model"
         self._since = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        logging.getLogger("minigpt4").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("minigpt4").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         what, _, _ = record.getMessage().partition(":")  # after it, a path of the server's disk

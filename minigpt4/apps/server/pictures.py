@@ -22,8 +22,6 @@ _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.ASC
 _REDIRECTS = 3
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
-
 
 def read_data_url(url: str) -> bytes:
     """Return the bytes in ``data:image/png;base64,…``; raise a DataError for anything else."""
@@ -59,7 +57,7 @@ class Fetcher:
 
     seconds: float  # for one image, redirects included
     max_bytes: int  # of one image
-    resolve: Resolve = resolve
+    resolve: Callable[[str, int], Awaitable[list[str]]] = resolve
     allowed: Callable[[str], bool] = is_public
     certificates: ssl.SSLContext = field(
         default_factory=lambda: httpx.create_ssl_context(trust_env=False)
