@@ -3,9 +3,6 @@
 import itertools
 import json
 import random
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import pytest
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
 from tests.helpers.browser import PageVisitor, open_page
 from tests.helpers.page_client import Server, serve
-from tests.helpers.repo import ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -318,17 +314,3 @@ def test_a_phone_shows_everything_below_each_other(
     phone.page.click("#dark")
     wait_until_it_is("light" if scheme == "dark" else "dark")
     context.close()
-
-
-def test_a_port_in_use_is_one_line(server: Server):
-    port = str(urlsplit(server.url).port)
-    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/tiny_eval.yaml"]
-    result = subprocess.run(
-        [*command, "--device", "cpu", "--port", port, "--options", "model.ckpt="],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 2
-    assert re.fullmatch(rf"error: .*--port {port}.*in use.*\n", result.stderr)

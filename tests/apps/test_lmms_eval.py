@@ -4,7 +4,6 @@ Runs on a random projection: what matters here is that its figures are those of 
 """
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from minigpt4.apps.short_answers import short_answer
 from minigpt4.chat import Chat, load_chat
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
+from tests.helpers.repo import ROOT, tiny_assets
 
 YAML = "eval_configs/tiny_eval.yaml"
 
@@ -26,13 +26,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    done = subprocess.run(
-        ["make", "--no-print-directory", "lmms-env"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["make", "--no-print-directory", "lmms-env"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / ".lmms-env" / "bin" / "python"
 
@@ -53,15 +48,7 @@ def evaluate(
         *("--batch_size", "4", "--output_path", output, "--log_samples"),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(output)}
-    return subprocess.run(
-        [*map(str, [*command, *arguments])],
-        cwd=ROOT,
-        env={**os.environ, **offline, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return finished([*command, *arguments], ROOT, **offline)
 
 
 def samples(output: Path, task: str) -> list[dict[str, Any]]:
@@ -91,16 +78,7 @@ def output(
 @pytest.fixture(scope="module")
 def chat(projection: Path) -> Chat:
     torch.manual_seed(0)
-    return load_chat(
-        ROOT / YAML,
-        [
-            f"model.ckpt={projection}",
-            f"model.vit_model={ROOT}/assets/tiny/eva_vit.pth",
-            f"model.q_former_model={ROOT}/assets/tiny/q_former.pth",
-            f"model.llama_model={ROOT}/assets/tiny/llama",
-        ],
-        device="cpu",
-    )
+    return load_chat(ROOT / YAML, [f"model.ckpt={projection}", *tiny_assets()], device="cpu")
 
 
 def rows_of(tasks: Path, task: str) -> list[dict[str, Any]]:
