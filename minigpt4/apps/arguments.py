@@ -80,11 +80,8 @@ class ChatPlan:
 def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     """Check everything before anything is loaded, and log the memory it should need.
 
-    Returns:
-        None if the config was only to be printed.
-
-    Raises:
-        ConfigError: one line for every error.
+    Return None if the config was only to be printed; raise a ConfigError with a line for every
+    error.
     """
     config = load_config(arguments.cfg_path, arguments.options)
 

@@ -53,11 +53,7 @@ class Job:
 
 
 def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
-    """Caption all rows that the output lacks; return whether there is at least one caption.
-
-    Raises:
-        MiniGPT4Error: for an output of another run, a full disk, numbers that overflow.
-    """
+    """Caption all rows that the output lacks; return whether there is at least one caption."""
     if any(job.output.resolve() == file.resolve() for file in job.rows.lists):
         raise ConfigError(f"--output {job.output}: is an input; choose another")
     accelerator = build_accelerator(ComputeOptions(device=device))

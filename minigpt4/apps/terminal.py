@@ -90,13 +90,12 @@ class Terminal:
     def _answer(self, turn: Turn, session: ChatSession) -> str:
         """Print the answer; the session with it becomes the chat's."""
         answer, dropped = "", session.dropped
-        pictures = [Path(name) for name in turn.images]
         cancelled = threading.Event()
         guard: AbstractContextManager[list[int]] = nullcontext([])
         if self._watched:
             guard = stopped_by_ctrl_c(cancelled)
         with guard as pressed:
-            for text in self._chat.stream(turn.question, pictures, session, cancelled=cancelled):
+            for text in self._chat.stream(turn.question, turn.images, session, cancelled=cancelled):
                 if self._watched:
                     write_grown(printable_text(answer), printable_text(text))
                 answer = text

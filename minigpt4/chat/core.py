@@ -64,11 +64,7 @@ class Chat:
         return load_template(self.options.template, self.model.llama_model.name_or_path)
 
     def start(self, turns: Sequence[tuple[Sequence[Part], str]] = ()) -> ChatSession:
-        """Return a session that continues turns: questions, as in :meth:`ask`, with their answers.
-
-        Raises:
-            DataError: for a bad image.
-        """
+        """Return a session that continues turns: questions, as in :meth:`ask`, with answers."""
         session = ChatSession(Conversation(self.template))
         for question, answer in turns:
             self._say(question, session)
@@ -77,11 +73,7 @@ class Chat:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return tokens ``[N, Q, H]`` of images, computed in one batch and not kept.
-
-        Raises:
-            DataError: for a file that is not a readable image.
-        """
+        """Return tokens ``[N, Q, H]`` of images, computed in one batch and not kept."""
         pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
         return self.model.encode_img(pixels.to(self.model.device))
 

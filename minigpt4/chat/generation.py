@@ -124,9 +124,6 @@ def answer_ids(
 
     With one context ``listen`` may receive the text so far, ``cancelled`` may end the answer where
     it is, and ``past`` be what the language model has read of it.
-
-    Raises:
-        NonFiniteLogitsError: for Inf or NaN.
     """
     spliced = splice(contexts, model.embed_tokens, model.device, pad_side="left")
     watch = StopOnText(model.tokenizer, stops, listen, cancelled)

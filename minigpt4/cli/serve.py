@@ -78,7 +78,6 @@ def is_loopback(host: str) -> bool:
 
 
 def read_limits(arguments: argparse.Namespace) -> Limits:
-    """Return the limits on the command line; raise ConfigError for one that allows nothing."""
     for option, _, _ in _LIMITS:
         value = getattr(arguments, option.replace("-", "_"))
         lowest = 0 if option == "max-images" else 1e-6

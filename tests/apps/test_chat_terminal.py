@@ -215,13 +215,19 @@ class Screen:
         until = time.monotonic() + WAIT
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < until, self.seen
-            if select.select([self.keyboard], [], [], 1.0)[0]:
-                try:
-                    self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
-                except OSError as error:  # the program has ended
-                    raise AssertionError(self.seen) from error
+            try:
+                self.read()
+            except OSError as error:  # the program has ended
+                raise AssertionError(self.seen) from error
         shown, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return shown
+
+    def read(self) -> bool:
+        """Read what the program has written; return whether it has within a second."""
+        written = bool(select.select([self.keyboard], [], [], 1.0)[0])
+        if written:
+            self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
+        return written
 
     def type(self, text: str) -> None:
         os.write(self.keyboard, text.encode())
@@ -231,9 +237,7 @@ class Screen:
         until = time.monotonic() + WAIT
         with contextlib.suppress(OSError):  # the terminal is closed
             while time.monotonic() < until:
-                if select.select([self.keyboard], [], [], 1.0)[0]:
-                    self.seen += os.read(self.keyboard, 4096).decode("utf-8", "replace")
-                else:
+                if not self.read():
                     # A Ctrl-C just before readline waits for keys is noticed with the next line.
                     self.type("\n")
         return self.process.wait(timeout=WAIT)

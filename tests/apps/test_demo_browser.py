@@ -226,7 +226,7 @@ def test_text_is_never_live(visitor: PageVisitor, pictures: list[Path]):
     assert visitor.page.locator(live).count() == 0
 
 
-def test_a_text_file_named_png_is_refused_in_one_line(
+def test_mistakes_leave_the_chat_as_it_was(
     visitor: PageVisitor, pictures: list[Path], tmp_path: Path
 ):
     notes = tmp_path / "notes.png"
@@ -234,17 +234,10 @@ def test_a_text_file_named_png_is_refused_in_one_line(
     visitor.show(notes)
     visitor.send(DESCRIBE)
     message = visitor.wait_for_message("notes.png")
-    (line,) = [line for line in message.splitlines() if "notes.png" in line]
-    assert line == "notes.png is not a readable picture; try a JPEG, PNG or WebP."
+    assert "notes.png is not a readable picture; try a JPEG, PNG or WebP." in message.splitlines()
     assert visitor.typed == DESCRIBE
     visitor.page.hover("#question .thumbnail-item")
     visitor.page.click("#question .delete-button")
-    visitor.show(pictures[0])
-    visitor.ask(DESCRIBE)
-    assert visitor.answers[0]
-
-
-def test_mistakes_leave_the_chat_as_it_was(visitor: PageVisitor, pictures: list[Path]):
     visitor.show(pictures[0])
     visitor.send("  ")
     visitor.wait_for_message("Type a question first")

@@ -16,6 +16,7 @@ from minigpt4.apps.short_answers import short_answer
 from minigpt4.chat import Chat, load_chat
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.tools.tiny_world.data_sets import read_heldout
+from tests.helpers.data_files import read_rows
 from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT, tiny_assets
 
@@ -53,8 +54,7 @@ def evaluate(
 
 def samples(output: Path, task: str) -> list[dict[str, Any]]:
     (file,) = output.glob(f"*/*_samples_{task}.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return sorted(rows, key=lambda row: row["doc_id"])
+    return sorted(read_rows(file), key=lambda row: row["doc_id"])
 
 
 def score(output: Path, task: str, metric: str) -> float:
@@ -81,12 +81,8 @@ def chat(projection: Path) -> Chat:
     return load_chat(ROOT / YAML, [f"model.ckpt={projection}", *tiny_assets()], device="cpu")
 
 
-def rows_of(tasks: Path, task: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tasks / f"{task}.jsonl").read_text().splitlines()]
-
-
 def test_generated_answers_are_the_chats(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_yes_no"), samples(output, "scene_yes_no")
+    rows, told = read_rows(tasks / "scene_yes_no.jsonl"), samples(output, "scene_yes_no")
     for row, sample in zip(rows, told, strict=True):
         said = chat.ask(row["question"], [Path(row["picture"])], max_new_tokens=16)
         assert sample["filtered_resps"] == short_answer(said, "yes_no")
@@ -95,7 +91,7 @@ def test_generated_answers_are_the_chats(output: Path, tasks: Path, chat: Chat):
 
 
 def test_the_likeliest_choice_is_taken(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_choice"), samples(output, "scene_choice")
+    rows, told = read_rows(tasks / "scene_choice.jsonl"), samples(output, "scene_choice")
     hits = []
     for row, sample in zip(rows, told, strict=True):
         conversation = chat.start().conversation
@@ -112,7 +108,7 @@ def test_the_likeliest_choice_is_taken(output: Path, tasks: Path, chat: Chat):
 
 
 def test_each_round_is_a_question_of_its_own(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_rounds"), samples(output, "scene_rounds")
+    rows, told = read_rows(tasks / "scene_rounds.jsonl"), samples(output, "scene_rounds")
     for row, sample in zip(rows, told, strict=True):
         asked = row["questions"]
         said = [chat.ask(q, [Path(row["picture"])], max_new_tokens=16) for q in asked]

@@ -7,8 +7,8 @@ without a reason. It passes the request to annotated parameters.
 import html
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,13 @@ SAME: View = (gr.skip(), gr.skip(), gr.skip())
 
 @dataclass(eq=False)
 class Desk:
-    """Answers the page's events; until there is a chat, ``progress`` returns what is loaded."""
+    """Answers the page's events, once there is a chat."""
 
     visits: Visits
     options: "GenerationOptions"
     places: int  # for questions that wait
-    progress: Callable[[], str]
     _chat: "Chat | None" = None
+    _since: float = field(default_factory=time.monotonic)
 
     def open(self, chat: "Chat") -> None:
         chat.waiting.places = self.places
@@ -65,7 +65,7 @@ class Desk:
         """Return the status line, and the timer that polls it until there is a chat."""
         if self._chat is not None:
             return status(), gr.Timer(active=False)
-        return status(self.progress()), gr.skip()
+        return status(f"Loading the model: {time.monotonic() - self._since:.0f} s"), gr.skip()
 
     def ask(self, request: gr.Request, message: object, *settings: object) -> Iterator[View]:
         """Answer the question in the box, which is emptied once that begins."""

@@ -41,15 +41,13 @@ def serve_page(
     parent = os.environ.get("GRADIO_TEMP_DIR")
     if parent:
         Path(parent).mkdir(parents=True, exist_ok=True)
-    progress = Progress()
-    logging.getLogger("minigpt4").addHandler(progress)
     with TemporaryDirectory(
         prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
     ) as name:
         os.environ["GRADIO_TEMP_DIR"] = name  # for all uploads, which are deleted with the page
         uploads = Path(name)
         visits = Visits(uploads, keep)
-        desk = Desk(visits, plan.checked.generation, places, progress.text)
+        desk = Desk(visits, plan.checked.generation, places)
         page = build_page(desk, examples)
         page.queue(default_concurrency_limit=None).launch(
             server_name=host,
@@ -78,20 +76,3 @@ def serve_page(
         finally:
             visits.close()
             page.close(verbose=False)
-
-
-class Progress(logging.Handler):
-    """Reports what is being loaded, from the lines that the loaders log."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self._newest = "Loading the model"
-        self._since = time.monotonic()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        what, _, _ = record.getMessage().partition(":")  # after it, a path of the server's disk
-        if what.startswith("loading "):
-            self._newest = what.capitalize()
-
-    def text(self) -> str:
-        return f"{self._newest}: {time.monotonic() - self._since:.0f} s"

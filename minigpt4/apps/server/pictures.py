@@ -118,11 +118,7 @@ class Fetcher:
 
 
 async def read_picture(url: str, fetcher: Fetcher | None) -> bytes:
-    """Return the bytes of an image, from the address itself or, with a fetcher, from its host.
-
-    Raises:
-        DataError: in one line, without the address.
-    """
+    """Return the bytes of an image, from the address itself or, with a fetcher, from its host."""
     if url[:5].lower() == "data:":
         return await asyncio.to_thread(read_data_url, url)
     if fetcher is None:

@@ -186,10 +186,7 @@ def to_dialogue(messages: Sequence[Message], max_images: int) -> Dialogue:
     """Turn the messages of a request into a dialogue.
 
     A system message joins the user's next: before its words, after images at the beginning, as in
-    training. Messages of one speaker in a row are one.
-
-    Raises:
-        RequestError: if it does not end with the user, or holds too much.
+    training. Messages of one speaker in a row are one. The last one must be the user's.
     """
     dialogue = Dialogue()
     system: Words = []
