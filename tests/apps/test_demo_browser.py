@@ -12,7 +12,8 @@ import pytest
 
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
 from tests.helpers.browser import PageVisitor, open_page
-from tests.helpers.page_client import Server, serve
+from tests.helpers.page_client import serve
+from tests.helpers.server_process import ServerProcess
 
 pytestmark = pytest.mark.browser
 
@@ -44,7 +45,7 @@ STOP_AT_THE_FIRST_WORD = """() => {
 @pytest.fixture(scope="module")
 def server(
     browser: Any, projection: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+) -> Iterator[ServerProcess]:
     # An answer of this template goes on for as long as it is told to: no word but eos ends it.
     options = [f"model.ckpt={projection}", "chat.max_new_tokens=40", "chat.template=llama_2"]
     with serve(tmp_path_factory.mktemp("demo"), options=options) as started:
@@ -68,7 +69,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def visitor(browser: Any, server: Server) -> Iterator[PageVisitor]:
+def visitor(browser: Any, server: ServerProcess) -> Iterator[PageVisitor]:
     """A visitor with a fresh page, which must not ask for anything from another host."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     asked_for: list[Any] = []
@@ -81,7 +82,7 @@ def visitor(browser: Any, server: Server) -> Iterator[PageVisitor]:
     hosts = {url.hostname for url in asked_for if url.scheme not in ("data", "blob")}
     assert hosts == {"127.0.0.1"}
     assert "Traceback" not in content
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log()
 
 
 def test_answers_stream_and_a_second_question_goes_on(visitor: PageVisitor, pictures: list[Path]):
@@ -261,7 +262,9 @@ def test_what_the_model_forgets_is_told(visitor: PageVisitor, pictures: list[Pat
     assert len(visitor.answers) == 4
 
 
-def test_two_tabs_at_once(visitor: PageVisitor, browser: Any, server: Server, pictures: list[Path]):
+def test_two_tabs_at_once(
+    visitor: PageVisitor, browser: Any, server: ServerProcess, pictures: list[Path]
+):
     other = open_page(visitor.page.context, server.url)
     visitor.show(pictures[0])
     other.show(pictures[1])
@@ -275,7 +278,7 @@ def test_two_tabs_at_once(visitor: PageVisitor, browser: Any, server: Server, pi
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_below_each_other(
-    browser: Any, server: Server, pictures: list[Path], scheme: str
+    browser: Any, server: ServerProcess, pictures: list[Path], scheme: str
 ):
     context = browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True, is_mobile=True

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.helpers.page_client import Outcome, Server, Visitor, free_port, serve, visit
+from tests.helpers.page_client import Outcome, Visitor, free_port, serve, uploaded, visit
 from tests.helpers.repo import ROOT
+from tests.helpers.server_process import ServerProcess
 
 pytestmark = pytest.mark.anyio
 LOGIN = ("ada", "a pass:word")
@@ -25,17 +26,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, projection: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, projection: Path) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("page")
     env = {"MINIGPT4_AUTH": ":".join(LOGIN), "OMP_NUM_THREADS": "1"}
     options = [f"model.ckpt={projection}", "chat.max_new_tokens=20"]
-    with serve(folder, "--max-waiting", "1", options=options, env=env) as started:
+    with serve(folder, "--max-waiting", "1", options=options, **env) as started:
         started.wait_until("ready")
         yield started
 
 
 @pytest.fixture
-async def visitor(server: Server) -> AsyncIterator[Visitor]:
+async def visitor(server: ServerProcess) -> AsyncIterator[Visitor]:
     async with visit(server.url, LOGIN) as opened:
         yield opened
 
@@ -65,7 +66,7 @@ async def ask_about(visitor: Visitor, name: str, content: bytes, text: str = QUE
     return await visitor.ask(text, [await visitor.upload(name, content)])
 
 
-def test_nobody_gets_in_without_the_password(server: Server):
+def test_nobody_gets_in_without_the_password(server: ServerProcess):
     with httpx.Client(base_url=server.url) as client:
         picture = "gradio_api/file=assets/examples/1.png"
         assert client.get("config").status_code == 401
@@ -91,8 +92,10 @@ def test_nobody_gets_in_without_the_password(server: Server):
         "https://example.com/a.png",
     ],
 )
-async def test_no_file_of_the_server_can_be_fetched(visitor: Visitor, server: Server, address: str):
-    address_ = address.replace("{uploads}", str(server.uploads))
+async def test_no_file_of_the_server_can_be_fetched(
+    visitor: Visitor, server: ServerProcess, address: str
+):
+    address_ = address.replace("{uploads}", f"{server.folder}/uploads")
     for path in (f"gradio_api/file={address_}", f"file={address_}"):
         answer = await visitor.client.get(path)
         assert answer.status_code in (403, 404), path
@@ -105,7 +108,7 @@ async def test_no_file_of_the_server_can_be_fetched(visitor: Visitor, server: Se
     "path", ["/etc/passwd", f"{ROOT}/assets/examples/1.png", "https://example.com/a.png", 7, None]
 )
 async def test_no_event_may_name_a_file_that_was_not_uploaded(
-    visitor: Visitor, server: Server, path: object
+    visitor: Visitor, server: ServerProcess, path: object
 ):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(httpx.HTTPStatusError, match="403"):
@@ -113,7 +116,7 @@ async def test_no_event_may_name_a_file_that_was_not_uploaded(
     for place, event in (("pictures", "click"), ("chatbot", "undo")):
         with pytest.raises(httpx.HTTPStatusError, match="403"):
             await visitor.send(place, event, [0, {"text": "", "files": [file]}])
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log()
 
 
 async def test_an_event_of_many_megabytes_is_refused(visitor: Visitor):
@@ -204,7 +207,7 @@ async def test_limits_of_pictures(visitor: Visitor):
 
 
 async def test_an_edited_question_branches_and_others_cannot_be_reached(
-    visitor: Visitor, server: Server
+    visitor: Visitor, server: ServerProcess
 ):
     async def edit(who: Visitor, index: object) -> Outcome:
         said = {"index": index, "value": "Is it &lt;b> red?", "previous_value": ""}
@@ -223,7 +226,7 @@ async def test_an_edited_question_branches_and_others_cannot_be_reached(
         assert (await other.send("save-json", "click", [])).data == ["[]\n"]
 
 
-async def test_a_full_queue_says_so_and_the_others_are_answered(server: Server):
+async def test_a_full_queue_says_so_and_the_others_are_answered(server: ServerProcess):
     async def one() -> Outcome:
         async with visit(server.url, LOGIN) as visitor:
             return await ask_about(visitor, "a.png", encoded(square()))
@@ -251,17 +254,17 @@ def test_arguments_that_cannot_be(run_entry, arguments: list[str], line: str):
     assert run_entry.refused(demo.main, *config, *arguments).startswith(f"error: {line}")
 
 
-async def test_ctrl_c_while_an_answer_is_made(visitor: Visitor, server: Server):
+async def test_ctrl_c_while_an_answer_is_made(visitor: Visitor, server: ServerProcess):
     """The last test of this server."""
     visitor.settings |= {"num_beams": 10, "max_new_tokens": 400, "min_length": 400}
     asking = asyncio.create_task(ask_about(visitor, "a.png", encoded(square())))
-    while not server.uploaded():
+    while not uploaded(server):
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)
     server.process.send_signal(signal.SIGINT)
     await asyncio.gather(asking, return_exceptions=True)
     assert await asyncio.to_thread(server.process.wait, 60) == 130
-    log = server.log.read_text()
+    log = server.log()
     assert log.endswith("interrupted\n")
     assert "Traceback" not in log
-    assert not list(server.uploads.glob("minigpt4-page-*"))
+    assert not list(server.folder.glob("uploads/minigpt4-page-*"))
