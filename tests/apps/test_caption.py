@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from PIL import Image
 from minigpt4.__main__ import main
 from minigpt4.apps.captions_output import CaptionOutput
 from minigpt4.chat import load_chat
+from tests.helpers.data_files import bomb, write_rows
 from tests.helpers.processes import descendants, started
 from tests.helpers.repo import EntryPoint
 from tests.helpers.repo import error_line as one_line
@@ -71,8 +71,9 @@ def few(pictures: list[Path], tmp_path: Path) -> Path:
         lines.append({"id": number, "image": str(pictures[number % 6]), "prompt": prompt})
     lines[3]["image"], lines[8]["image"] = "text.jpg", "none.png"
     del lines[5]["prompt"]
-    file = tmp_path / "few.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
+    file = write_rows(tmp_path / "few.jsonl", lines)
+    with file.open("a") as opened:
+        opened.write("\n")
     return file
 
 
@@ -183,22 +184,12 @@ def test_folders_and_globs_in_order_and_every_kind_of_picture(
     assert "pixels" in rows[4]["error"]
 
 
-def bomb(side: int) -> bytes:
-    """A png that says it has this many pixels on each side, and has none."""
-    head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    chunks = b""
-    for body in (b"IHDR" + head, b"IDAT"):
-        chunks += (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
 def test_a_prompt_that_does_not_fit_and_control_text_are_rows_like_others(
     caption: Caption, pictures: list[Path], tmp_path: Path, options: list[str]
 ):
     prompts = ["red circle " * 10_000, "a ### b <ImageHere> </s> \x00 \ud800?", "What is this? 😀"]
-    file = tmp_path / "list.jsonl"
     rows = [{"image": str(pictures[0]), "prompt": prompt} for prompt in prompts]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = write_rows(tmp_path / "list.jsonl", rows)
     output = tmp_path / "out.jsonl"
     assert caption(file, output)[0] == 0
     chat = load_chat(CONFIG, options)
@@ -308,9 +299,8 @@ def many(pictures: list[Path], folder: Path, count: int) -> list[Path]:
     for number in range(count):
         image = "none.png" if number % 7 == 3 else str(pictures[number % 6])
         prompt = "What is this" + " and that" * rng.randrange(9) + "?"
-        rows.append(json.dumps({"id": number, "image": image, "prompt": prompt}) + "\n")
-    (folder / "list.jsonl").write_text("".join(rows))
-    return [folder / "list.jsonl", folder / "stopped", folder / "alone"]
+        rows.append({"id": number, "image": image, "prompt": prompt})
+    return [write_rows(folder / "list.jsonl", rows), folder / "stopped", folder / "alone"]
 
 
 def test_one_process_at_a_time_writes_an_output(caption: Caption, few: Path, tmp_path: Path):

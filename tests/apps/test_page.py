@@ -11,6 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.helpers.data_files import bomb
 from tests.helpers.page_client import Outcome, Visitor, free_port, serve, uploaded, visit
 from tests.helpers.repo import ROOT
 from tests.helpers.server_process import ServerProcess
@@ -49,11 +50,6 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 def square(colour: object = (200, 30, 30), mode: str = "RGB", size: int = 40) -> Image.Image:
     return Image.new(mode, (size, size), colour)  # type: ignore[arg-type]
-
-
-def bomb() -> bytes:
-    """A PNG of 30,000 × 30,000 pixels, in some kilobytes."""
-    return encoded(Image.new("1", (30_000, 30_000)), compress_level=1)
 
 
 def turned() -> bytes:
@@ -133,7 +129,7 @@ async def test_bad_pictures_are_one_line_and_odd_ones_are_answered(visitor: Visi
     refused = {
         "notes.jpg": (b"only words\n", "is not a readable picture; try a JPEG, PNG or WebP."),
         "cut.png": (encoded(square())[:60], "is not a readable picture; try a JPEG, PNG"),
-        "bomb.png": (bomb(), "has too many pixels; 89,478,485 are the most."),
+        "bomb.png": (bomb(30_000), "has too many pixels; 89,478,485 are the most."),
     }
     frames = [square((shade, 0, 0)) for shade in (10, 200)]
     answered = {
