@@ -22,9 +22,10 @@ from minigpt4.apps.terminal import Terminal, printable_text, write_grown
 from minigpt4.chat import Chat, load_chat
 from minigpt4.errors import DataError
 from tests.helpers.processes import started
-from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import ROOT, EntryPoint, tiny_assets
 
 CONFIG = ["--cfg-path", "eval_configs/tiny_eval.yaml"]
+PROGRAM = [sys.executable, "-m", "minigpt4", "chat"]
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
 
 
@@ -34,8 +35,8 @@ def with_weights(projection: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def chat(projection: Path) -> Chat:
-    os.chdir(ROOT)
-    return load_chat(CONFIG[1], [f"model.ckpt={projection}", "chat.max_new_tokens=8"])
+    options = [*tiny_assets(), f"model.ckpt={projection}", "chat.max_new_tokens=8"]
+    return load_chat(ROOT / CONFIG[1], options)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_questions_from_a_pipe_in_a_locale_without_their_letters(
     ]
     options = with_weights(projection, "chat.max_new_tokens=8")
     result = subprocess.run(
-        [sys.executable, "-m", "minigpt4", "chat", "--image", str(pictures[0]), *options],
+        [*PROGRAM, "--image", str(pictures[0]), *options],
         cwd=ROOT,
         input="\n".join(lines).encode(),
         capture_output=True,
@@ -245,7 +246,7 @@ class Screen:
 
 @contextlib.contextmanager
 def screen(*arguments: str) -> Iterator[Screen]:
-    opened = Screen([sys.executable, "-m", "minigpt4", "chat", *arguments])
+    opened = Screen([*PROGRAM, *arguments])
     try:
         yield opened
     finally:
@@ -294,8 +295,7 @@ def test_ctrl_d_leaves_and_arrow_up_brings_the_last_line(projection: Path):
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback(projection: Path):
-    command = [sys.executable, "-m", "minigpt4", "chat"]
-    command += with_weights(projection, "chat.max_new_tokens=4")
+    command = [*PROGRAM, *with_weights(projection, "chat.max_new_tokens=4")]
     with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
