@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from minigpt4.chat import likelihood
 from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
 from minigpt4.chat.kept_states import KeptStates, positions_of
+from minigpt4.chat.likelihood import most_likely_choices
 from minigpt4.chat.sessions import ChatSession, Usage
 from minigpt4.chat.waiting import FairQueue, Show, Ticket, stream_in_turn
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text, stop_texts
@@ -44,7 +44,7 @@ class Chat:
         kept: What the language model has read, for next turns.
     """
 
-    choose = likelihood.choose
+    choose = most_likely_choices
 
     def __init__(
         self, model: MiniGPT4, image_processor: ToPixels, options: GenerationOptions

@@ -44,7 +44,7 @@ class _Row(NamedTuple):
     ids: list[int]
 
 
-def choose(
+def most_likely_choices(
     chat: Generator,
     prompts: Sequence[str],
     images: Sequence[Sequence[torch.Tensor]],
@@ -99,7 +99,7 @@ def choice_likelihoods(
 
     A choice is tokenised alone, as an answer is in training: give a whole answer with its end
     symbol, or its last token may be one that no answer ends in. The model computes in its own
-    precision, the probabilities in fp32. Arguments as in :func:`choose`.
+    precision, the probabilities in fp32. Arguments as in :func:`most_likely_choices`.
 
     Raises:
         DataError: for a prompt without choices, a choice without a token, or one that the language
