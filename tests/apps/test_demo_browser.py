@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
 from tests.helpers.browser import PageVisitor, open_page
 from tests.helpers.page_client import serve
 from tests.helpers.server_process import ServerProcess
@@ -55,17 +53,6 @@ def server(
         page.close()
         started.wait_until("ready")
         yield started
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = []
-    for seed in (90001, 90002):
-        scene = sample_scene(random.Random(seed), pairs="withheld")
-        paths.append(folder / f"scene_{seed}.png")
-        draw_scene(scene).save(paths[-1])
-    return paths
 
 
 @pytest.fixture
