@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -187,29 +188,13 @@ def test_what_is_written_cannot_steer_the_terminal(capsys: Output):
     assert capsys.readouterr().out == " word\nAnother"
 
 
+@dataclass
 class Screen:
     """A real terminal with the chat in it."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.keyboard, screen = pty.openpty()
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdin=screen,
-            stdout=screen,
-            stderr=screen,
-            start_new_session=True,
-            preexec_fn=self._take_terminal,
-            env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
-        )
-        os.close(screen)
-        self.seen = ""
-
-    @staticmethod
-    def _take_terminal() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        # Whoever runs the tests in the background ignores Ctrl-C, and what they start with them.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keyboard: int
+    process: subprocess.Popen[str]
+    seen: str = ""
 
     def wait_for(self, pattern: str) -> str:
         """What stands on the screen up to a pattern, from the last one on."""
@@ -244,15 +229,21 @@ class Screen:
         return self.process.wait(timeout=WAIT)
 
 
+def take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Whoever runs the tests in the background ignores Ctrl-C, and what they start with them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def screen(*arguments: str) -> Iterator[Screen]:
-    opened = Screen([*PROGRAM, *arguments])
-    try:
-        yield opened
-    finally:
-        opened.process.kill()
-        opened.process.wait()
-        os.close(opened.keyboard)
+    keyboard, terminal = pty.openpty()
+    given = {"preexec_fn": take_terminal, "env": {"TERM": "dumb"}}
+    files = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    with started([*PROGRAM, *arguments], **given, **files) as process:
+        os.close(terminal)
+        yield Screen(keyboard, process)
+    os.close(keyboard)
 
 
 @pytest.mark.slow
