@@ -1,4 +1,4 @@
-"""The chat page: a browser's view of ``minigpt4.chat``, and nothing else.
+"""The chat page: a browser's view of ``minigpt4.chat``.
 
 python demo.py --cfg-path eval_configs/tiny_eval.yaml
 """
@@ -7,11 +7,11 @@ import argparse
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
+from minigpt4.apps.arguments import add_model_arguments, check_positive, open_socket, plan_chat
 from minigpt4.errors import ConfigError, run_guarded
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
@@ -21,22 +21,19 @@ AUTH = "MINIGPT4_AUTH"  # an environment variable: other users of a machine see 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Chat with MiniGPT-4 in a browser.")
     add_model_arguments(parser)
-    parser.add_argument(
-        "--examples", type=Path, default=EXAMPLES, help="folder of pictures to click on the page"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--share", action="store_true", help="a public link, through gradio.live")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--examples", type=Path, default=EXAMPLES, help="folder of pictures to click on the page")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    add("--port", type=int, default=7860)
+    add("--share", action="store_true", help="a public link, through gradio.live")
+    add(
         "--auth",
         metavar="USER:PASSWORD",
         default=os.environ.get(AUTH),
         help=f"ask for these; ${AUTH} says the same without showing it to others on this machine",
     )
-    parser.add_argument(
-        "--max-waiting", type=int, default=64, metavar="N", help="questions that may wait"
-    )
-    parser.add_argument(
+    add("--max-waiting", type=int, default=64, metavar="N", help="questions that may wait")
+    add(
         "--keep-minutes",
         type=float,
         default=10,
@@ -47,11 +44,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def list_examples(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name.
-
-    Raises:
-        ConfigError: when there is no such folder.
-    """
     from minigpt4.datasets.samples import IMAGE_SUFFIXES
 
     if not folder.is_dir():
@@ -60,11 +52,7 @@ def list_examples(folder: Path) -> list[Path]:
 
 
 def read_auth(text: str | None) -> tuple[str, str] | None:
-    """User and password.
-
-    Raises:
-        ConfigError: where one of them is missing; the text is not repeated.
-    """
+    """Return user and password; an error does not repeat the text."""
     if text is None:
         return None
     user, _, password = text.partition(":")
@@ -73,19 +61,14 @@ def read_auth(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-def check_limits(arguments: argparse.Namespace) -> None:
-    if arguments.max_waiting < 1:
-        raise ConfigError(f"--max-waiting: {arguments.max_waiting} is less than 1")
-    if not 0 <= arguments.keep_minutes < float("inf"):
-        raise ConfigError(f"--keep-minutes: {arguments.keep_minutes} is no length of time")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
     auth = read_auth(arguments.auth)
-    check_limits(arguments)
+    check_positive(arguments, "max_waiting")
+    if not 0 <= arguments.keep_minutes < float("inf"):
+        raise ConfigError(f"--keep-minutes: {arguments.keep_minutes} is not a length of time")
     if not arguments.print_config:
         open_socket(arguments.host, arguments.port).close()  # a fault shows before the model loads
     examples = list_examples(arguments.examples)
@@ -95,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from minigpt4.apps.page.serving import serve_page
 
-    signal.signal(signal.SIGTERM, terminate)
+    # As Ctrl-C does: uploaded files are deleted.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     serve_page(
         plan,
         examples=examples,
@@ -106,11 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         share=arguments.share,
         auth=auth,
     )
-
-
-def terminate(number: int, frame: object) -> NoReturn:
-    """End as Ctrl-C does: what visitors uploaded is deleted."""
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,7 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
 
 def caption(chat: Any, folder: Path, batch_size: int) -> tuple[list[str], float]:
     """Captions of a folder's pictures in order, and the seconds they took."""
-    from minigpt4.apps.captions import (
-        caption_batch,
-        caption_options,
-        make_batches,
-        read_ahead,
-    )
+    from minigpt4.apps.captions import caption_options, make_batches, read_ahead
     from minigpt4.apps.captions_input import CaptionInput
 
     rows = CaptionInput([str(folder)], QUESTION)
@@ -53,7 +48,7 @@ def caption(chat: Any, folder: Path, batch_size: int) -> tuple[list[str], float]
     found: dict[int, str] = {}
     since = time.perf_counter()
     for batch, pictures in read_ahead(make_batches(rows, batch_size), chat, threads=4):
-        texts = caption_batch(chat, options, [row.prompt for _, row in batch], pictures)
+        texts = chat.ask_each([row.prompt for _, row in batch], pictures, options)
         found.update((number, str(text)) for (number, _), text in zip(batch, texts, strict=True))
     return [found[number] for number in sorted(found)], time.perf_counter() - since
 

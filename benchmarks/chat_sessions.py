@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from minigpt4.errors import MiniGPT4Error, NothingCheckedError, run_guarded  # noqa: E402
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene  # noqa: E402
-from tests.helpers.page_client import Outcome, Server, Visitor, serve, visit  # noqa: E402
+from tests.helpers.page_client import Outcome, Visitor, serve, uploaded, visit  # noqa: E402
+from tests.helpers.server_process import ServerProcess  # noqa: E402
 
 QUESTIONS = (
     "Describe this image in detail.",
@@ -110,7 +111,7 @@ def save_projection(file: Path, seed: int) -> None:
 class Scripts:
     """What each visitor does, and how far each has come."""
 
-    def __init__(self, server: Server, shown: Sequence[bytes], turns: int) -> None:
+    def __init__(self, server: ServerProcess, shown: Sequence[bytes], turns: int) -> None:
         self.server = server
         self.shown = shown
         self.turns = turns
@@ -190,9 +191,9 @@ def measure(folder: Path, figures: Figures, seed: int) -> None:
         figures.ahead = scripts.ahead
         own = len(list((ROOT / "assets" / "examples").glob("*.png")))
         end = time.monotonic() + 60
-        while len(server.uploaded()) > own and time.monotonic() < end:
+        while len(uploaded(server)) > own and time.monotonic() < end:
             time.sleep(0.5)
-        figures.left_files = max(0, len(server.uploaded()) - own)
+        figures.left_files = max(0, len(uploaded(server)) - own)
         figures.rss_mb.append(rss_mb(pid))
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import pkgutil
 from collections.abc import Sequence
 
@@ -11,26 +12,23 @@ from minigpt4.errors import run_guarded
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Hand the arguments to the command's module in ``minigpt4/cli``.
+    """Pass the arguments to the command's module in ``minigpt4/cli``.
 
     Each module there has a docstring (its help), ``add_arguments`` and ``run``.
-
-    Args:
-        argv: Command and its arguments; those of this process by default.
     """
     parser = argparse.ArgumentParser(prog="python -m minigpt4")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {}
     for entry in pkgutil.iter_modules(cli.__path__):
-        if entry.ispkg:
-            continue
         module = importlib.import_module(f"minigpt4.cli.{entry.name}")
         name = entry.name.replace("_", "-")
         help_text = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=help_text, description=help_text))
         modules[name] = module
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main_process = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     modules[arguments.command].run(arguments)
 
 

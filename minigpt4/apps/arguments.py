@@ -1,4 +1,4 @@
-"""Arguments: what every front end asks for on its command line → a chat and a port that are ready.
+"""Arguments: what several commands have on their command line → a chat and a port that are ready.
 
 Nothing heavy is imported until the arguments are parsed: a wrong one fails at once.
 """
@@ -22,12 +22,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--device``, ``--gpu-id`` and ``--print-config``."""
-    parser.add_argument("--cfg-path", required=True, help="YAML of the chat (eval_configs/)")
+def add_options_argument(parser: argparse.ArgumentParser, of: str = "the YAML") -> None:
     parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
+        "--options", nargs="+", default=[], metavar="a.b=c", help=f"settings on top of {of}"
     )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, text: str, required: bool = True) -> None:
+    """Add ``--cfg-path``, of which ``text`` is the help, and ``--options``."""
+    parser.add_argument("--cfg-path", required=required, help=text)
+    add_options_argument(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-path``, ``--options``, ``--device``, ``--gpu-id`` and ``--print-config``."""
+    add_config_arguments(parser, "YAML of the chat (eval_configs/)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto")
     parser.add_argument("--gpu-id", type=int, default=0, help="which GPU (default 0)")
     parser.add_argument(
@@ -35,37 +44,44 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise ConfigError for a number that is given and not greater than 0."""
+    for name in names:
+        number = getattr(arguments, name)
+        if number is not None and not number > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: {number} must be greater than 0")
+
+
+def check_text(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise ConfigError for a text that is given and empty."""
+    for name in names:
+        text = getattr(arguments, name)
+        if text is not None and not text.strip():
+            raise ConfigError(f"--{name}: empty; write a text")
+
+
 @dataclass(frozen=True)
 class ChatPlan:
-    """A chat that nothing is wrong with, not yet loaded."""
+    """A checked chat that is not yet loaded."""
 
     checked: "CheckedConfig"
     device: "torch.device"
 
     @property
     def config(self) -> "Config":
-        """The merged YAML."""
         return self.checked.config
 
     def load(self) -> "Chat":
-        """The chat; what is being loaded is logged.
-
-        Raises:
-            MiniGPT4Error: for weights that are missing or do not fit together.
-        """
         from minigpt4.chat import build_chat
 
         return build_chat(self.checked, self.device)
 
 
 def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
-    """Check everything before anything is loaded, and say what memory it should need.
+    """Check everything before anything is loaded, and log the memory it should need.
 
-    Returns:
-        None where the config was only to be printed.
-
-    Raises:
-        ConfigError: one line for every fault.
+    Return None if the config was only to be printed; raise a ConfigError with a line for every
+    error.
     """
     config = load_config(arguments.cfg_path, arguments.options)
 
@@ -91,11 +107,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigError: where there can be none.
-    """
+    """Return a listening socket; raise ConfigError if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -1,7 +1,7 @@
-"""Captions: many pictures, one question about each → one ordered file, by one or more processes.
+"""Captions: many images, one question about each → one ordered file, by one or more processes.
 
-Which pictures are answered together depends on the input and the batch size alone, so that neither
-the number of processes nor a run cut short changes a caption.
+Batches depend on the input and the batch size alone: neither the number of processes nor an
+interruption changes a caption.
 """
 
 import itertools
@@ -43,31 +43,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What to caption, and how the work is cut.
-
-    Attributes:
-        rows: Images with their prompts.
-        output: File of the captions.
-        batch_size: Images answered together.
-        threads: Threads that read images in the background.
-        overwrite: Whether to start again, whatever the output holds.
-    """
+    """What to caption, and how."""
 
     rows: CaptionInput
     output: Path
-    batch_size: int = 16
-    threads: int = 4
-    overwrite: bool = False
+    batch_size: int = 16  # images answered together
+    threads: int = 4  # that read images in the background
+    overwrite: bool = False  # start again, whatever the output holds
 
 
 def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
-    """Caption all rows that the output lacks; whether there is one caption at least.
-
-    With several processes each has its own device.
-
-    Raises:
-        MiniGPT4Error: for an output that is another run's, a full disk, numbers that overflow.
-    """
+    """Caption all rows that the output lacks; return whether there is at least one caption."""
     if any(job.output.resolve() == file.resolve() for file in job.rows.lists):
         raise ConfigError(f"--output {job.output}: is an input; choose another")
     accelerator = build_accelerator(ComputeOptions(device=device))
@@ -97,7 +83,7 @@ def write_captions(plan: ChatPlan, job: Job, device: Device) -> bool:
 def _open_output(
     processes: Distributed, job: Job, settings: dict[str, Any]
 ) -> tuple[CaptionOutput | None, int]:
-    """The output, which the main process has alone, and how many rows are done."""
+    """Return the output, which only the main process has, and how many rows are done."""
     output: CaptionOutput | None = None
     told: list[int | MiniGPT4Error] = []
     if processes.main:
@@ -113,10 +99,8 @@ def _open_output(
 
 
 def caption_options(options: GenerationOptions) -> GenerationOptions:
-    """Without drawing, unless a seed is there: else a run that goes on could not be the same."""
-    if options.do_sample and options.seed is None:
-        options = replace(options, do_sample=False)
-    return options
+    """Return options without sampling unless there is a seed: a resumed run must be the same."""
+    return replace(options, do_sample=options.do_sample and options.seed is not None)
 
 
 def _warn(plan: ChatPlan, chat: Chat) -> None:
@@ -136,11 +120,12 @@ def _work(
     done: int,
     total: int,
 ) -> None:
-    """Answer all batches that hold a row not yet done."""
+    """Answer all batches that hold a row not yet done; all processes go in step."""
     options = caption_options(chat.options)
     batches = make_batches(job.rows, job.batch_size, done)
-    own = _share(batches, processes.rank, processes.count)
-    calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
+    turns = itertools.zip_longest(*[batches] * processes.count, fillvalue=Batch())
+    own = (turn[processes.rank] for turn in turns)
+    interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (
         logging_redirect_tqdm(),
         tqdm(
@@ -148,11 +133,10 @@ def _work(
             total=total,
             initial=done,
             disable=not processes.main,
-            mininterval=calm,
+            mininterval=interval,
             unit="picture",
         ) as bar,
     ):
-        # The processes go in step, batch by batch; one without a batch adds nothing.
         for batch, pictures in read_ahead(own, chat, job.threads):
             rows = processes.gather(_answer(chat, options, batch, pictures, processes.rank))
             if output is not None:
@@ -160,16 +144,13 @@ def _work(
 
 
 def make_batches(rows: Iterable[Row], batch_size: int, done: int = 0) -> Iterator[Batch]:
-    """Batches of rows with prompts of about the same length, for little padding.
+    """Yield batches of rows with prompts of about the same length, for little padding.
 
-    Args:
-        rows: In the order of the input.
-        batch_size: Rows of a batch; the last one of a window may be smaller.
-        done: So many rows need no batch; those that share one with others are in it all the same.
+    Batches of the first ``done`` rows only are left out.
     """
     numbered = enumerate(rows)
     while window := list(itertools.islice(numbered, batch_size * _WINDOW)):
-        # The longest first: what does not fit into memory fails at once.
+        # Longest first: what does not fit into memory fails at once.
         window.sort(key=lambda pair: -len(pair[1].prompt))
         for first in range(0, len(window), batch_size):
             batch = window[first : first + batch_size]
@@ -177,18 +158,12 @@ def make_batches(rows: Iterable[Row], batch_size: int, done: int = 0) -> Iterato
                 yield batch
 
 
-def _share(batches: Iterator[Batch], rank: int, world_size: int) -> Iterator[Batch]:
-    """One process's batches; all have equally many, of which the last may be empty."""
-    while turn := list(itertools.islice(batches, world_size)):
-        yield turn[rank] if rank < len(turn) else []
-
-
 def read_ahead(
     batches: Iterable[Batch], chat: Chat, threads: int
 ) -> Iterator[tuple[Batch, list[torch.Tensor | DataError]]]:
-    """Batches with the pixels of their pictures, which threads read while the model answers.
+    """Yield batches with the pixels of their images, which threads read while the model answers.
 
-    A picture that cannot be read is the error that says why.
+    An image that cannot be read is an error.
     """
 
     def read(path: Path) -> torch.Tensor | DataError:
@@ -204,7 +179,7 @@ def read_ahead(
         return batch, [future.result() for future in futures]
 
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        # Around all threads: each sets the same filter, and they take it from each other.
+        # Around all threads: filters that each one sets would undo each other.
         warnings.filterwarnings("ignore", module=r"PIL\b")
         try:
             for batch in batches:
@@ -224,37 +199,20 @@ def _answer(
     pictures: Sequence[torch.Tensor | DataError],
     rank: int,
 ) -> Numbered:
-    """The rows of one batch."""
+    """Return the output rows of one batch."""
     try:
-        captions = caption_batch(chat, options, [row.prompt for _, row in batch], pictures)
+        captions = chat.ask_each([row.prompt for _, row in batch], pictures, options)
     except (MiniGPT4Error, torch.OutOfMemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             text = f"the GPU's memory is too small for {len(batch)} pictures at once"
             error = MiniGPT4Error(f"{text}; go on with a smaller --batch-size")
-        error.rank_local = rank > 0  # the others cannot know
+        error.rank_local = rank > 0  # the others do not know
         raise error from None
     return [(number, row.told(text)) for (number, row), text in zip(batch, captions, strict=True)]
 
 
-def caption_batch(
-    chat: Chat,
-    options: GenerationOptions,
-    questions: Sequence[str],
-    pictures: Sequence[torch.Tensor | DataError],
-) -> list[str | DataError]:
-    """Return what ``chat.ask`` answers to each question about its image, all at once.
-
-    An image is pixels ``[3, s, s]``, or the error that says why there are none, which is returned.
-    """
-    readable = {n: p for n, p in enumerate(pictures) if isinstance(p, torch.Tensor)}
-    asked = [questions[place] for place in readable]
-    answers = chat.ask_each(asked, list(readable.values()), options) if readable else []
-    found = dict(zip(readable, answers, strict=True))
-    return [p if isinstance(p, DataError) else found[n] for n, p in enumerate(pictures)]
-
-
 def _summarise(output: CaptionOutput, was_done: bool) -> bool:
-    """Tell what the output holds; whether there is one caption at least."""
+    """Log the figures of the output; return whether there is at least one caption."""
     if was_done:
         logger.info("nothing to do: all rows are there")
     captions = output.rows - output.failed

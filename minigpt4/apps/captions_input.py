@@ -1,4 +1,4 @@
-"""Caption input: pictures in folders, behind globs, by name and in JSON lines → rows, in order."""
+"""Caption input: folders, globs, single images and JSON lines → rows, in order."""
 
 import glob
 import hashlib
@@ -12,43 +12,29 @@ from typing import Any
 from minigpt4.datasets.samples import IMAGE_SUFFIXES
 from minigpt4.errors import ConfigError, DataError, one_line
 
-# What counts as a picture in a folder; a picture that is named may be called anything.
+# Images in a folder; an image that is named may be called anything.
 SUFFIXES = (*IMAGE_SUFFIXES, "gif", "bmp", "tif", "tiff", "avif", "jp2")
 _OURS = ("caption", "error")  # keys that the output has of its own
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image to caption.
+    """An image to caption."""
 
-    Attributes:
-        given: What the output repeats: ``image``, and whatever else its line in a list says.
-        path: File of the image.
-        prompt: Question about it.
-    """
-
-    given: dict[str, Any]
+    given: dict[str, Any]  # repeated in the output: ``image``, and other keys of its line in a list
     path: Path
     prompt: str
 
     def told(self, caption: str | DataError) -> dict[str, Any]:
-        """Return the row of the output."""
         key = "error" if isinstance(caption, DataError) else "caption"
         return {**self.given, "prompt": self.prompt, key: str(caption)}
 
 
 class CaptionInput:
-    """Rows of several inputs, one after the other; each pass gives the same ones.
+    """Rows of several inputs, one after the other; lists are read line by line on every pass.
 
-    A list is read line by line on every pass, so that a long one takes no memory.
-
-    Args:
-        names: Folders (with all below them, hidden ones left out), globs, ``.jsonl`` lists, and
-            single pictures.
-        prompt: For every picture whose line in a list names none.
-
-    Raises:
-        ConfigError: for a name behind which there is nothing.
+    Inputs are folders (with folders in them, without hidden ones), globs, ``.jsonl`` lists, and
+    single images. ``prompt`` is for images whose line in a list has none.
     """
 
     def __init__(self, names: Sequence[str], prompt: str) -> None:
@@ -68,11 +54,7 @@ class CaptionInput:
                 yield from (Row({"image": name}, Path(name), self.prompt) for name in part)
 
     def measure(self) -> tuple[int, str]:
-        """The number of rows and a digest of what they say.
-
-        Raises:
-            DataError: for a line of a list that is none.
-        """
+        """Return the number of rows and a digest of their content."""
         count, digest = 0, hashlib.sha256()
         for count, row in enumerate(self, 1):  # noqa: B007
             digest.update(encode([row.given, str(row.path), row.prompt]))
@@ -106,12 +88,12 @@ class CaptionInput:
 
 
 def encode(value: object) -> bytes:
-    """A line of JSON. Half a character, as names on disk may hold, becomes JSON's escape."""
+    """Return a line of JSON; half a character, as in names on disk, is escaped."""
     return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _expand(name: str) -> Iterator[Path | list[str]]:
-    """The list or the pictures behind one ``--input``."""
+    """Yield the lists and the images of one ``--input``."""
     if os.path.isdir(name):
         pictures = list(walk_pictures(name, "--input"))
         if not pictures:
@@ -127,7 +109,7 @@ def _expand(name: str) -> Iterator[Path | list[str]]:
 
 
 def walk_pictures(folder: str, option: str) -> Iterator[str]:
-    """Pictures in a folder and below, by name; a folder's own before those of the folders in it."""
+    """Yield images in a folder by name, then those of the folders in it."""
 
     def refuse(error: OSError) -> None:
         raise ConfigError(f"{option} {folder}: cannot be read ({one_line(error)})") from error

@@ -1,7 +1,7 @@
 """Caption output: one file of JSON lines in input order, to which rows are only ever added.
 
-Whatever is in it is done; a run that was cut short continues after its last whole line. What it was
-made of lies next to it, so that nothing else is mixed into it.
+A run that was interrupted continues after the last whole line. The settings are in a file next to
+it, so that rows of others are not added.
 """
 
 import hashlib
@@ -9,27 +9,20 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from minigpt4.config import Config
 from minigpt4.errors import ConfigError, one_line
 from minigpt4.files import JsonLines, take_lock, write_atomically
 
-_RECORD = ".settings.json"  # behind the output's name
+_RECORD = ".settings.json"  # after the output's name
 _NAMED = 3  # settings that a message names
 
 
 class CaptionOutput:
-    """The output file, locked while this process works on it.
+    """The output file with its number of ``rows``, of which some have ``failed``.
 
-    Args:
-        path: Path of the file.
-        settings: What its rows are made of; an output of others is refused.
-        overwrite: Whether to start again, whatever is there.
-
-    Attributes:
-        rows: Number of rows in it.
-        failed: Number of rows that report an error.
+    It is locked while this process works on it.
 
     Raises:
         MiniGPT4Error: for an output of other settings, one that another process is writing, or one
@@ -43,7 +36,7 @@ class CaptionOutput:
         self._waiting: dict[int, dict[str, Any]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not inherited by other programs: the lock goes with this process, however it ends.
+            # Not inherited by other programs: the lock ends with this process.
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except (OSError, ValueError) as error:
             text = f"--output {path}: cannot be written ({one_line(error)}); choose another"
@@ -58,11 +51,7 @@ class CaptionOutput:
         os.close(self._file)
 
     def add(self, numbered: Sequence[tuple[int, dict[str, Any]]]) -> int:
-        """Take rows in any order, with their place in the input; write those whose turn it is.
-
-        Returns:
-            How many were written.
-        """
+        """Take rows in any order, with their place in the input; return how many were written."""
         self._waiting.update((number, row) for number, row in numbered if number >= self.rows)
         ready: list[dict[str, Any]] = []
         while (row := self._waiting.pop(self.rows + len(ready), None)) is not None:
@@ -86,16 +75,13 @@ class CaptionOutput:
             content = json.dumps(settings, indent=2, default=str) + "\n"
             write_atomically(record, lambda file: file.write(content.encode()))
             return
-        saved = _read(record)
-        if saved is None:
+        try:
+            saved = dict(json.loads(record.read_bytes()))
+        except (OSError, ValueError, TypeError):
             self._refuse("is there already, and no run that could go on has written it")
         if named := name_differences(saved, settings):
             self._refuse(f"was made with other settings ({named})")
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Count what is there, and take away half a line at the end."""
-        whole = 0
+        whole = 0  # bytes; half a line at the end is cut off
         with open(self.path, "rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
@@ -107,16 +93,16 @@ class CaptionOutput:
                 whole += len(line)
         self._lines.truncate(whole)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise ConfigError(
             f"--output {self.path}: {reason}; choose another, or start anew with --overwrite"
         )
 
 
 def settings_of(config: Config, prompt: str, rows: int, digest: str) -> dict[str, Any]:
-    """Return what captions are made of: the input, the prompt, the model and how it generates.
+    """Return the input, the prompt, and the settings of the model and the generation.
 
-    Trained weights count by their content: a training may have written others under the same name.
+    Trained weights are compared by their content: their name may now be that of others.
     """
     named = config.model.get("ckpt") or []
     files = [named] if isinstance(named, str) else list(named)
@@ -137,15 +123,8 @@ def _digest_of(file: str) -> str:
     return digest.hexdigest()
 
 
-def _read(record: Path) -> Any:
-    try:
-        return json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def name_differences(saved: Any, settings: Mapping[str, Any]) -> str:
-    """Name the first settings that are not as saved; nothing where all are."""
+    """Name the first settings that are not as saved; an empty text if all are."""
     differing = _differences(saved, json.loads(json.dumps(settings, default=str)))
     return ", ".join(differing[:_NAMED]) + (", …" if len(differing) > _NAMED else "")
 

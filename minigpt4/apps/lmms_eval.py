@@ -1,6 +1,6 @@
-"""lmms-eval: the chat as its model ``minigpt4``, to be asked what its tasks ask.
+"""lmms-eval: the chat as its model ``minigpt4``.
 
-Only lmms-eval loads this file, by the entry point in pyproject.toml; nothing else needs it.
+Only lmms-eval loads this file, by the entry point in pyproject.toml.
 """
 
 import os
@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval registers."""
     return ModelManifest("minigpt4", simple_class_path=f"{__name__}.EvaluatedChat")
 
 
@@ -37,16 +36,13 @@ class EvaluatedChat(lmms):
     """A chat that answers lmms-eval's requests, in batches.
 
     Args:
-        cfg_path: An evaluation YAML, e.g. ``eval_configs/minigpt4_eval.yaml``.
-        batch_size: Questions read together.
-        max_batch_size: Not used; lmms-eval gives it to every model.
+        cfg_path: Evaluation YAML, e.g. ``eval_configs/minigpt4_eval.yaml``.
+        batch_size: Number of questions read together.
+        max_batch_size: Not used; lmms-eval passes it to every model.
         device: ``cuda``, ``cuda:1``, ``cpu`` or ``auto``.
-        answer: ``yes_no`` or ``letter`` takes that out of what is generated, for tasks that compare
-            the whole text; ``whole`` leaves it.
+        answer: Form of answers for tasks that compare the whole text: ``whole`` leaves it;
+            ``yes_no`` and ``letter`` as in :func:`short_answer`.
         **options: Keys of the YAML, such as ``model.ckpt``.
-
-    Raises:
-        MiniGPT4Error: for a fault in the config or the weights.
     """
 
     is_simple = True
@@ -74,11 +70,10 @@ class EvaluatedChat(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where lmms-eval puts what it sends between processes."""
+        """Device of the tensors that lmms-eval sends between processes."""
         return self._chat.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer to each question."""
         answers = []
         with self._progress(len(requests)) as progress:
             for given, alike in groupby(requests, key=lambda request: request.args[1]):
@@ -89,10 +84,10 @@ class EvaluatedChat(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Of each continuation its mean loss, and whether it is greedy.
+        """Return each continuation's mean loss, and whether it is greedy.
 
-        lmms-eval takes the choice with the least number, as its own models return losses. What a
-        template puts behind an answer belongs to it; a space before it does not.
+        lmms-eval takes the choice with the least number, as its own models return losses. An answer
+        includes its end in the template, but not a space before it.
         """
         found = []
         # The choices of a question follow each other: it is read once for all of them.
@@ -110,7 +105,7 @@ class EvaluatedChat(lmms):
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """The answers of all rounds; after each, the task says what it asks next."""
+        """Return the answers of all rounds; after each, the task gives the next question."""
         found = []
         for request in tqdm(requests, disable=self.rank != 0):
             context, given, to_visuals, to_next, *place = request.args
@@ -120,10 +115,7 @@ class EvaluatedChat(lmms):
             while not done:
                 answers += self._answer([question], given)
                 visuals, context, done, said, memory = to_next(
-                    row,
-                    previous_output=answers,
-                    round_idx=len(answers),
-                    previous_round_info=memory,
+                    row, previous_output=answers, round_idx=len(answers), previous_round_info=memory
                 )
                 question, answers = (context, _pictures(visuals)), [*said]
             found.append(answers)
@@ -137,7 +129,6 @@ class EvaluatedChat(lmms):
             yield items[start : start + self._batch_size]
 
     def _row(self, number: int, task: str, split: str) -> Mapping[str, Any]:
-        """A row of a task's data set."""
         row: Mapping[str, Any] = self.task_dict[task][split][number]
         return row
 
@@ -158,7 +149,7 @@ class EvaluatedChat(lmms):
         return [short_answer(text, self._form) for text in texts]
 
     def _prompts(self, questions: Sequence[Question]) -> tuple[list[str], list[list[torch.Tensor]]]:
-        """Prompts as the chat writes them, and the encoded pictures of each."""
+        """Return prompts as the chat writes them, and the encoded images of each."""
         pictures = [picture for _, own in questions for picture in own]
         encoded = iter(self._chat.encode_images(pictures) if pictures else ())
         prompts = [self._prompt(context, len(own)) for context, own in questions]
@@ -178,11 +169,6 @@ class EvaluatedChat(lmms):
 
 
 def _pictures(visuals: Any) -> list[Image.Image]:
-    """What a task shows.
-
-    Raises:
-        DataError: for videos and sounds.
-    """
     shown = [] if visuals is None else [*visuals]
     for one in shown:
         if not isinstance(one, Image.Image):
@@ -192,7 +178,7 @@ def _pictures(visuals: Any) -> list[Image.Image]:
 
 
 def _options(options: GenerationOptions, given: Mapping[str, Any]) -> GenerationOptions:
-    """The chat's options with a task's; without sampling unless the task asks for it."""
+    """Return the chat's options with a task's; without sampling unless the task asks for it."""
     temperature = given.get("temperature")
     sample = bool(given.get("do_sample", temperature)) and temperature != 0
     names = ["num_beams", *(("temperature", "top_p") if sample else ())]

@@ -1,4 +1,4 @@
-"""Short answers: what a benchmark compares, out of what a chat model says at length."""
+"""Short answers: what a benchmark compares, taken from a chat model's long answer."""
 
 import re
 from typing import Literal, get_args
@@ -13,12 +13,9 @@ _LETTER = re.compile(r"(?<![\w'])([A-Z])(?=[).:,]|\s*$)")
 
 
 def short_answer(text: str, form: AnswerForm) -> str:
-    """The answer in the form that is compared; the whole text where it holds none.
+    """Return the first ``Yes`` or ``No``, or the first option letter that stands alone.
 
-    Args:
-        text: What the model said.
-        form: ``yes_no``: the first of these words, ``Yes`` or ``No``. ``letter``: the first option
-            letter that stands alone. ``whole``: the text as it is.
+    If there is none, or the form is ``whole``, that is the whole text.
     """
     if form == "yes_no":
         found = _YES_NO.search(text)
@@ -28,13 +25,8 @@ def short_answer(text: str, form: AnswerForm) -> str:
 
 
 def check_form(form: str) -> AnswerForm:
-    """The form of this name.
-
-    Raises:
-        ConfigError: when there is none.
-    """
-    for known in get_args(AnswerForm):
-        if form == known:
-            return known  # type: ignore[no-any-return]
-    known_forms = ", ".join(get_args(AnswerForm))
-    raise ConfigError(f"answer={form}: unknown form of answers; known: {known_forms}")
+    """Return the form of this name, or raise a ConfigError."""
+    known = get_args(AnswerForm)
+    if form not in known:
+        raise ConfigError(f"answer={form}: unknown form of answers; known: {', '.join(known)}")
+    return form  # type: ignore[return-value]

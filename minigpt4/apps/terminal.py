@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from minigpt4.apps.transcript import Turn, as_json, as_markdown
-from minigpt4.chat import Chat, ChatSession
-from minigpt4.datasets.images import load_image
+from minigpt4.chat import Chat, ChatSession, open_image
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.files import write_atomically
 
@@ -36,21 +35,13 @@ _FORMATS = {".json": as_json, ".md": as_markdown}
 
 
 class Terminal:
-    """A chat with what is said in it so far.
+    """A chat and its turns; ``pictures`` are shown with the first question.
 
-    Args:
-        chat: Who answers.
-        pictures: Shown with the first question; see :func:`check_picture`.
-        watched: Whether somebody sees the answers grow, and may stop them with Ctrl-C.
-        end: Written behind each answer.
+    If ``watched``, someone sees the answers grow, and may stop them with Ctrl-C.
     """
 
     def __init__(
-        self,
-        chat: Chat,
-        pictures: Sequence[Path] = (),
-        watched: bool = False,
-        end: str = "\n",
+        self, chat: Chat, pictures: Sequence[Path] = (), watched: bool = False, end: str = "\n"
     ) -> None:
         self.turns: list[Turn] = []
         self._chat = chat
@@ -68,11 +59,7 @@ class Terminal:
         }
 
     def follow(self, lines: Iterable[str]) -> None:
-        """Obey and answer line by line, to the end or ``/quit``.
-
-        Raises:
-            MiniGPT4Error: for a mistake where nobody watches; else it is told and the chat goes on.
-        """
+        """Take line by line, to the end or ``/quit``; a mistake ends it only if no one watches."""
         for line in lines:
             if line.strip() == "/quit":
                 return
@@ -84,7 +71,7 @@ class Terminal:
                 tell(f"error: {error}")
 
     def take(self, line: str) -> None:
-        """One line: a command, a question, or nothing."""
+        """Take one line: a command, a question, or nothing."""
         line = printable_text(line).rstrip()
         word, _, rest = line.lstrip().partition(" ")
         if line.startswith("/"):
@@ -96,21 +83,19 @@ class Terminal:
             self.ask(line.lstrip())
 
     def ask(self, question: str) -> None:
-        """Answer a question about the pictures shown since the last one."""
         turn = Turn(question, "", self._pictures)
         self.turns.append(replace(turn, answer=self._answer(turn, self._session.copy())))
         self._pictures = []
 
     def _answer(self, turn: Turn, session: ChatSession) -> str:
-        """Write the answer out; the session with it becomes the chat's."""
+        """Print the answer; the session with it becomes the chat's."""
         answer, dropped = "", session.dropped
-        pictures = [Path(name) for name in turn.images]
         cancelled = threading.Event()
         guard: AbstractContextManager[list[int]] = nullcontext([])
         if self._watched:
             guard = stopped_by_ctrl_c(cancelled)
         with guard as pressed:
-            for text in self._chat.stream(turn.question, pictures, session, cancelled=cancelled):
+            for text in self._chat.stream(turn.question, turn.images, session, cancelled=cancelled):
                 if self._watched:
                     write_grown(printable_text(answer), printable_text(text))
                 answer = text
@@ -130,7 +115,7 @@ class Terminal:
         if not name:
             raise DataError("/image: name the file")
         picture = _as_typed(name)
-        check_picture(picture)
+        open_image(picture)
         self._pictures.append(str(picture))
 
     def _retry(self, _: str) -> None:
@@ -164,17 +149,8 @@ class Terminal:
         tell(f"saved: {file}")
 
 
-def check_picture(picture: Path) -> None:
-    """Tell of a bad one now, and not when it is asked about.
-
-    Raises:
-        DataError: for a file that is not a readable picture.
-    """
-    load_image(picture, shown=True)
-
-
 def typed_lines() -> Iterator[str]:
-    """What is typed at the keyboard, with a history for the arrow keys that no file keeps."""
+    """Yield lines from the keyboard, with a history for the arrow keys that is not saved."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() uses it
     while True:
@@ -189,19 +165,19 @@ def typed_lines() -> Iterator[str]:
 
 
 def tell(text: str) -> None:
-    """What is no answer."""
+    """Print anything but an answer, to stderr."""
     sys.stdout.flush()
     sys.stderr.write(printable_text(text) + "\n")
     sys.stderr.flush()
 
 
 def printable_text(text: str) -> str:
-    """A text that cannot steer the terminal: without control characters, but for new lines."""
+    """Return text that cannot control the terminal: without control characters but new lines."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def write_grown(shown: str, text: str) -> None:
-    """Write what is new of a growing text; all of it where its end has changed."""
+    """Write the new part of a growing text; all of it if the shown part has changed."""
     new = text[len(shown) :] if text.startswith(shown) else "\n" + text
     sys.stdout.write(new)
     sys.stdout.flush()
@@ -209,7 +185,7 @@ def write_grown(shown: str, text: str) -> None:
 
 @contextlib.contextmanager
 def stopped_by_ctrl_c(cancelled: threading.Event) -> Iterator[list[int]]:
-    """Ctrl-C sets ``cancelled``, and the list has an entry; a second one interrupts as always."""
+    """Let Ctrl-C set ``cancelled`` and add to the list; a second one interrupts as always."""
     pressed: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -225,7 +201,7 @@ def stopped_by_ctrl_c(cancelled: threading.Event) -> Iterator[list[int]]:
 
 
 def _as_typed(name: str) -> Path:
-    """A file as people type or drag it: perhaps in quotes, with escaped spaces or a tilde."""
+    """Return a file as people type or drag it: in quotes, with escaped spaces or a tilde."""
     with contextlib.suppress(ValueError):  # quotes that do not close
         words = shlex.split(name)
         if len(words) == 1 and not os.path.exists(name):

@@ -1,4 +1,4 @@
-"""Transcript: a conversation as its user saw it, to take away as JSON or Markdown."""
+"""Transcript: a conversation as JSON or Markdown."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Turn:
-    """A question with its answer; ``images`` are names of the pictures shown with it."""
+    """A question with its answer; ``images`` are names of the images shown with it."""
 
     question: str
     answer: str
@@ -16,12 +16,10 @@ class Turn:
 
 
 def as_json(turns: Sequence[Turn]) -> str:
-    """A list of objects with ``question``, ``answer`` and ``images``."""
     return json.dumps([asdict(turn) for turn in turns], ensure_ascii=False, indent=2) + "\n"
 
 
 def as_markdown(turns: Sequence[Turn]) -> str:
-    """Sections of questions and answers; what was typed stays text, whatever it looks like."""
     parts = ["# A conversation with MiniGPT-4\n"]
     for turn in turns:
         pictures = "".join(f"*(picture: {_escape(name)})*\n\n" for name in turn.images)

@@ -1,6 +1,6 @@
 """Chat: images and turns → an answer. The one inference class of all apps and of evaluation."""
 
-from minigpt4.chat.core import Chat, Part
+from minigpt4.chat.core import Chat, ImageInput, Part, open_image
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.chat.loading import build_chat, choose_device, load_chat
 from minigpt4.chat.sessions import ChatSession, Usage
@@ -13,6 +13,7 @@ __all__ = [
     "ChatSession",
     "FairQueue",
     "GenerationOptions",
+    "ImageInput",
     "NonFiniteLogitsError",
     "Part",
     "Ticket",
@@ -20,4 +21,5 @@ __all__ = [
     "build_chat",
     "choose_device",
     "load_chat",
+    "open_image",
 ]

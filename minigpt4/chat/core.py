@@ -1,9 +1,8 @@
-"""Chat: images and turns → an answer. The one inference core of page, terminal and evaluation.
+"""Chat: images and turns → an answer; the one inference core, with the same splice as training."""
 
-Uses the same splice as training. An image is encoded once for each session.
-"""
-
+import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,41 +12,39 @@ import torch
 from PIL import Image
 
 from minigpt4.chat.generation import answer_ids, cut_at, cut_growing, end_ids, has_any
-from minigpt4.chat.images import EncodedImages, ImageInput, open_image
 from minigpt4.chat.kept_states import KeptStates, positions_of
-from minigpt4.chat.multiple_choice import choose
+from minigpt4.chat.likelihood import most_likely_choices
 from minigpt4.chat.sessions import ChatSession, Usage
-from minigpt4.chat.streaming import Show, stream_in_turn
-from minigpt4.chat.waiting import FairQueue, Ticket
-from minigpt4.conversation import (
-    IMAGE_TEXT,
-    Conversation,
-    Template,
-    plain_text,
-    stop_texts,
-)
+from minigpt4.chat.waiting import FairQueue, Show, Ticket, stream_in_turn
+from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text, stop_texts
 from minigpt4.conversation.options import GenerationOptions, change_options, load_template
+from minigpt4.datasets.images import as_shown, load_image
 from minigpt4.datasets.samples import ToPixels
 from minigpt4.errors import DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice
 from minigpt4.models.minigpt4 import MiniGPT4
 
+_KEPT_IMAGES = 64  # whose tokens are kept, of all chats together
+
+ImageInput = str | Path | Image.Image
 Part = str | Path | Image.Image  # of a question: text, or an image; a text is never a file's name
 
 
-class Chat:
-    """A model with its image processor and conversation template.
+def open_image(image: ImageInput) -> Image.Image:
+    """Open an image as a viewer shows it; raise a DataError if it is not readable."""
+    return as_shown(image) if isinstance(image, Image.Image) else load_image(image, shown=True)
 
-    Args:
-        model: In eval mode, on its device.
-        image_processor: PIL image → pixels.
-        options: Defaults of every answer.
+
+class Chat:
+    """A model with its image processor, and ``options`` that are the defaults of every answer.
 
     Attributes:
         waiting: Who is answered next; one answer is made at a time.
         kept: What the language model has read, for next turns.
     """
+
+    choose = most_likely_choices
 
     def __init__(
         self, model: MiniGPT4, image_processor: ToPixels, options: GenerationOptions
@@ -60,34 +57,38 @@ class Chat:
             0 if options.static_cache else options.kept_tokens, model.llama_model.config
         )
         self._positions = learned_positions(model.llama_model)
-        self._images = EncodedImages(model, image_processor)
+        self._image_tokens: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @property
     def template(self) -> Template:
         return load_template(self.options.template, self.model.llama_model.name_or_path)
 
     def start(self, turns: Sequence[tuple[Sequence[Part], str]] = ()) -> ChatSession:
-        """A new session, empty or after turns that were held elsewhere.
-
-        Args:
-            turns: Questions, each as in :meth:`ask`, with their answers.
-
-        Raises:
-            DataError: for a bad image.
-        """
+        """Return a session that continues turns: questions, as in :meth:`ask`, with answers."""
         session = ChatSession(Conversation(self.template))
         for question, answer in turns:
             self._say(question, session)
             session.conversation.answer(self._plain(answer))
         return session
 
+    @torch.no_grad()
     def encode_images(self, images: Sequence[ImageInput]) -> torch.Tensor:
-        """Return image tokens ``[N, Q, H]``, of all at once.
+        """Return tokens ``[N, Q, H]`` of images, computed in one batch and not kept."""
+        pixels = torch.stack([self.image_processor(open_image(image)) for image in images])
+        return self.model.encode_img(pixels.to(self.model.device))
 
-        Raises:
-            DataError: for a file that is not a readable image.
-        """
-        return self._images.encode_all(images)
+    @torch.no_grad()
+    def _encode(self, image: ImageInput) -> torch.Tensor:
+        """Return an image's tokens ``[Q, H]``; those of the same pixels are computed once."""
+        pixels = self.image_processor(open_image(image))
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        tokens = self._image_tokens.pop(key, None)
+        if tokens is None:
+            (tokens,) = self.model.encode_img(pixels[None].to(self.model.device))
+        self._image_tokens[key] = tokens
+        while len(self._image_tokens) > _KEPT_IMAGES:
+            self._image_tokens.popitem(last=False)
+        return tokens
 
     def ask(
         self,
@@ -96,19 +97,18 @@ class Chat:
         session: ChatSession | None = None,
         **changes: Any,
     ) -> str:
-        """The whole answer to a question.
+        """Return the whole answer to a question.
 
         Args:
-            question: What the user says; parts, where images stand between words:
+            question: Words of the user, or parts if images are between words:
                 ``["What differs between", Path("a.png"), "and", Path("b.png"), "?"]``.
-            images: Shown before the question, in this order.
-            session: A session to go on with; a new one without.
+            images: Images shown before the question, in this order.
+            session: Session to continue; by default a new one.
             **changes: Any of :class:`GenerationOptions`, for this answer only.
 
         Raises:
             ConfigError: for an option that does not exist or cannot be.
-            DataError: for a bad image, an empty question, or one that does not fit into the
-                context.
+            DataError: for a bad image, or a question that is empty or too long for the context.
             NonFiniteLogitsError: when the model's numbers overflow.
         """
         *_, answer = ["", *self.stream(question, images, session, **changes)]
@@ -124,18 +124,12 @@ class Chat:
         cancelled: threading.Event | None = None,
         **changes: Any,
     ) -> Generator[str, None, None]:
-        """The answer as it grows; the last value is the whole answer, and joins the session.
+        """Yield the answer as it grows; the last value is the whole answer, and joins the session.
 
         Closing the iterator stops the generation and leaves the session as it was. Beams show the
-        answer at its end only. Other arguments and errors as in :meth:`ask`.
-
-        Args:
-            question: See there.
-            images: See there.
-            session: See there.
-            ticket: A place in :attr:`waiting` that the caller has taken; it is given up at the end.
-            cancelled: When set, the answer ends where it is.
-            **changes: See there.
+        answer at its end only. ``ticket`` is a place in :attr:`waiting` that the caller has taken;
+        it is given up at the end. Once ``cancelled`` is set, the answer ends where it is. Other
+        arguments and errors as in :meth:`ask`.
         """
         place, stopped = ticket or self.waiting.join(), cancelled or threading.Event()
         session = session or self.start()
@@ -157,7 +151,7 @@ class Chat:
         cancelled: threading.Event,
         changes: dict[str, Any],
     ) -> None:
-        """Show a question's answer as it grows, then None; the answer joins the session."""
+        """Show the answer as it grows, then None; it joins the session."""
         options, stops = change_options(self.options, changes), self.template.stops
         self._say(question, session)
         segments = self._fit(session, options)
@@ -177,25 +171,28 @@ class Chat:
         return plain_text(text, (*self.template.forbidden, *self.model.tokenizer.special))
 
     def _say(self, question: Sequence[Part], session: ChatSession) -> None:
-        """Put a question's words and images into a session, each where it stands."""
+        """Add the words and images of a question to a session, in their order."""
         parts = list(question)
         while parts and not isinstance(parts[0], str):
-            session.images.append(self._images.encode(parts.pop(0)))
+            session.images.append(self._encode(parts.pop(0)))
             session.conversation.add_image()
         words = []
         for part in parts:
             if isinstance(part, str):
                 words.append(self._plain(part).strip())
             else:
-                session.images.append(self._images.encode(part))
+                session.images.append(self._encode(part))
                 words.append(IMAGE_TEXT)
         if not any(word for word in words if word != IMAGE_TEXT):
             raise DataError("the question is empty; type what to ask")
         session.conversation.ask(" ".join(word for word in words if word))
 
     def _fit(self, asked: ChatSession, options: GenerationOptions) -> list[Segment]:
-        """The prompt's segments, without the oldest turns where they do not fit the context."""
-        room, limit = self._room(options)
+        """Return the prompt's segments, without the oldest turns if they do not fit the context."""
+        longest, limit = options.max_length, "chat.max_length"
+        if self._positions is not None and self._positions < longest:
+            longest, limit = self._positions, f"the language model's {self._positions} positions"
+        room = max(0, longest - options.max_new_tokens)
         while True:
             segments = self.model.prompt_segments(asked.conversation.prompt(), asked.images)
             length = sum(map(len, segments))
@@ -210,14 +207,6 @@ class Chat:
             asked.conversation = shorter
             asked.dropped += 1
 
-    def _room(self, options: GenerationOptions) -> tuple[int, str]:
-        """Tokens that a prompt may take, and what limits them."""
-        longest, limit = options.max_length, "chat.max_length"
-        positions = self._positions
-        if positions is not None and positions < longest:
-            longest, limit = positions, f"the language model's {positions} positions"
-        return max(0, longest - options.max_new_tokens), limit
-
     @torch.no_grad()
     def _write(
         self,
@@ -226,7 +215,7 @@ class Chat:
         listen: Callable[[str], None] | None,
         cancelled: threading.Event,
     ) -> tuple[str, Usage]:
-        """The answer to one prompt, reading only what is not kept of it."""
+        """Return the answer to one prompt, of which only what is not kept is read."""
         positions = positions_of(segments)
         keeps = self.kept.tokens and not options.static_cache
         past = self.kept.find(positions) if keeps else None
@@ -246,7 +235,7 @@ class Chat:
     def _read_answer(self, session: ChatSession, options: GenerationOptions) -> None:
         """Read an answer as the next turn's prompt will have it, while its user reads it, too.
 
-        Its tokens are not always those that were generated: it is tokenised with what surrounds it.
+        Tokenised with the text around it, it may have other tokens than those generated.
         """
         if options.static_cache or not self.kept.tokens:
             return
@@ -264,27 +253,27 @@ class Chat:
     def ask_each(
         self,
         questions: Sequence[str],
-        pixels: Sequence[torch.Tensor],
+        pixels: Sequence[torch.Tensor | DataError],
         options: GenerationOptions,
     ) -> list[str | DataError]:
-        """What :meth:`ask` answers to each question about its one image, all of them together.
+        """Return what :meth:`ask` answers to each question about its one image, all in one batch.
 
-        Args:
-            questions: What users type.
-            pixels: Of each image, ``[3, s, s]``.
-            options: How to generate.
-
-        Returns:
-            For each question its answer, or why there is none: it is empty, or does not fit.
+        Images are pixels ``[3, s, s]``; an error in place of one is returned. An error also stands
+        for the answer to a question that is empty or does not fit.
         """
-        encoded = self.model.encode_img(torch.stack([*pixels]).to(self.model.device))
+        readable = [image for image in pixels if isinstance(image, torch.Tensor)]
+        encoded = iter(
+            self.model.encode_img(torch.stack(readable).to(self.model.device)) if readable else ()
+        )
         contexts: dict[int, list[Segment]] = {}
         answers: dict[int, str | DataError] = {}
-        for place, (question, tokens) in enumerate(zip(questions, encoded, strict=True)):
-            session = self.start()
-            session.conversation.add_image()
-            session.images.append(tokens)
+        for place, (question, image) in enumerate(zip(questions, pixels, strict=True)):
             try:
+                if isinstance(image, DataError):
+                    raise image
+                session = self.start()
+                session.conversation.add_image()
+                session.images.append(next(encoded))
                 self._say([question], session)
                 contexts[place] = self._fit(session, options)
             except DataError as error:
@@ -296,17 +285,6 @@ class Chat:
                 answers[place] = cut_at(self.model.tokenizer.decode(row), *self.template.stops)
         return [answers[place] for place in range(len(questions))]
 
-    @torch.no_grad()
-    def choose(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[torch.Tensor]],
-        choices: Sequence[Sequence[str]],
-        endings: Sequence[str],
-    ) -> list[str]:
-        """Return the most likely choice for each prompt; see :func:`multiple_choice.choose`."""
-        return [*choose(self, prompts, images, choices, endings)]
-
     def generate(
         self,
         prompts: Sequence[str],
@@ -314,14 +292,13 @@ class Chat:
         stop: str | tuple[str, ...],
         options: GenerationOptions,
     ) -> list[str]:
-        """An answer for each prompt, cut at its stop text.
+        """Return an answer for each prompt, cut at the stop text.
 
         Args:
             prompts: Texts with an ``<ImageHere>`` for each image.
             images: For each prompt its encoded images, ``[Q, H]`` each.
-            stop: Where an answer ends, or several texts where it does, beside the end-of-sequence
-                token; may be empty.
-            options: How to generate.
+            stop: Text or texts that end an answer, as the end-of-sequence token does; may be empty.
+            options: Options of the generation.
 
         Raises:
             DataError: for a prompt that the language model has no positions for.

@@ -1,7 +1,8 @@
-"""Generation: how an answer is made, token by token, and where it ends."""
+"""Generation: how an answer is generated, token by token, and where it ends."""
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ _TAIL = 16  # tokens decoded, at least, to see whether an answer has reached a s
 
 
 class NonFiniteLogitsError(MiniGPT4Error):
-    """The language model gave Inf or NaN where it should have told the next word."""
+    """The language model computed Inf or NaN in place of the next word."""
 
 
 class FiniteLogits(LogitsProcessor):
-    """Ends a generation whose numbers are none, before sampling trips over them on a GPU."""
+    """Raise on NaN or Inf logits before sampling fails on the GPU."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -36,43 +37,35 @@ class FiniteLogits(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         # -Inf is how words are forbidden.
         if bool((scores.isnan() | (scores == torch.inf)).any()):
-            mend = (
+            fix = (
                 "fp16 is too narrow for this model: add --options model.precision=bf16 (or fp32)"
                 if self._dtype == torch.float16
                 else "its weights or the projection hold such numbers; check them and load again"
             )
             place = input_ids.shape[1]
-            raise NonFiniteLogitsError(f"Inf or NaN in word {place} of the answer: {mend}")
+            raise NonFiniteLogitsError(f"Inf or NaN in word {place} of the answer: {fix}")
         return scores
 
 
-class Watch(StoppingCriteria):
-    """Sees every token: tells a listener the text so far and ends rows that reached a stop text."""
+@dataclass(eq=False)
+class StopOnText(StoppingCriteria):
+    """Ends rows that reached a stop text, and passes the text so far to a listener."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        stops: Sequence[str],
-        listen: Callable[[str], None] | None,
-        cancelled: threading.Event | None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._stops = stops
-        # A token is a byte at least, and the first one may belong to the text before.
-        self._tail = max(_TAIL, *(1 + len(stop.encode()) for stop in stops), 0)
-        self._listen = listen
-        self._cancelled = cancelled
+    tokenizer: Tokenizer
+    stops: Sequence[str]
+    listen: Callable[[str], None] | None
+    cancelled: threading.Event | None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        rows = input_ids[:, len(first_ids(self._tokenizer)) :].tolist()
-        if self._listen is not None:
-            self._listen(self._tokenizer.decode(rows[0]))
-        stop_now = self._cancelled is not None and self._cancelled.is_set()
-        done = [stop_now or self._reached(row) for row in rows]
+        rows = input_ids[:, len(first_ids(self.tokenizer)) :].tolist()
+        if self.listen is not None:
+            self.listen(self.tokenizer.decode(rows[0]))
+        stop_now = self.cancelled is not None and self.cancelled.is_set()
+        # A token is a byte at least, and the first one may belong to the text before.
+        tail = max([_TAIL, *(1 + len(stop.encode()) for stop in self.stops)])
+        ends = [self.tokenizer.decode(row[-tail:]) for row in rows]
+        done = [stop_now or has_any(end, self.stops) for end in ends]
         return torch.tensor(done, device=input_ids.device)
-
-    def _reached(self, row: list[int]) -> bool:
-        return has_any(self._tokenizer.decode(row[-self._tail :]), self._stops)
 
 
 def generate_ids(
@@ -85,33 +78,28 @@ def generate_ids(
     ends: Sequence[int] = (),
     **outputs: Any,
 ) -> Any:
-    """What the language model writes behind ``embeds``.
+    """Return the ids ``[B, n]`` that the language model writes after ``embeds``.
 
     Args:
-        model: In eval mode.
+        model: Model in eval mode.
         embeds: Contexts ``[B, S, H]``, padded on the left.
-        attention_mask: ``[B, S]``, 1 on real positions.
-        options: How to generate.
-        stops: Beside the end-of-sequence token.
-        past: Keys and values of how the one context begins; holds all of it afterwards.
-        ends: Tokens that end an answer, beside that one.
-        **outputs: What else to give back, in the words of transformers' ``GenerationConfig``.
-
-    Returns:
-        Ids ``[B, n]``; each row starts with :func:`first_ids`, as in the original.
+        attention_mask: Mask ``[B, S]``, 1 on real positions.
+        options: Options of the generation.
+        stops: Criteria that end an answer, besides ``ends`` and the end-of-sequence token.
+        past: Keys and values of the one context's beginning; holds all of it afterwards.
+        ends: Tokens that end an answer.
+        **outputs: Other outputs to return, as named by transformers' ``GenerationConfig``.
 
     Raises:
-        NonFiniteLogitsError: where Inf or NaN comes out.
+        NonFiniteLogitsError: for Inf or NaN.
     """
-    # The bos that stands beside the embeddings is what makes the ids start so.
+    # Because of this bos each row starts with first_ids, as in the original.
     first = torch.tensor([first_ids(model.tokenizer)] * len(embeds), dtype=torch.long)
     config = build_generation_config(options, model.tokenizer, ends)
     config.update(**outputs)
-    given: dict[str, Any] = {}
-    if past is not None:
-        if options.num_beams > 1 and past.get_seq_length():
-            past.batch_repeat_interleave(options.num_beams)
-        given["past_key_values"] = past
+    if past is not None and options.num_beams > 1 and past.get_seq_length():
+        past.batch_repeat_interleave(options.num_beams)
+    given = {} if past is None else {"past_key_values": past}
     return model.llama_model.generate(  # type: ignore[operator]
         input_ids=first.to(embeds.device),
         inputs_embeds=embeds,
@@ -134,20 +122,11 @@ def answer_ids(
 ) -> list[list[int]]:
     """Return the ids that are generated after each context.
 
-    Args:
-        model: In eval mode.
-        contexts: Segments of each prompt.
-        stops: Texts that end an answer.
-        options: How to generate.
-        listen: Receives the text so far of the only answer, as it grows.
-        cancelled: When set, the answer ends where it is.
-        past: What the language model has read of the only context.
-
-    Raises:
-        NonFiniteLogitsError: where Inf or NaN comes out.
+    With one context ``listen`` may receive the text so far, ``cancelled`` may end the answer where
+    it is, and ``past`` be what the language model has read of it.
     """
     spliced = splice(contexts, model.embed_tokens, model.device, pad_side="left")
-    watch = Watch(model.tokenizer, stops, listen, cancelled)
+    watch = StopOnText(model.tokenizer, stops, listen, cancelled)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     ends = end_ids(model, stops)
@@ -157,12 +136,12 @@ def answer_ids(
 
 
 def first_ids(tokenizer: Tokenizer) -> list[int]:
-    """What generated ids start with, before the answer: bos, where there is one."""
+    """Return what generated ids start with, before the answer: bos, if there is one."""
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
 def end_ids(model: MiniGPT4, stops: Sequence[str]) -> list[int]:
-    """Tokens that end an answer: eos, the special ones of stop texts, and what a model names."""
+    """Return the tokens that end an answer: eos, special ones of stop texts, and the model's."""
     tokenizer = model.tokenizer
     found = [tokenizer.eos_id]
     for word in tokenizer.special:
@@ -179,18 +158,12 @@ def end_ids(model: MiniGPT4, stops: Sequence[str]) -> list[int]:
 def build_generation_config(
     options: GenerationOptions, tokenizer: Tokenizer, ends: Sequence[int] = ()
 ) -> GenerationConfig:
-    sampling: dict[str, Any] = {"do_sample": False}
+    given: dict[str, Any] = {}
     if options.do_sample:
         # top_k is the old default of transformers, which the original left in force.
-        sampling = {
-            "do_sample": True,
-            "top_p": options.top_p,
-            "top_k": 50,
-            "temperature": options.temperature,
-        }
-    beams: dict[str, Any] = {"num_beams": options.num_beams}
+        given = {"top_p": options.top_p, "top_k": 50, "temperature": options.temperature}
     if options.num_beams > 1:
-        beams["length_penalty"] = options.length_penalty
+        given["length_penalty"] = options.length_penalty
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         # Of the answer, its end counted; transformers' own min_length would count the prompt too.
@@ -200,8 +173,9 @@ def build_generation_config(
         eos_token_id=[*ends] if len(ends) > 1 else tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
         cache_implementation="static" if options.static_cache else None,
-        **sampling,
-        **beams,
+        do_sample=options.do_sample,
+        num_beams=options.num_beams,
+        **given,
     )
 
 
@@ -209,16 +183,23 @@ def has_any(text: str, stops: Sequence[str]) -> bool:
     return any(stop in text for stop in stops)
 
 
+def before_stops(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop text; all of it if there is none."""
+    places = [text.index(stop) for stop in stops if stop and stop in text]
+    return text[: min(places, default=len(text))]
+
+
 def cut_at(text: str, *stops: str) -> str:
-    """The text before the first stop text; all of it where there is none."""
-    for stop in filter(None, stops):
-        text = text.split(stop)[0]
-    return text.strip()
+    return before_stops(text, stops).strip()
 
 
 def cut_growing(text: str, stops: Sequence[str]) -> str:
-    """Likewise of an answer that still grows: it may end in part of a stop text or a character."""
-    text = cut_at(text, *stops).rstrip("\ufffd")
+    """Return the same of a growing answer, which may end in part of a stop text or a character."""
+    return hold_back(cut_at(text, *stops).rstrip("\ufffd"), stops)
+
+
+def hold_back(text: str, stops: Sequence[str]) -> str:
+    """Cut off an end of a growing text that may turn into a stop text, or be stripped."""
     ends = (stop[:length] for stop in stops for length in range(1, len(stop)))
     longest = max((len(end) for end in ends if text.endswith(end)), default=0)
     return text[: len(text) - longest].rstrip()

@@ -1,6 +1,6 @@
 """Likelihood: how probable given answers are, for multiple choice without generating anything.
 
-A prompt with its images is read once; all its choices go on from the same keys and values.
+A prompt with its images is read once; all its choices continue from the same keys and values.
 """
 
 import inspect
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from minigpt4.chat.generation import FiniteLogits
@@ -30,24 +31,68 @@ _ROWS = 32  # choices scored at once: each has the prompt's keys and values to i
 
 
 class ChoiceLikelihood(NamedTuple):
-    """How probable a choice is.
+    """How probable a choice is."""
 
-    Attributes:
-        log_probability: Sum over its tokens, natural logarithm.
-        tokens: How many they are; the mean is what does not favour short choices.
-        greedy: Whether each of them is the likeliest at its place.
-    """
-
-    log_probability: float
+    log_probability: float  # sum over its tokens, natural logarithm
     tokens: int
-    greedy: bool
+    greedy: bool  # whether each token is the most likely one at its place
+
+
+class Chosen(str):
+    """The choice that is most likely as a whole, with the ``likelihoods`` of every choice."""
+
+    likelihoods: list[ChoiceLikelihood]
 
 
 class _Row(NamedTuple):
-    """A choice's tokens, behind a prompt of the batch."""
+    """A choice's tokens, after a prompt of the batch."""
 
     prompt: int
     ids: list[int]
+
+
+def most_likely_choices(
+    chat: Generator,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[torch.Tensor]],
+    choices: Sequence[Sequence[str]],
+    endings: Sequence[str],
+) -> list[str]:
+    """Return the most likely choice for each prompt, as :class:`Chosen`; of equal ones the first.
+
+    A choice is scored with the text that ended answers in training: that may be one token with the
+    choice's last character, and tells a whole answer from the beginning of a longer one.
+
+    Args:
+        chat: Chat with the model.
+        prompts: Texts with an ``<ImageHere>`` for each image.
+        images: For each prompt its encoded images, ``[Q, H]`` each.
+        choices: For each prompt at least one.
+        endings: Ends of answers to each prompt.
+
+    Raises:
+        DataError: for a prompt and choice that the language model has no positions for.
+    """
+    chosen: list[str] = []
+    ended = [[choice + end for choice in own] for own, end in zip(choices, endings, strict=True)]
+    scored = choice_likelihoods(chat, prompts, images, ended)
+    for own, likelihoods in zip(choices, scored, strict=True):
+        totals = [likelihood.log_probability for likelihood in likelihoods]
+        choice = Chosen(own[totals.index(max(totals))])
+        choice.likelihoods = likelihoods
+        chosen.append(choice)
+    return chosen
+
+
+def output_fields(output: str) -> dict[str, Any]:
+    """Return what an evaluation keeps of an output: the text and, of choices, their likelihoods."""
+    if not isinstance(output, Chosen):
+        return {"output": output}
+    return {
+        "output": str(output),
+        "log_probabilities": [own.log_probability for own in output.likelihoods],
+        "tokens": [own.tokens for own in output.likelihoods],
+    }
 
 
 @torch.no_grad()
@@ -57,17 +102,11 @@ def choice_likelihoods(
     images: Sequence[Sequence[torch.Tensor]],
     choices: Sequence[Sequence[str]],
 ) -> list[list[ChoiceLikelihood]]:
-    """For each prompt, how probable each of its choices is as the answer's beginning.
+    """Return how probable each choice of each prompt is as the beginning of the answer.
 
-    A choice is tokenised alone, as an answer is in training, and nothing is put behind it: give it
-    with its end symbol where it is a whole answer, or its last token may be one that no answer
-    ends in. The model computes in its own precision, the probabilities in fp32.
-
-    Args:
-        chat: Its model is used; what it keeps of conversations is not touched.
-        prompts: Texts with an ``<ImageHere>`` for each image; read all at once.
-        images: For each prompt its encoded images, ``[Q, H]`` each.
-        choices: For each prompt at least one.
+    A choice is tokenised alone, as an answer is in training: give a whole answer with its end
+    symbol, or its last token may be one that no answer ends in. The model computes in its own
+    precision, the probabilities in fp32. Arguments as in :func:`most_likely_choices`.
 
     Raises:
         DataError: for a prompt without choices, a choice without a token, or one that the language
@@ -80,7 +119,7 @@ def choice_likelihoods(
     rows = _rows(model, contexts, choices)
     # Where states cannot be cut at a position, nothing is kept of any model.
     can_go_on = KeptStates(1, model.llama_model.config).tokens > 0
-    score = _score_behind_prompts if can_go_on else _score_whole_rows
+    score = _score_after_prompts if can_go_on else _score_whole_rows
     with chat.waiting.join():
         found = score(model, contexts, rows) if rows else []
     scored: list[list[ChoiceLikelihood]] = [[] for _ in contexts]
@@ -92,7 +131,7 @@ def choice_likelihoods(
 def _rows(
     model: MiniGPT4, contexts: Sequence[Sequence[Segment]], choices: Sequence[Sequence[str]]
 ) -> list[_Row]:
-    """All choices of all prompts as tokens; each has one, and fits behind its prompt."""
+    """Return all choices of all prompts as tokens; each has one, and fits after its prompt."""
     most = learned_positions(model.llama_model)
     rows = []
     for prompt, (segments, own) in enumerate(zip(contexts, choices, strict=True)):
@@ -115,46 +154,49 @@ def _rows(
     return rows
 
 
-def _score_behind_prompts(
+def _score_after_prompts(
     model: MiniGPT4, contexts: Sequence[Sequence[Segment]], rows: Sequence[_Row]
 ) -> list[tuple[float, bool]]:
-    """Of each row its log-probability, and whether it is greedy; each prompt is read once."""
+    """Return each row's log-probability and whether it is greedy; each prompt is read once."""
     check = FiniteLogits(model.compute_dtype)
     prefix = splice(contexts, model.embed_tokens, model.device, pad_side="left")
-    read = DynamicCache(config=_text_config(model))
+    read = DynamicCache(config=model.llama_model.config)
     logits = _read(model, prefix.embeds, prefix.attention_mask, read, only_last=True)[:, -1]
-    # A first token is predicted by the prompt: whoever has no other is done.
+    # The prompt predicts the first token: a choice of one token is done.
     firsts = on_device([row.ids[0] for row in rows], logits.device)
-    told, likeliest = _told(logits[[row.prompt for row in rows]], firsts, check)
-    totals, greedy = told.cpu(), likeliest.cpu()
+    scores, hits = _score(logits[[row.prompt for row in rows]], firsts, check)
+    totals, greedy = scores.cpu(), hits.cpu()
     for chosen in _groups([index for index, row in enumerate(rows) if len(row.ids) > 1]):
         group = [rows[index] for index in chosen]
         prompts = [row.prompt for row in group]
+        states = DynamicCache(config=model.llama_model.config)
+        for index, layer in enumerate(read.layers):
+            states.update(layer.keys[prompts], layer.values[prompts], index)
         inputs = _padded([row.ids[:-1] for row in group], 0, model.device)
         targets = _padded([row.ids[1:] for row in group], IGNORED, model.device)
         mask = torch.cat([prefix.attention_mask[prompts], (targets != IGNORED).long()], dim=1)
         embeds = model.embed_tokens(inputs.flatten()).unflatten(0, inputs.shape)
-        logits = _read(model, embeds, mask, _states_for(prompts, read, model))
-        told, likeliest = _told(logits.flatten(0, 1), targets.flatten(), check)
-        totals[chosen] += told.view_as(targets).sum(dim=1).cpu()
-        greedy[chosen] &= likeliest.view_as(targets).all(dim=1).cpu()
+        logits = _read(model, embeds, mask, states)
+        scores, hits = _score(logits.flatten(0, 1), targets.flatten(), check)
+        totals[chosen] += scores.view_as(targets).sum(dim=1).cpu()
+        greedy[chosen] &= hits.view_as(targets).all(dim=1).cpu()
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 
 def _score_whole_rows(
     model: MiniGPT4, contexts: Sequence[Sequence[Segment]], rows: Sequence[_Row]
 ) -> list[tuple[float, bool]]:
-    """Likewise, each row read from its first position on: nothing can be kept of such a model."""
+    """Return the same for a model whose states cannot be kept: each row is read as a whole."""
     check = FiniteLogits(model.compute_dtype)
     found = []
     for chosen in _groups(range(len(rows))):
         group = [rows[index] for index in chosen]
         segments = [[*contexts[row.prompt], Learnt(row.ids)] for row in group]
         spliced = splice(segments, model.embed_tokens, model.device)
-        told, likeliest = _told(*target_logits(model.logits(spliced), spliced.targets), check)
+        scores, hits = _score(*target_logits(model.logits(spliced), spliced.targets), check)
         lengths = [len(row.ids) for row in group]
-        for part, hits in zip(told.split(lengths), likeliest.split(lengths), strict=True):
-            found.append((part.sum().item(), bool(hits.all())))
+        for part, own in zip(scores.split(lengths), hits.split(lengths), strict=True):
+            found.append((part.sum().item(), bool(own.all())))
     return found
 
 
@@ -165,7 +207,7 @@ def _read(
     states: DynamicCache,
     only_last: bool = False,
 ) -> torch.Tensor:
-    """Logits ``[B, S, V]`` of what comes behind the states, which then hold it, too."""
+    """Return logits ``[B, S, V]`` of what follows the states, to which it is added."""
     language_model, given = model.llama_model, dict[str, Any]()
     names = inspect.signature(language_model.forward).parameters
     if "position_ids" in names:  # others work their positions out from the mask
@@ -180,12 +222,12 @@ def _read(
     return output.logits
 
 
-def _told(
+def _score(
     logits: torch.Tensor, targets: torch.Tensor, check: FiniteLogits
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of targets ``[n]``, by logits ``[n, V]``: log-probabilities, and which are the likeliest.
+    """Return log-probabilities of targets ``[n]`` under logits ``[n, V]``, and which are greedy.
 
-    Of what is ignored it is 0, and true.
+    For ignored targets that is 0 and true.
     """
     ignored = targets == IGNORED
     check(targets[:, None], logits[~ignored])
@@ -193,21 +235,9 @@ def _told(
     return -loss, (logits.argmax(dim=-1) == targets) | ignored
 
 
-def _states_for(prompts: list[int], read: DynamicCache, model: MiniGPT4) -> DynamicCache:
-    """Keys and values of these prompts, one row for each, to be added to."""
-    states = DynamicCache(config=_text_config(model))
-    for index, layer in enumerate(read.layers):
-        states.update(layer.keys[prompts], layer.values[prompts], index)
-    return states
-
-
-def _text_config(model: MiniGPT4) -> Any:
-    return model.llama_model.config.get_text_config(decoder=True)
-
-
 def _padded(rows: Sequence[list[int]], filler: int, device: torch.device) -> torch.Tensor:
-    longest = max(map(len, rows))
-    return on_device(torch.tensor([row + [filler] * (longest - len(row)) for row in rows]), device)
+    tensors = [torch.tensor(row) for row in rows]
+    return on_device(pad_sequence(tensors, batch_first=True, padding_value=filler), device)
 
 
 def _groups(indices: Sequence[int]) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ from minigpt4.registry import IMAGE_PROCESSORS, build_named
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0) -> torch.device:
-    """The device to chat on; ``auto`` takes a GPU where there is one."""
+    """Return the device to chat on; ``auto`` takes a GPU if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "mps" and not torch.backends.mps.is_available():
@@ -35,34 +35,24 @@ def load_chat(
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto",
     gpu_id: int = 0,
 ) -> Chat:
-    """A chat from an evaluation YAML.
-
-    Args:
-        cfg_path: E.g. ``eval_configs/tiny_eval.yaml``.
-        options: ``a.b=c`` each, on top of the YAML.
-        device: Where to run.
-        gpu_id: Which GPU.
+    """Return a chat from an evaluation YAML, with ``options`` like ``a.b=c`` on top of it.
 
     Raises:
-        MiniGPT4Error: for a fault in the config or the weights.
+        MiniGPT4Error: for an error in the config or the weights.
     """
     checked = check_sections(load_config(cfg_path, options), "chat")
     return build_chat(checked, choose_device(device, gpu_id))
 
 
 def build_chat(checked: CheckedConfig, device: torch.device) -> Chat:
-    """Return a chat from a config that is checked already.
-
-    Raises:
-        MiniGPT4Error: for weights that are missing or do not fit together.
-    """
+    """Return a chat from a checked config; raise a MiniGPT4Error for bad weights."""
     processor = _image_processor(checked)  # before the model: it fails at once
     model = checked.model.build(device=device)
     return Chat(model, processor, checked.generation)
 
 
 def _image_processor(checked: CheckedConfig) -> ImageProcessor:
-    """The one the YAML's first data set names, as in the original; else a plain resize."""
+    """Return the processor of the YAML's first data set, as in the original; else a resize."""
     spec: dict[str, Any] = {"name": "blip2_image_eval"}
     for entry in checked.config.datasets.values():
         spec = (entry.get("vis_processor") or {}).get("train") or spec

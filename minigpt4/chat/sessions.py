@@ -1,4 +1,4 @@
-"""Sessions: what one chat has said and shown, and what its last answer took."""
+"""Sessions: the turns and images of one chat, and the token counts of its last answer."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,39 +10,25 @@ from minigpt4.conversation import Conversation
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer took, in tokens.
+    """Numbers of tokens of an answer."""
 
-    Attributes:
-        prompt: Of everything before the answer, images included.
-        kept: Of those, the ones that were not read again.
-        answer: Written, what ends the answer included.
-        end: ``stop`` where the model ended it, ``length`` at ``max_new_tokens``, ``cancelled``.
-    """
-
-    prompt: int
-    kept: int
-    answer: int
-    end: Literal["stop", "length", "cancelled"]
+    prompt: int  # everything before the answer, images included
+    kept: int  # of those, the ones that were not read again
+    answer: int  # with its end
+    end: Literal["stop", "length", "cancelled"]  # by the model, at ``max_new_tokens``, by a user
 
 
 @dataclass
 class ChatSession:
-    """One chat's turns and encoded images; sessions share nothing but the model.
+    """One chat's turns and encoded images; sessions share nothing but the model."""
 
-    Attributes:
-        conversation: The turns that the model still sees.
-        images: Tokens ``[Q, H]`` of each image in them.
-        dropped: Turns left out so far because the context was full.
-        usage: Of the last answer.
-    """
-
-    conversation: Conversation
-    images: list[torch.Tensor] = field(default_factory=list)
-    dropped: int = 0
-    usage: Usage | None = None
+    conversation: Conversation  # the turns that the model still sees
+    images: list[torch.Tensor] = field(default_factory=list)  # tokens [Q, H] of each image in them
+    dropped: int = 0  # turns left out so far because the context was full
+    usage: Usage | None = None  # of the last answer
 
     def copy(self) -> "ChatSession":
-        """A session that goes its own way from here; the images' tokens are shared."""
+        """Return a copy that shares the images' tokens."""
         messages = [replace(message) for message in self.conversation.messages]
         conversation = replace(self.conversation, messages=messages)
         return ChatSession(conversation, list(self.images), self.dropped)

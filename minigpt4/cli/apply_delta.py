@@ -5,14 +5,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``apply-delta``."""
     parser.add_argument("--base", type=Path, required=True, help="LLaMA as a Hugging Face folder")
     parser.add_argument("--delta", type=Path, required=True, help="folder of the Vicuna v0 delta")
     parser.add_argument("--target", type=Path, required=True, help="folder to make")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the folder; killed and run again, it goes on with the shards that are missing."""
     from minigpt4.tools.export.deltas import apply_delta
 
     base, delta, target = arguments.base, arguments.delta, arguments.target

@@ -1,10 +1,9 @@
 """Run the frozen towers once over the pictures of a training's data sets, and keep the features."""
 
 import argparse
-import logging
-import os
 from pathlib import Path
 
+from minigpt4.apps.arguments import add_config_arguments
 from minigpt4.config import load_config
 
 _EPILOG = """
@@ -15,16 +14,11 @@ on where it was cut short; under torchrun the work is shared out.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``cache-features``."""
     parser.epilog = _EPILOG
-    parser.add_argument("--cfg-path", required=True, help="YAML of a training (train_configs/)")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for the features"
-    )
-    parser.add_argument(
+    add_config_arguments(parser, "YAML of a training (train_configs/)")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the features")
+    add(
         "--dtype",
         choices=["auto", "fp16", "bf16", "fp32"],
         default="auto",
@@ -33,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make what is missing; ends with figures."""
-    if os.environ.get("RANK", "0") != "0":
-        logging.getLogger().setLevel(logging.WARNING)
     config = load_config(arguments.cfg_path, arguments.options)
     from minigpt4.tools.feature_cache.feature_cache import cache_features
 

@@ -1,13 +1,10 @@
 """Caption pictures of folders, globs and lists; JSON lines in input order, resumable."""
 
 import argparse
-import logging
-import os
 import sys
 from pathlib import Path
 
-from minigpt4.apps.arguments import add_model_arguments, plan_chat
-from minigpt4.errors import ConfigError
+from minigpt4.apps.arguments import add_model_arguments, check_positive, check_text, plan_chat
 
 _EPILOG = """
 The same command goes on where an earlier one was cut short, also with another number of processes
@@ -18,10 +15,10 @@ could not be read (their rows tell why); 1 when there is not one; 2 for a mistak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``caption``."""
     parser.epilog = _EPILOG
     add_model_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--input",
         nargs="+",
         required=True,
@@ -29,35 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders (all pictures below them), globs, pictures, and .jsonl lists of "
         '{"image": "file, relative to the list", "prompt": "optional", ...}',
     )
-    parser.add_argument("--output", type=Path, required=True, help="file of JSON lines")
-    parser.add_argument(
+    add("--output", type=Path, required=True, help="file of JSON lines")
+    add(
         "--prompt",
         default="Describe this image in detail.",
         help="asked about every picture whose list names no other",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=16, help="pictures answered together (default 16)"
-    )
-    parser.add_argument(
-        "--num-workers", type=int, default=4, help="threads that read pictures (default 4)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew, whatever the output holds"
-    )
+    add("--batch-size", type=int, default=16, help="pictures answered together (default 16)")
+    add("--num-workers", type=int, default=4, help="threads that read pictures (default 4)")
+    add("--overwrite", action="store_true", help="start anew, whatever the output holds")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Caption; ends with a count."""
-    if os.environ.get("RANK", "0") != "0":
-        logging.getLogger().setLevel(logging.WARNING)  # the main process speaks
-    for name, number in (
-        ("--batch-size", arguments.batch_size),
-        ("--num-workers", arguments.num_workers),
-    ):
-        if number < 1:
-            raise ConfigError(f"{name}: {number} must be greater than 0")
-    if not arguments.prompt.strip():
-        raise ConfigError("--prompt: empty; say what to ask about the pictures")
+    check_positive(arguments, "batch_size", "num_workers")
+    check_text(arguments, "prompt")
     plan = plan_chat(arguments)
     if plan is None:
         return

@@ -16,7 +16,6 @@ it with exit code 2. Only answers go to stdout.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``chat``."""
     parser.epilog = _EPILOG
     add_model_arguments(parser)
     parser.add_argument(
@@ -31,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Chat to the end of the input."""
     plan = plan_chat(arguments)
     if plan is None:
         return
 
-    from minigpt4.apps.terminal import Terminal, check_picture, tell, typed_lines
+    from minigpt4.apps.terminal import Terminal, tell, typed_lines
+    from minigpt4.chat import open_image
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     typed = sys.stdin is not None and sys.stdin.isatty()
     watched = arguments.prompt is None and typed and sys.stdout.isatty()
     for picture in arguments.image:
-        check_picture(picture)  # before the model loads
+        open_image(picture)  # before the model loads
     try:
         end = "\n" if watched or arguments.prompt is not None else "\n\n"
         terminal = Terminal(plan.load(), arguments.image, watched, end)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 
+from minigpt4.apps.arguments import add_options_argument
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 
@@ -13,19 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``check``."""
-    parser.add_argument("cfg", nargs="?", metavar="CFG", help="YAML to check")
-    parser.add_argument("--cfg-path", metavar="CFG", help="the same, as for train.py")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every value and where it came from"
-    )
+    add = parser.add_argument
+    add("cfg", nargs="?", metavar="CFG", help="YAML to check")
+    add("--cfg-path", metavar="CFG", help="the same, as for train.py")
+    add_options_argument(parser)
+    add("--print-config", action="store_true", help="print every value and where it came from")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Say that the config is sound, and what memory it needs; or raise its faults."""
     if (arguments.cfg is None) == (arguments.cfg_path is None):
         raise ConfigError("check: name one YAML: python -m minigpt4 check CFG")
     config = load_config(arguments.cfg or arguments.cfg_path, arguments.options)

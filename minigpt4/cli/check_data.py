@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from minigpt4.apps.arguments import add_options_argument
+
 _EPILOG = """
 A YAML is checked with the tokens of its language model, whose tokenizer alone is read; a file,
 folder or shards are checked as the storage of a data set of type pairs, with words. A row is bad
@@ -12,41 +14,32 @@ Exit code 2 where more rows are bad than --max-bad allows.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``check-data``."""
     parser.epilog = _EPILOG
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "target", metavar="CFG|FILE", help="YAML of a training; or jsonl, json, csv, folder, shards"
     )
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of a YAML"
-    )
-    parser.add_argument(
-        "--image-root", metavar="DIR", help="of a FILE: folder that its rows' paths begin in"
-    )
-    parser.add_argument(
+    add_options_argument(parser, "a YAML")
+    add("--image-root", metavar="DIR", help="of a FILE: folder that its rows' paths begin in")
+    add(
         "--max-bad",
         type=_limit,
         default=0,
         metavar="N",
         help="bad rows that are allowed; 0.02 or 2%% is a share of each data set",
     )
-    parser.add_argument(
+    add(
         "--images",
         choices=["decode", "exist", "skip"],
         default="decode",
         help="decode every picture, see only whether its file exists, or look at none",
     )
-    parser.add_argument(
-        "--samples", type=int, default=2, help="rows that are shown as the model reads them"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="list every bad row there, as JSON lines"
-    )
+    add("--samples", type=int, default=2, help="rows that are shown as the model reads them")
+    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--output", type=Path, metavar="FILE", help="list every bad row there, as JSON lines")
 
 
 def _limit(text: str) -> int | float:
-    """A number of rows, or a share of them."""
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
         whole = text.isdigit()
@@ -58,7 +51,6 @@ def _limit(text: str) -> int | float:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check and print."""
     from minigpt4.files import JsonLines, write_json
     from minigpt4.tools.data_check.data_sets import check_data_set, judge, open_data
 

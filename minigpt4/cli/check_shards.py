@@ -14,28 +14,25 @@ Exit code: 0 when every sample is good; 1 when samples or shards are bad, or the
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``check-shards``."""
     parser.epilog = _EPILOG
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "patterns",
         nargs="+",
         metavar="PATTERN",
         help="as build_info.storage: braces ('shards/{00000..00010}.tar'), globs, folders, tars",
     )
-    parser.add_argument(
+    add(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
         help="processes, each of which reads whole shards; 0 reads in this one",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="list every bad sample there, as JSON lines"
-    )
+    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--output", type=Path, metavar="FILE", help="list every bad sample there, as JSON lines")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check and print; the exit code says whether anything is bad."""
     from minigpt4.files import JsonLines, write_json
     from minigpt4.tools.data_check.shards import check_shards
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``convert``."""
     pickled = ".pth, .pt, .bin"
     parser.add_argument("source", type=Path, metavar="IN", help=f"{pickled} or .safetensors")
     parser.add_argument(
@@ -17,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write ``OUT``, whole or not at all; one line tells what it cannot hold."""
     from minigpt4.tools.export.conversion import convert_file
 
     convert_file(arguments.source, arguments.target)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt4.apps.arguments import add_config_arguments, check_text
 from minigpt4.config import Config, load_config, raise_faults
 from minigpt4.errors import ConfigError
 from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
@@ -21,27 +22,23 @@ below the output folder and asked for once. The key of a server comes from OPENA
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``evaluate``."""
     parser.epilog = _EPILOG
-    parser.add_argument("--cfg-path", help="YAML of an evaluation or of a training (its data sets)")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
-    )
-    parser.add_argument(
+    text = "YAML of an evaluation or of a training (its data sets)"
+    add_config_arguments(parser, text, required=False)
+    add = parser.add_argument
+    add(
         "--output",
         type=Path,
         default=Path("output/evaluate"),
         help="folder for the results; run.output_dir does not count here",
     )
-    parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="instead of run.metrics, e.g. bleu cider"
-    )
-    parser.add_argument(
+    add("--metrics", nargs="+", metavar="NAME", help="instead of run.metrics, e.g. bleu cider")
+    add(
         "--prompt",
         metavar="TEXT",
         help='asked of every sample, e.g. "Write a poem about this image."',
     )
-    parser.add_argument(
+    add(
         "--rescore",
         action="store_true",
         help="score the outputs that --output holds again; nothing is generated",
@@ -63,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate; ends with a table."""
     server = read_server(arguments)
     config = _read_config(arguments)
 
@@ -81,9 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _read_config(arguments: argparse.Namespace) -> Config | None:
-    """The YAML with what the command line says; None where outputs are there and no YAML is."""
-    if arguments.prompt is not None and not arguments.prompt.strip():
-        raise ConfigError("--prompt: empty; say what to ask of every sample")
+    """Return the YAML with the command line's changes; None to rescore without one."""
+    check_text(arguments, "prompt")
     if arguments.rescore:
         if arguments.prompt is not None:
             raise ConfigError("--prompt: nothing is asked with --rescore; leave one of them out")

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
+from minigpt4.apps.arguments import add_config_arguments
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``export``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--to",
         nargs=2,
         required=True,
@@ -17,17 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf DIR: a folder for transformers, from --cfg-path; "
         "minigpt4 FILE.pth: a projection for model.ckpt, from --from",
     )
-    parser.add_argument("--cfg-path", help="YAML of a chat, e.g. eval_configs/…")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="a.b=c", help="settings on top of the YAML"
-    )
-    parser.add_argument(
-        "--from", dest="source", type=Path, metavar="DIR", help="folder that export --to hf wrote"
-    )
+    add_config_arguments(parser, "YAML of a chat, e.g. eval_configs/…", required=False)
+    add("--from", dest="source", type=Path, metavar="DIR", help="folder that export --to hf wrote")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write what ``--to`` names; what is there already is not overwritten."""
     from minigpt4.tools.export.hugging_face import export_chat, export_projection
 
     form, path = arguments.to

@@ -1,55 +1,44 @@
 """Look inside: the words nearest to image tokens, and where an answer looks in the picture."""
 
 import argparse
-import errno
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from minigpt4.apps.arguments import add_model_arguments, plan_chat
-from minigpt4.errors import ConfigError, MiniGPT4Error
+from minigpt4.apps.arguments import add_model_arguments, check_positive, check_text, plan_chat
+from minigpt4.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``look``."""
     add_model_arguments(parser)
-    parser.add_argument(
-        "--image", nargs="+", type=Path, required=True, metavar="FILE", help="each on its own"
-    )
-    parser.add_argument(
-        "--prompt", default="Describe this image in detail.", help="asked about every picture"
-    )
-    parser.add_argument("--answer", help="look at this text, not at the model's own greedy answer")
-    parser.add_argument("--layer", type=int, help="of the language model, from 0; without: mean")
-    parser.add_argument(
-        "--count", type=int, default=5, help="nearest words of each image token (default 5)"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for looks.json and pictures"
-    )
+    add = parser.add_argument
+    add("--image", nargs="+", type=Path, required=True, metavar="FILE", help="each on its own")
+    add("--prompt", default="Describe this image in detail.", help="asked about every picture")
+    add("--answer", help="look at this text, not at the model's own greedy answer")
+    add("--layer", type=int, help="of the language model, from 0; without: mean")
+    add("--count", type=int, default=5, help="nearest words of each image token (default 5)")
+    add("--output", type=Path, required=True, metavar="DIR", help="for looks.json and pictures")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Look at each picture; ends with a table for each of them."""
-    if arguments.count < 1:
-        raise ConfigError(f"--count: {arguments.count} must be greater than 0")
-    for name in ("prompt", "answer"):
-        text = getattr(arguments, name)
-        if text is not None and not text.strip():
-            raise ConfigError(f"--{name}: empty")
+    check_positive(arguments, "count")
+    check_text(arguments, "prompt", "answer")
     plan = plan_chat(arguments)
     if plan is None:
         return
 
-    from minigpt4.chat.images import open_image
+    from minigpt4.chat import open_image
     from minigpt4.tools.interpret import write_looks
 
     for file in arguments.image:
         open_image(file)  # before the model loads
-    _make_folder(arguments.output)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"--output {arguments.output}: no folder to write into ({error.strerror})"
+        raise ConfigError(f"{text}; choose another") from error
     chat = plan.load()
     options = (arguments.prompt, arguments.answer, arguments.layer, arguments.count)
     for entry in write_looks(chat, arguments.image, arguments.output, *options):
@@ -57,19 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     logger.info("%s: looks.json and its pictures", arguments.output)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable")
-    except OSError as error:
-        raise MiniGPT4Error(
-            f"--output {folder}: no folder to write into ({error.strerror}); choose another"
-        ) from error
-
-
 def _table(entry: dict[str, Any]) -> str:
-    """What was seen, as people read it."""
     lines = [f"\n{entry['image']}: {entry['prompt']}", f"  {entry['answer']}", ""]
     lines.append("  image token  nearest words, by cosine")
     near = entry["nearest_words"]

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from minigpt4.apps.arguments import add_model_arguments, open_socket, plan_chat
+from minigpt4.apps.arguments import add_model_arguments, check_positive, open_socket, plan_chat
 from minigpt4.errors import ConfigError
 from minigpt4.tools.alignment.server import Server, add_server_arguments, read_server
 
@@ -18,7 +18,6 @@ mistake, a server that refuses or has gone, or a full disk. See dataset/README_2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``make-alignment-set``."""
     parser.epilog = _EPILOG
     add_model_arguments(parser)
     add = parser.add_argument
@@ -44,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the set; ends with a count."""
     server = _check(arguments)
     if arguments.review and not arguments.print_config:
         open_socket("127.0.0.1", arguments.port).close()  # a fault shows before hours of work
@@ -80,11 +78,8 @@ def _check(arguments: argparse.Namespace) -> Server | None:
     """Check the arguments; return the server that polishes, None for rules."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("make-alignment-set: runs as one process; start it without torchrun")
-    for name in ("sample", "num_beams", "max_new_tokens", "batch_size", "num_workers"):
-        number = getattr(arguments, name)
-        if number is not None and number <= 0:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option}: {number} must be greater than 0")
+    numbers = ("sample", "num_beams", "max_new_tokens", "batch_size", "num_workers")
+    check_positive(arguments, *numbers)
     if arguments.polish == "rules" and arguments.api_base:
         raise ConfigError("--polish rules: asks no server; leave out --api-base")
     if arguments.polish == "server" and not arguments.api_base:

@@ -7,7 +7,6 @@ from minigpt4.tools.tiny_world.data_sets import write_data_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``make-scenes``."""
     parser.add_argument("--output", type=Path, default=Path("output/scenes"), help="folder to fill")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes")
     parser.add_argument("--pairs", type=int, default=5000, help="image-caption pairs for stage 1")
@@ -21,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write them."""
     write_data_sets(
         arguments.output,
         arguments.seed,

@@ -10,7 +10,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``quickstart``."""
     parser.add_argument("--seed", type=int, default=0, help="of scenes and training")
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--pairs", type=int, default=5000, help="image-caption pairs for stage 1")
@@ -20,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """All of it; ends with a table, ``summary.json``, ``contact_sheet.png`` and a report."""
     from minigpt4.files import write_json
     from minigpt4.tools.tiny_world.data_sets import write_data_sets
     from minigpt4.tools.tiny_world.stages import run_of, train_stage1, train_stage2
@@ -49,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def look_inside(output: Path, scenes: Path, seed: int) -> None:
-    """Where the words of stage 2 look, of a few held-out scenes; beside its run, for the report."""
+    """Interpret the words of stage 2 on a few held-out scenes, for the report."""
     from minigpt4.tools.interpret import write_looks
     from minigpt4.tools.tiny_world.answers import DESCRIBE
     from minigpt4.tools.tiny_world.data_sets import read_heldout

@@ -5,21 +5,18 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``report``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "folders",
         type=Path,
         nargs="+",
         metavar="RUN_DIR",
         help="folder of a run (with log.txt) or of an evaluation (with summary.json)",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for report.html and the PNGs"
-    )
+    add("--output", type=Path, required=True, metavar="DIR", help="for report.html and the PNGs")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the page; ends with its path."""
     from minigpt4.tools.report.making import make_report
 
     print(f"report: {make_report(arguments.folders, arguments.output)}")

@@ -29,7 +29,6 @@ _LIMITS = (  # option, default, help
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``serve``."""
     parser.epilog = _EPILOG
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
@@ -52,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serve until a signal ends it."""
     limits, key = read_limits(arguments), read_key(arguments.api_key)
     plan = plan_chat(arguments)
     if plan is None:
@@ -73,7 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -81,11 +78,6 @@ def is_loopback(host: str) -> bool:
 
 
 def read_limits(arguments: argparse.Namespace) -> Limits:
-    """The limits on the command line.
-
-    Raises:
-        ConfigError: for one that lets nothing through.
-    """
     for option, _, _ in _LIMITS:
         value = getattr(arguments, option.replace("-", "_"))
         lowest = 0 if option == "max-images" else 1e-6
@@ -101,11 +93,7 @@ def read_limits(arguments: argparse.Namespace) -> Limits:
 
 
 def read_key(option: str | None) -> str | None:
-    """The API key; None where none is asked for.
-
-    Raises:
-        ConfigError: for one that no client can send, such as an empty one.
-    """
+    """Return the API key, or None; raise ConfigError for one that no client can send."""
     key = os.environ.get(KEY_VARIABLE) if option is None else option
     if key is not None and not (key.strip() == key != "" and key.isascii() and key.isprintable()):
         where = KEY_VARIABLE if option is None else "--api-key"

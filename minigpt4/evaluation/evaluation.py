@@ -23,7 +23,7 @@ from minigpt4.assembly import (
     build_task,
 )
 from minigpt4.chat.core import Chat
-from minigpt4.chat.multiple_choice import output_fields
+from minigpt4.chat.likelihood import output_fields
 from minigpt4.checked import CheckedConfig
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import DataSet, reference, to_device

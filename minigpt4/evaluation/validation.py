@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from minigpt4.assembly import build_task
 from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import NonFiniteLogitsError
-from minigpt4.chat.multiple_choice import output_fields
+from minigpt4.chat.likelihood import output_fields
 from minigpt4.checked import CheckedConfig
 from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer

@@ -4,7 +4,6 @@ Runs on a random projection: what matters here is that its figures are those of 
 """
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from minigpt4.apps.short_answers import short_answer
 from minigpt4.chat import Chat, load_chat
 from minigpt4.chat.likelihood import choice_likelihoods
 from minigpt4.tools.tiny_world.data_sets import read_heldout
-from tests.helpers.repo import ROOT
+from tests.helpers.data_files import read_rows
+from tests.helpers.processes import finished
+from tests.helpers.repo import ROOT, tiny_assets
 
 YAML = "eval_configs/tiny_eval.yaml"
 
@@ -26,13 +27,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    done = subprocess.run(
-        ["make", "--no-print-directory", "lmms-env"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["make", "--no-print-directory", "lmms-env"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / ".lmms-env" / "bin" / "python"
 
@@ -53,21 +49,12 @@ def evaluate(
         *("--batch_size", "4", "--output_path", output, "--log_samples"),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(output)}
-    return subprocess.run(
-        [*map(str, [*command, *arguments])],
-        cwd=ROOT,
-        env={**os.environ, **offline, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return finished([*command, *arguments], ROOT, **offline)
 
 
 def samples(output: Path, task: str) -> list[dict[str, Any]]:
     (file,) = output.glob(f"*/*_samples_{task}.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return sorted(rows, key=lambda row: row["doc_id"])
+    return sorted(read_rows(file), key=lambda row: row["doc_id"])
 
 
 def score(output: Path, task: str, metric: str) -> float:
@@ -91,24 +78,11 @@ def output(
 @pytest.fixture(scope="module")
 def chat(projection: Path) -> Chat:
     torch.manual_seed(0)
-    return load_chat(
-        ROOT / YAML,
-        [
-            f"model.ckpt={projection}",
-            f"model.vit_model={ROOT}/assets/tiny/eva_vit.pth",
-            f"model.q_former_model={ROOT}/assets/tiny/q_former.pth",
-            f"model.llama_model={ROOT}/assets/tiny/llama",
-        ],
-        device="cpu",
-    )
-
-
-def rows_of(tasks: Path, task: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tasks / f"{task}.jsonl").read_text().splitlines()]
+    return load_chat(ROOT / YAML, [f"model.ckpt={projection}", *tiny_assets()], device="cpu")
 
 
 def test_generated_answers_are_the_chats(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_yes_no"), samples(output, "scene_yes_no")
+    rows, told = read_rows(tasks / "scene_yes_no.jsonl"), samples(output, "scene_yes_no")
     for row, sample in zip(rows, told, strict=True):
         said = chat.ask(row["question"], [Path(row["picture"])], max_new_tokens=16)
         assert sample["filtered_resps"] == short_answer(said, "yes_no")
@@ -117,7 +91,7 @@ def test_generated_answers_are_the_chats(output: Path, tasks: Path, chat: Chat):
 
 
 def test_the_likeliest_choice_is_taken(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_choice"), samples(output, "scene_choice")
+    rows, told = read_rows(tasks / "scene_choice.jsonl"), samples(output, "scene_choice")
     hits = []
     for row, sample in zip(rows, told, strict=True):
         conversation = chat.start().conversation
@@ -134,7 +108,7 @@ def test_the_likeliest_choice_is_taken(output: Path, tasks: Path, chat: Chat):
 
 
 def test_each_round_is_a_question_of_its_own(output: Path, tasks: Path, chat: Chat):
-    rows, told = rows_of(tasks, "scene_rounds"), samples(output, "scene_rounds")
+    rows, told = read_rows(tasks / "scene_rounds.jsonl"), samples(output, "scene_rounds")
     for row, sample in zip(rows, told, strict=True):
         asked = row["questions"]
         said = [chat.ask(q, [Path(row["picture"])], max_new_tokens=16) for q in asked]

@@ -125,7 +125,7 @@ def test_a_lost_connection_may_come_back_for_a_while(tmp_path: Path):
 
 
 def test_the_longest_unseen_visit_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(visits, "MOST_VISITS", 2)
+    monkeypatch.setattr(visits, "MAX_VISITS", 2)
     book = Visits(tmp_path, keep=3600)
     for visitor in ("a", "b", "a", "c"):
         book.find(visitor)

@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
 from minigpt4.chat import Chat, Part, load_chat
+from tests.helpers.processes import finished
 from tests.helpers.repo import ROOT, TINY, tiny_assets
 from tests.helpers.server_process import ServerProcess, running_server
 
@@ -221,13 +221,7 @@ def test_the_documented_requests_work(
     Image.open(pictures[0]).save(tmp_path / "scene.png")
     monkeypatch.setenv("MINIGPT4_API_KEY", KEY)
     command = [sys.executable if language == "python" else "bash", "-c"]
-    result = subprocess.run(
-        [*command, block.replace("http://127.0.0.1:8000", server.url)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = finished([*command, block.replace("http://127.0.0.1:8000", server.url)], tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     if language == "bash":

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +73,29 @@ class Site(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(certificate: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The site on a port."""
+    Site.hosts = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.daemon_threads = True
+        server.ended = threading.Event()  # type: ignore[attr-defined]
+        if certificate:
+            server.socket = certificate.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.ended.set()  # type: ignore[attr-defined]
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def site() -> Iterator[int]:
-    Site.hosts = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    server.daemon_threads = True
-    server.ended = threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server.server_address[1]
-    server.ended.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as port:
+        yield port
 
 
 async def names(host: str, port: int) -> list[str]:
@@ -159,7 +170,7 @@ def test_data_urls():
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-def test_a_certificate_is_checked_against_the_name(site: int, tmp_path: Path):
+def test_a_certificate_is_checked_against_the_name(tmp_path: Path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=pictures.example"
     files = ["-keyout", str(key), "-out", str(certificate)]
@@ -168,17 +179,9 @@ def test_a_certificate_is_checked_against_the_name(site: int, tmp_path: Path):
     offered = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     offered.load_cert_chain(certificate, key)
     known = ssl.create_default_context(cafile=certificate)
-    with http.server.HTTPServer(("127.0.0.1", 0), Site) as server:
-        server.socket = offered.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            port = server.server_address[1]
-            fetcher = Fetcher(30, 1000, names, only_loopback, known)
-            assert asyncio.run(fetcher.fetch(f"https://pictures.example:{port}/")) == b"xxxxx"
-            for host in ("other.example", "127.0.0.1"):
-                with one_line(DataError, "certificate verify failed"):
-                    asyncio.run(fetcher.fetch(f"https://{host}:{port}/"))
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(offered) as port:
+        fetcher = Fetcher(30, 1000, names, only_loopback, known)
+        assert asyncio.run(fetcher.fetch(f"https://pictures.example:{port}/")) == b"xxxxx"
+        for host in ("other.example", "127.0.0.1"):
+            with one_line(DataError, "certificate verify failed"):
+                asyncio.run(fetcher.fetch(f"https://{host}:{port}/"))

@@ -268,26 +268,22 @@ def test_numbers_that_overflow_are_one_line(
 
 
 def test_pictures_are_seen_as_viewers_show_them(tmp_path: Path):
-    turned = Image.new("RGB", (4, 2), "red")
-    exif = Image.Exif()
+    def seen(image: Image.Image, name: str, **options: Any) -> Image.Image:
+        image.save(tmp_path / name, **options)
+        return load_image(tmp_path / name, shown=True)
+
+    exif, white = Image.Exif(), (255, 255, 255)
     exif[0x0112] = 6  # lies on its side
-    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert seen(Image.new("RGB", (4, 2), "red"), "turned.jpg", exif=exif).size == (2, 4)
     assert load_image(tmp_path / "turned.jpg").size == (4, 2)  # as the original trains on it
-    assert load_image(tmp_path / "turned.jpg", shown=True).size == (2, 4)
-
     clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
-    assert load_image(tmp_path / "clear.png", shown=True).getpixel((0, 0)) == (255, 255, 255)
+    assert seen(clear, "clear.png").getpixel((0, 0)) == white
     palette = Image.new("P", (2, 2), 0)
-    palette.info["transparency"] = 0
-    palette.save(tmp_path / "palette.gif")
-    assert load_image(tmp_path / "palette.gif", shown=True).getpixel((0, 0)) == (255, 255, 255)
-
-    Image.new("CMYK", (1, 1), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
-    assert load_image(tmp_path / "cmyk.jpg", shown=True).mode == "RGB"
-    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert load_image(tmp_path / "moving.gif", shown=True).getpixel((0, 0)) == (255, 0, 0)
+    assert seen(palette, "palette.gif", transparency=0).getpixel((0, 0)) == white
+    assert seen(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "cmyk.jpg").mode == "RGB"
+    red, blue = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
+    moving = seen(red, "moving.gif", save_all=True, append_images=[blue])
+    assert moving.getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def noise() -> bytes:
     file = io.BytesIO()
     Image.effect_noise((40, 40), 90).convert("RGB").save(file, "PNG")
     return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A png that says it has this many pixels on each side, and has none."""
+    head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    chunks = b""
+    for body in (b"IHDR" + head, b"IDAT"):
+        chunks += (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def pair(key: str, caption: str | None = None, suffix: str = "jpg") -> dict[str, bytes]:

@@ -2,12 +2,8 @@
 
 import asyncio
 import json
-import os
 import secrets
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -16,39 +12,9 @@ from typing import Any
 
 import httpx
 
-from minigpt4.errors import MiniGPT4Error
-from tests.helpers.repo import ROOT
+from tests.helpers.server_process import ServerProcess, running
 
 _API = "gradio_api"
-
-
-@dataclass
-class Server:
-    """``demo.py`` in a process of its own.
-
-    Attributes:
-        url: Of the page.
-        process: To look at, or to send a signal.
-        log: All it wrote.
-        uploads: Folder in which it keeps what is uploaded.
-    """
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    uploads: Path
-
-    def wait_until(self, line: str, seconds: float = 300.0) -> None:
-        """Wait for a line of the log."""
-        end = time.monotonic() + seconds
-        while line not in self.log.read_text():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise MiniGPT4Error(f"demo.py did not say {line!r}:\n{self.log.read_text()}")
-            time.sleep(0.1)
-
-    def uploaded(self) -> list[Path]:
-        """Files that lie there, without those of the page itself."""
-        return [file for file in self.uploads.glob("minigpt4-page-*/*/*") if file.is_file()]
 
 
 def free_port() -> int:
@@ -58,44 +24,29 @@ def free_port() -> int:
 
 @contextmanager
 def serve(
-    folder: Path, *arguments: str, options: Sequence[str] = (), env: dict[str, str] | None = None
-) -> Iterator[Server]:
-    """The page with the tiny model on a free port; stopped at the end."""
-    port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/tiny_eval.yaml"]
-    command += ["--device", "cpu", "--port", str(port), *arguments]
-    command += ["--options", *options] if options else []
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")} | (env or {})
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    server = Server(f"http://127.0.0.1:{port}/", process, log, folder / "uploads")
-    try:
-        server.wait_until("the page is open")
+    folder: Path, *arguments: str, options: Sequence[str] = (), **environment: str
+) -> Iterator[ServerProcess]:
+    """Run the page on a free port; its uploads are in ``uploads`` of the folder."""
+    command = ["demo.py", "--port", str(free_port()), *arguments]
+    environment = {"GRADIO_TEMP_DIR": str(folder / "uploads"), **environment}
+    with running(command, folder, options, **environment) as server:
+        server.url = server.wait_until(r"the page is open at (\S+)")[1]
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+
+
+def uploaded(server: ServerProcess) -> list[Path]:
+    """Uploaded files that are still there, with those of the page itself."""
+    files = server.folder.glob("uploads/minigpt4-page-*/*/*")
+    return [file for file in files if file.is_file()]
 
 
 @dataclass
 class Outcome:
-    """What an event came to.
+    """Result of an event."""
 
-    Attributes:
-        data: Values of its outputs; the chat box, the question box and the status line.
-        messages: Lines that the page showed on the way.
-        views: What changed on the page on the way, as JSON.
-    """
-
-    data: list[Any] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-    views: list[str] = field(default_factory=list)
+    data: list[Any] = field(default_factory=list)  # chat box, question box and status line
+    messages: list[str] = field(default_factory=list)  # lines that the page showed on the way
+    views: list[str] = field(default_factory=list)  # what changed on the way, as JSON
 
     @property
     def shown(self) -> list[str]:

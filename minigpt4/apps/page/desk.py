@@ -1,13 +1,14 @@
 """Desk: what the page's events do.
 
 Values come as the browser sent them (``preprocess=False``): gradio would open files first, and fail
-without saying why. It hands over the request where it sees the annotation.
+without a reason. It passes the request to annotated parameters.
 """
 
 import html
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,31 +40,17 @@ View = tuple[Any, Any, Any]  # values of chat box, question box and status line
 SAME: View = (gr.skip(), gr.skip(), gr.skip())
 
 
+@dataclass(eq=False)
 class Desk:
-    """Answers the page's events, once there is a chat.
+    """Answers the page's events, once there is a chat."""
 
-    Args:
-        visits: Chats of those who are here.
-        options: Options of an answer where the visitor changes nothing.
-        places: Questions that may wait.
-        progress: Returns what is being loaded, for as long as there is no chat.
-    """
-
-    def __init__(
-        self,
-        visits: Visits,
-        options: "GenerationOptions",
-        places: int,
-        progress: Callable[[], str],
-    ) -> None:
-        self.visits = visits
-        self.options = options
-        self.places = places
-        self._progress = progress
-        self._chat: Chat | None = None
+    visits: Visits
+    options: "GenerationOptions"
+    places: int  # for questions that wait
+    _chat: "Chat | None" = None
+    _since: float = field(default_factory=time.monotonic)
 
     def open(self, chat: "Chat") -> None:
-        """Answer questions from now on."""
         chat.waiting.places = self.places
         self._chat = chat
 
@@ -75,13 +62,13 @@ class Desk:
         self.visits.leave(_key(request))
 
     def loading(self) -> tuple[Any, Any]:
-        """Return the status line, and the timer that asks for it until the chat is there."""
+        """Return the status line, and the timer that polls it until there is a chat."""
         if self._chat is not None:
             return status(), gr.Timer(active=False)
-        return status(self._progress()), gr.skip()
+        return status(f"Loading the model: {time.monotonic() - self._since:.0f} s"), gr.skip()
 
     def ask(self, request: gr.Request, message: object, *settings: object) -> Iterator[View]:
-        """Answer what stands in the question box; it is emptied once that begins."""
+        """Answer the question in the box, which is emptied once that begins."""
         visit = self._visit(request)
         try:
             question, pictures = read_message(message, self.visits.uploads)
@@ -96,7 +83,7 @@ class Desk:
         yield from self._again(self._visit(request), None, None, settings)
 
     def edit(self, request: gr.Request, event: gr.EditData, *settings: object) -> Iterator[View]:
-        """Ask an earlier question differently; the chat goes on from there."""
+        """Ask an earlier question differently; the chat continues from there."""
         visit = self._visit(request)
         yield from self._again(visit, place_of(event.index, visit.turns), event.value, settings)
 
@@ -109,7 +96,7 @@ class Desk:
             complain(error)
             return SAME
         if not visit.turns:
-            return show(visit.turns), ready(), status()
+            return [], ready(), status()
         turn = visit.turns.pop()
         visit.session = turn.before
         return show(visit.turns), ready(turn.question, turn.pictures), status()
@@ -129,7 +116,7 @@ class Desk:
     def suggest(
         self, message: object, question: str | None = None, picture: Path | None = None
     ) -> Any:
-        """Put an example into the question box, too."""
+        """Add an example to the question box."""
         try:
             text, pictures = read_message(message, self.visits.uploads)
         except DataError:
@@ -176,8 +163,8 @@ class Desk:
         settings: Sequence[object],
         from_box: bool = True,
     ) -> Iterator[View]:
-        """Answer a question as the turn at ``place``; what followed goes once that has worked."""
-        # Where nothing comes of a question, it goes back to the box that it was taken from.
+        """Answer a question as the turn at ``place``; if that works, later turns are dropped."""
+        # A question that is not answered goes back to the box that it was taken from.
         back = (question, pictures) if from_box else ()
         words, earlier, began = question.strip(), visit.turns[:place], False
         try:
@@ -208,7 +195,7 @@ class Desk:
 
 
 def _key(request: gr.Request) -> str:
-    """The key of a page in a browser, which the browser has drawn."""
+    """Return the random key that the browser has given its page."""
     return str(request.session_hash)
 
 
@@ -243,19 +230,19 @@ def grow(
 
 
 def status(text: str = "") -> str:
-    """The line above the question box; it pulses while there is something to wait for."""
+    """Return the line above the question box, which pulses."""
     return f'<p role="status">{html.escape(text)} …</p>' if text else ""
 
 
 def ready(question: str | None = None, pictures: Sequence[Path] = ()) -> Any:
-    """The question box when it may be used; with a question, which replaces what stands there."""
+    """Return the question box for use, with a question that replaces its content."""
     value = {"text": question, "files": [str(picture) for picture in pictures]}
     changes = {} if question is None else {"value": value}
     return gr.update(submit_btn=True, stop_btn=False, **changes)
 
 
 def running(emptied: bool) -> Any:
-    """The question box while an answer is made."""
+    """Return the question box for the time of an answer."""
     changes = {"value": {"text": "", "files": []}} if emptied else {}
     return gr.update(submit_btn=False, stop_btn=True, **changes)
 
@@ -267,7 +254,7 @@ def tell_dropped(turns: int) -> None:
 
 
 def complain(error: Exception) -> None:
-    """Show a user's mistake as one line; ours goes to the log."""
+    """Show a user's mistake as one line; an error of the server is logged."""
     text = str(error)
     if not isinstance(error, MiniGPT4Error):
         logger.error("an answer failed", exc_info=error)

@@ -1,7 +1,7 @@
-"""Gate: what of a request reaches gradio, which reads bodies of any length and fetches addresses.
+"""Gate: which requests reach gradio, which reads bodies of any length and fetches addresses.
 
-gradio refuses files that were not uploaded and pages of other hosts by itself; but an address named
-in the place of a file is fetched from any public host.
+gradio itself refuses files that were not uploaded; but an address in the place of a file is fetched
+from any public host.
 """
 
 import json
@@ -12,16 +12,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_MAX_BYTES = 2 * 2**20  # of an event; images are uploaded by themselves
+_MAX_BYTES = 2 * 2**20  # of an event; images are uploaded separately
 
 
 class Gate:
-    """Refuse events that are too long, or name a file that was not uploaded.
-
-    Args:
-        app: The page.
-        uploads: Folder of the files that may be named.
-    """
+    """Refuse events that are too long, or name a file outside the folder of uploads."""
 
     def __init__(self, app: ASGIApp, uploads: Path) -> None:
         self.app = app
@@ -63,7 +58,6 @@ class Gate:
 
 
 def is_within(name: object, folder: Path) -> bool:
-    """Whether a name that a browser sent is that of a file in a folder."""
     try:
         return Path(str(name)).resolve().is_relative_to(folder)
     except (OSError, ValueError):  # a name of a megabyte, or with a zero in it

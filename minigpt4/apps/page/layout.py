@@ -1,4 +1,4 @@
-"""Layout: what stands where on the page, and which event calls what."""
+"""Layout: the parts of the page, and which event calls what."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from minigpt4.apps.page.desk import Desk
-from minigpt4.apps.page.messages import MOST_BEAMS, OPTIONS
+from minigpt4.apps.page.messages import MAX_BEAMS, OPTIONS
 from minigpt4.chat import GenerationOptions
 
 QUESTIONS = (
@@ -32,7 +32,7 @@ TOGGLE_DARK = """() => {
   document.body.classList.toggle("dark");
   document.body.style.background = "var(--body-background-fill)";
 }"""
-# Values as the browser sent them; all answers at once, for whoever waits waits in the core's queue.
+# Values as the browser sent them; questions wait in the chat's queue, and not in gradio's.
 RAW: dict[str, Any] = {
     "preprocess": False,
     "show_progress": "hidden",
@@ -43,8 +43,7 @@ STYLE = (Path(__file__).parent / "style.css").read_text()
 
 
 def build_page(desk: Desk, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """The page around a desk, with example pictures to click; not yet launched."""
-    # Nothing is looked up outside.
+    """Return the page around a desk, with example images to click; not yet launched."""
     with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as page:
         with gr.Row(elem_id="header"):
             gr.HTML(HEADER, elem_id="title")
@@ -64,7 +63,17 @@ def build_page(desk: Desk, examples: Sequence[Path] = ()) -> gr.Blocks:
                     _save_button(desk, "Markdown", "md", "text/markdown")
                 restart = gr.Button("New chat", elem_id="restart", size="md")
         dark.click(None, js=TOGGLE_DARK)
-        _connect(page, desk, [chatbot, box, line], settings, restart)
+        view = [chatbot, box, line]
+        box.submit(desk.ask, [box, *settings], view, **RAW)
+        box.stop(desk.stop, queue=False, **RAW)
+        chatbot.retry(desk.retry, settings, view, **RAW)
+        chatbot.edit(desk.edit, settings, view, **RAW)
+        chatbot.undo(desk.undo, None, view, **RAW)
+        gr.on([restart.click, chatbot.clear], desk.restart, None, view, **RAW)
+        timer = gr.Timer(0.5)
+        timer.tick(desk.loading, None, [line, timer], **RAW)
+        page.load(desk.arrive, None, [line, timer], **RAW)
+        page.unload(desk.leave)
     return page
 
 
@@ -126,9 +135,9 @@ def _questions_to_try(desk: Desk, box: gr.MultimodalTextbox) -> None:
 
 
 def _settings(options: GenerationOptions) -> list[gr.components.Component]:
-    """Inputs for the options that a visitor may change, in the order of ``OPTIONS``."""
+    """Return inputs for the options that a visitor may change, in the order of ``OPTIONS``."""
     start = {name: getattr(options, name) for name in OPTIONS}
-    most = {"num_beams": MOST_BEAMS, "max_new_tokens": options.max_length}
+    most = {"num_beams": MAX_BEAMS, "max_new_tokens": options.max_length}
     start |= {name: min(start[name], limit) for name, limit in most.items()}
 
     def slider(name: str, low: float, high: float, step: float, label: str, info: str = "") -> Any:
@@ -139,7 +148,7 @@ def _settings(options: GenerationOptions) -> list[gr.components.Component]:
 
     with gr.Accordion("How answers are made", open=False, elem_id="settings"):
         return [
-            slider("num_beams", 1, MOST_BEAMS, 1, "Beams", "Above 1 the answer shows at its end."),
+            slider("num_beams", 1, MAX_BEAMS, 1, "Beams", "Above 1 the answer shows at its end."),
             gr.Checkbox(
                 start["do_sample"],
                 label="Draw words at random",
@@ -173,24 +182,3 @@ def _save_button(desk: Desk, name: str, kind: str, mime_type: str) -> None:
     )
     saved = button.click(save, None, text, **RAW)
     saved.then(None, text, None, js=DOWNLOAD % (mime_type, kind))
-
-
-def _connect(
-    page: gr.Blocks,
-    desk: Desk,
-    view: Sequence[gr.components.Component],
-    settings: Sequence[gr.components.Component],
-    restart: gr.Button,
-) -> None:
-    """Connect the events of the chat."""
-    chatbot, box, line = view
-    box.submit(desk.ask, [box, *settings], view, **RAW)
-    box.stop(desk.stop, queue=False, **RAW)
-    chatbot.retry(desk.retry, settings, view, **RAW)
-    chatbot.edit(desk.edit, settings, view, **RAW)
-    chatbot.undo(desk.undo, None, view, **RAW)
-    gr.on([restart.click, chatbot.clear], desk.restart, None, view, **RAW)
-    timer = gr.Timer(0.5)
-    timer.tick(desk.loading, None, [line, timer], **RAW)
-    page.load(desk.arrive, None, [line, timer], **RAW)
-    page.unload(desk.leave)

@@ -1,4 +1,4 @@
-"""Messages: what a browser sends and what it is shown; anything can be sent, only text is shown."""
+"""Messages: what a browser sends, which may be anything, and what it shows, which is only text."""
 
 import os
 import re
@@ -13,36 +13,32 @@ from minigpt4.apps.page.gate import is_within
 from minigpt4.apps.page.visits import PageTurn
 from minigpt4.chat import GenerationOptions
 from minigpt4.conversation.options import change_options
-from minigpt4.datasets.images import load_image
+from minigpt4.datasets.images import HugeImageError, load_image
 from minigpt4.errors import ConfigError, DataError
 
 OPTIONS = (  # in the order of the page's settings
     *("num_beams", "do_sample", "temperature", "top_p", "max_new_tokens", "min_length"),
     *("repetition_penalty", "length_penalty", "seed"),
 )
-MOST_PICTURES = 4  # in one message
-MOST_PICTURES_OF_A_CHAT = 24
-MOST_BEAMS = 10
+MAX_PICTURES = 4  # in one message
+MAX_PICTURES_OF_A_CHAT = 24
+MAX_BEAMS = 10
 _SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what browsers show, too
 _LONGEST_TOKEN = 16  # characters; no question of more than that for each token fits
 _one_at_a_time = threading.Lock()  # a decoded image may take a quarter of a gigabyte
 
 
 def read_message(value: object, uploads: Path) -> tuple[str, list[Path]]:
-    """Read the text and the uploaded files of a question.
-
-    Raises:
-        DataError: for anything else, and for a file that was not uploaded.
-    """
+    """Read the text and the uploaded files of a question; raise a DataError for anything else."""
     message = value if isinstance(value, dict) else {"text": value}
     text, files = message.get("text") or "", message.get("files") or []
     if not isinstance(text, str) or not isinstance(files, list):
-        raise DataError("that is no question with pictures")
+        raise DataError("that is not a question with pictures")
     return text, [_uploaded(file, uploads) for file in files]
 
 
 def _uploaded(file: object, uploads: Path) -> Path:
-    """Find a file in the folder of uploads; no other one is opened for a visitor."""
+    """Find a file in the folder of uploads."""
     name = str(file.get("path") if isinstance(file, dict) else None)
     if is_within(name, uploads) and os.path.isfile(name):
         return Path(name).resolve()
@@ -50,20 +46,15 @@ def _uploaded(file: object, uploads: Path) -> Path:
 
 
 def check_picture(path: Path) -> None:
-    """Decode an uploaded image once.
-
-    Raises:
-        DataError: where that cannot be done; the server's folders are not named.
-    """
+    """Decode an uploaded image; raise a DataError that does not name the server's folders."""
     try:
         with _one_at_a_time:
             Image.open(path, formats=_SHOWN).close()
             load_image(path)
-    except (DataError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        many = re.search(r"\d+ x \d+ pixels; [\d,]+ are the most", str(error))
-        if many or isinstance(error, Image.DecompressionBombError):
-            most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-            raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+    except (HugeImageError, Image.DecompressionBombError) as error:
+        most = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+        raise DataError(f"{path.name} has too many pixels; {most} are the most") from error
+    except (DataError, OSError, ValueError, SyntaxError) as error:
         text = f"{path.name} is not a readable picture; try a JPEG, PNG or WebP"
         raise DataError(text) from error
 
@@ -71,41 +62,27 @@ def check_picture(path: Path) -> None:
 def check_question(
     text: str, pictures: Sequence[Path], earlier: Sequence[PageTurn], max_length: int
 ) -> None:
-    """Refuse what needs no model to be refused.
-
-    Args:
-        text: The question.
-        pictures: Images shown with it.
-        earlier: The turns before it.
-        max_length: Length of the context in tokens.
-
-    Raises:
-        DataError: in one line.
-    """
+    """Refuse, with a DataError, what can be refused without the model."""
     if not text:
         raise DataError("type a question first, or click one")
     if len(text) > max_length * _LONGEST_TOKEN:
         raise DataError(
             f"the question has {len(text):,} characters, far more than the model can read; ask less"
         )
-    if len(pictures) > MOST_PICTURES:
-        raise DataError(f"{len(pictures)} pictures in one message; {MOST_PICTURES} are the most")
+    if len(pictures) > MAX_PICTURES:
+        raise DataError(f"{len(pictures)} pictures in one message; {MAX_PICTURES} are the most")
     before = sum(len(turn.pictures) for turn in earlier)
     if not before and not pictures:
         raise DataError("add a picture first, or click one")
-    if before + len(pictures) > MOST_PICTURES_OF_A_CHAT:
-        text = f"a chat shows {MOST_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
+    if before + len(pictures) > MAX_PICTURES_OF_A_CHAT:
+        text = f"a chat shows {MAX_PICTURES_OF_A_CHAT} pictures at most; start a new chat"
         raise DataError(text)
     for picture in pictures:
         check_picture(picture)
 
 
 def read_options(values: Sequence[object], options: GenerationOptions) -> dict[str, Any]:
-    """Read the values of :data:`OPTIONS` as changes of the chat's options.
-
-    Raises:
-        ConfigError: for a value that cannot be, or more beams than a visitor may ask for.
-    """
+    """Read the values of :data:`OPTIONS` as changes; raise a ConfigError for one that cannot be."""
     changes = dict(zip(OPTIONS, values, strict=True))
     seed = changes["seed"]  # a text, for it may be empty
     changes["seed"] = int(seed) if isinstance(seed, str) and seed.isdecimal() else seed or None
@@ -113,13 +90,13 @@ def read_options(values: Sequence[object], options: GenerationOptions) -> dict[s
         beams = change_options(options, changes).num_beams
     except ConfigError as error:  # a visitor knows of no YAML
         raise ConfigError(str(error).replace("chat.", "")) from error
-    if beams > MOST_BEAMS:
-        raise ConfigError(f"num_beams: {beams} is more than this page allows, {MOST_BEAMS}")
+    if beams > MAX_BEAMS:
+        raise ConfigError(f"num_beams: {beams} is more than this page allows, {MAX_BEAMS}")
     return changes
 
 
 def show(turns: Sequence[PageTurn]) -> list[dict[str, Any]]:
-    """Turns as the chat box takes them: images, question and answer, each by itself."""
+    """Return turns for the chat box: images, question and answer, each a message."""
     shown = []
     for turn in turns:
         shown += asked(turn.question, turn.pictures)
@@ -152,10 +129,10 @@ def _text(text: str) -> dict[str, str]:
 
 
 def as_text(text: str) -> str:
-    """Words for the chat box, which takes HTML: what would begin a tag or an entity is escaped."""
+    """Return text for the chat box, which takes HTML: tags and entities are escaped."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=[#\w])", "&amp;", text))
 
 
 def from_text(shown: str) -> str:
-    """What :func:`as_text` was given: an edited question comes back as it was shown."""
+    """Return what :func:`as_text` was given: an edited question comes back as it was shown."""
     return shown.replace("&lt;", "<").replace("&amp;", "&")

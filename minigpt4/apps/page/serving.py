@@ -1,10 +1,9 @@
-"""Serving: the page opens, the model loads behind it, and at the end everything is cleared away."""
+"""Serving: the page opens before the model is loaded; at the end all uploads are deleted."""
 
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +18,7 @@ from minigpt4.apps.page.visits import Visits
 
 logger = logging.getLogger(__name__)
 
-_SPARE_THREADS = 40  # beside one for each question that waits
+_SPARE_THREADS = 40  # in addition to one for each question that waits
 
 
 def serve_page(
@@ -32,26 +31,23 @@ def serve_page(
     share: bool,
     auth: tuple[str, str] | None,
 ) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted, or the model cannot be loaded.
 
-    Args:
-        plan: Plan of the chat.
-        examples: Images to click.
-        places: Questions that may wait.
-        keep: Seconds that a chat and its images outlive the connection.
-        host: Address to serve at; loopback unless others are to come in.
-        port: Port of the host.
-        share: Whether there is a public link.
-        auth: User and password that are asked for.
-
-    Raises:
-        MiniGPT4Error: where the model cannot be loaded; the page is closed then.
+    ``places`` is the number of questions that may wait; ``keep`` are the seconds that a chat and
+    its images outlive the connection.
     """
     # gradio's half-bold file of this font is a fragment: bold stands in for it.
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
-    with _uploads_folder() as uploads, Progress() as progress:
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(
+        prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
+    ) as name:
+        os.environ["GRADIO_TEMP_DIR"] = name  # for all uploads, which are deleted with the page
+        uploads = Path(name)
         visits = Visits(uploads, keep)
-        desk = Desk(visits, plan.checked.generation, places, progress.text)
+        desk = Desk(visits, plan.checked.generation, places)
         page = build_page(desk, examples)
         page.queue(default_concurrency_limit=None).launch(
             server_name=host,
@@ -80,40 +76,3 @@ def serve_page(
         finally:
             visits.close()
             page.close(verbose=False)
-
-
-@contextmanager
-def _uploads_folder() -> Iterator[Path]:
-    """A folder of this page's own for whatever is uploaded; it goes with the page."""
-    parent = os.environ.get("GRADIO_TEMP_DIR")
-    if parent:
-        Path(parent).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(
-        prefix="minigpt4-page-", dir=parent, ignore_cleanup_errors=True
-    ) as name:
-        os.environ["GRADIO_TEMP_DIR"] = name
-        yield Path(name)
-
-
-class Progress(logging.Handler):
-    """What is being loaded, from the lines that the loaders log."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self._newest = "Loading the model"
-        self._since = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        logging.getLogger("minigpt4").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("minigpt4").removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        what, _, _ = record.getMessage().partition(":")  # behind it, a path of the server's disk
-        if what.startswith("loading "):
-            self._newest = what.capitalize()
-
-    def text(self) -> str:
-        return f"{self._newest}: {time.monotonic() - self._since:.0f} s"

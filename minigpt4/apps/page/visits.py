@@ -1,7 +1,6 @@
-"""Visits: what each visitor of the page has said and shown, and when it is forgotten.
+"""Visits: the chat of each visitor of the page, and when it is forgotten.
 
-The page's own copy of a chat is only shown; what counts lies here, under the visitor's key, so
-nothing a browser sends can put words or images into a chat.
+The browser only shows a copy: nothing it sends can put words or images into a chat.
 """
 
 import threading
@@ -17,14 +16,14 @@ from minigpt4.errors import DataError
 if TYPE_CHECKING:
     from minigpt4.chat import ChatSession
 
-MOST_VISITS = 1000  # the one longest unseen makes room
+MAX_VISITS = 1000  # the one longest unseen makes room
 _OPEN = 24 * 3600.0  # seconds that a page left open and unused is remembered
-_SETTLE = 60.0  # seconds in which an answer that is told to stop has to stop
+_SETTLE = 60.0  # seconds in which a cancelled answer has to stop
 
 
 @dataclass
 class PageTurn:
-    """A question and its answer; ``before`` is what the model remembered until then."""
+    """A question and its answer; ``before`` is the session until then."""
 
     question: str
     pictures: list[Path]
@@ -34,32 +33,19 @@ class PageTurn:
 
 @dataclass(eq=False)
 class Visit:
-    """One visitor's chat.
+    """One visitor's chat."""
 
-    Attributes:
-        session: What the model remembers; None before the first answer.
-        turns: What was said, the oldest first.
-        asked: Images of the question that is being answered.
-        cancelled: Ends the answer that is being made.
-        ended: Whether it is forgotten; no answer joins it any more.
-        forget_at: Time at which it is forgotten.
-    """
-
-    session: "ChatSession | None" = None
+    session: "ChatSession | None" = None  # None before the first answer
     turns: list[PageTurn] = field(default_factory=list)
-    asked: list[Path] = field(default_factory=list)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    ended: bool = False
+    asked: list[Path] = field(default_factory=list)  # images of the question that is answered now
+    cancelled: threading.Event = field(default_factory=threading.Event)  # ends the current answer
+    ended: bool = False  # whether it is forgotten; no answer joins it any more
     forget_at: float = 0.0
     _answering: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def answering(self, pictures: list[Path]) -> Iterator[None]:
-        """Hold this while an answer to a question about these images is made; one at a time.
-
-        Raises:
-            DataError: while another one is made.
-        """
+        """Hold this while a question about these images is answered; one at a time."""
         if not self._answering.acquire(blocking=False):
             raise DataError("the last answer is still being written; wait for it, or stop it")
         try:
@@ -73,7 +59,7 @@ class Visit:
             self._answering.release()
 
     def settle(self) -> None:
-        """End the answer that is being made where it is, and wait until it has joined."""
+        """End the current answer where it is, and wait until it has joined."""
         self.cancelled.set()
         if not self._answering.acquire(timeout=_SETTLE):
             raise DataError("the last answer does not stop; please try again in a moment")
@@ -81,11 +67,9 @@ class Visit:
 
 
 class Visits:
-    """All visits, and the folder into which images are uploaded.
+    """All visits, and the folder of their uploads, which are deleted when no chat shows them.
 
-    Args:
-        uploads: Folder whose files are deleted when no chat shows them any more.
-        keep: Seconds that a chat outlives its connection, and a file its upload.
+    A chat outlives its connection, and a file its upload, by ``keep`` seconds.
     """
 
     def __init__(self, uploads: Path, keep: float) -> None:
@@ -99,26 +83,22 @@ class Visits:
         return len(self._visits)
 
     def keep_files(self) -> None:
-        """Keep what lies in the folder now: it belongs to the page itself."""
+        """Keep what is in the folder now: it belongs to the page itself."""
         self._of_the_page = set(self._files())
 
     def find(self, visitor: str) -> tuple[Visit, bool]:
-        """Return a visitor's visit, and whether it is new."""
+        """Return the visit, and whether it is new."""
         with self._lock:
             new = visitor not in self._visits
             visit = Visit() if new else self._visits.pop(visitor)
             visit.forget_at = time.monotonic() + _OPEN
             self._visits[visitor] = visit
-            if len(self._visits) > MOST_VISITS:
+            if len(self._visits) > MAX_VISITS:
                 self._forget(next(iter(self._visits)))
             return visit, new
 
     def restart(self, visitor: str) -> None:
-        """Forget a visitor's chat, once its last answer has ended, and open another.
-
-        Raises:
-            DataError: where that answer does not end.
-        """
+        """Forget a visitor's chat, once its last answer has ended, and open another."""
         with self._lock:
             visit = self._forget(visitor) if visitor in self._visits else None
         if visit:
@@ -133,7 +113,7 @@ class Visits:
                 visit.forget_at = time.monotonic() + self.keep
 
     def sweep(self) -> None:
-        """Forget visits whose time is over, and delete files that no chat shows."""
+        """Forget visits whose time is over, and their files."""
         with self._lock:
             now = time.monotonic()
             for visitor in [name for name, v in self._visits.items() if v.forget_at < now]:
@@ -149,7 +129,7 @@ class Visits:
                     file.parent.rmdir()
 
     def close(self) -> None:
-        """End every answer that is being made."""
+        """End every answer."""
         with self._lock:
             for visit in self._visits.values():
                 visit.cancelled.set()

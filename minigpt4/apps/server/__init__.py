@@ -1,4 +1,1 @@
-"""Server: the chat behind OpenAI's HTTP interface.
-
-request → ``requests`` → ``pictures`` → ``answering`` (the chat, in a thread) → ``app``.
-"""
+"""Server: the chat as an HTTP server with OpenAI's interface."""

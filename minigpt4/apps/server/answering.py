@@ -1,4 +1,4 @@
-"""Answering: the chat makes an answer in a thread; the event loop reads it as it grows."""
+"""Answering: the chat writes an answer in a thread; the event loop reads it as it grows."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from PIL import Image
 from minigpt4.apps.server.replies import RequestError
 from minigpt4.apps.server.requests import Dialogue, Picture, Words
 from minigpt4.chat import Chat, Part, Ticket
+from minigpt4.chat.generation import before_stops, hold_back
 from minigpt4.datasets.images import load_image
 from minigpt4.errors import DataError
 
@@ -21,24 +22,17 @@ _GLANCE = 0.2  # seconds between two looks at whether one who waits has given up
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be answered, and how.
-
-    Attributes:
-        dialogue: Questions and answers.
-        pictures: Encoded image of each address in them.
-        options: Changes of the chat's options.
-        stops: Texts at which the answer is cut.
-    """
+    """What is to be answered, and how."""
 
     dialogue: Dialogue
-    pictures: dict[str, bytes]
-    options: dict[str, Any]
-    stops: Sequence[str] = ()
+    pictures: dict[str, bytes]  # encoded image at each place in the dialogue
+    options: dict[str, Any]  # changes of the chat's options
+    stops: Sequence[str] = ()  # texts at which the answer is cut
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The answer so far, as far as it can no longer change; the last one says how it ended."""
+    """The part of the answer that can no longer change; the last one says how it ended."""
 
     text: str
     finish: Literal["stop", "length"] | None = None
@@ -46,13 +40,9 @@ class Progress:
 
 
 class Answer:
-    """One answer that is being made, or waits to be.
+    """One answer that is being written, or waits to be.
 
-    Args:
-        chat: Chat that makes it.
-        order: What to answer.
-        ticket: Its place in the chat's queue, given up at the end.
-        seconds: Time of writing after which it is cut.
+    It gives up its ticket of the chat's queue at the end, and is cut after ``seconds`` of writing.
     """
 
     def __init__(self, chat: Chat, order: Order, ticket: Ticket, seconds: float) -> None:
@@ -63,12 +53,16 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Progress | Exception] = asyncio.Queue()
         self._cancelled = threading.Event()
-        self.begun = False  # its turn has come
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
+    @property
+    def begun(self) -> bool:
+        """Whether its turn has come."""
+        return self._ticket.turn.is_set()
+
     def cut(self) -> None:
-        """End it where it is; while it waits there is nothing to cut, and it fails."""
+        """End it where it is; while it waits, that is an error."""
         self._cancelled.set()
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
@@ -92,7 +86,6 @@ class Answer:
                 pass
             if self._cancelled.is_set():
                 raise RequestError(503, STOPPING, code="stopping")
-            self.begun = True
             timer.start()
             self._make()
         except Exception as error:  # handed over: the event loop tells the client
@@ -106,19 +99,14 @@ class Answer:
         history = [(self._parts(words), answer) for words, answer in order.dialogue.turns]
         question = self._parts(order.dialogue.question)
         session = self._chat.start(history)
+        given = order.options | {"ticket": self._ticket, "cancelled": self._cancelled}
         text, found = "", False
-        for grown in self._chat.stream(
-            question,
-            session=session,
-            ticket=self._ticket,
-            cancelled=self._cancelled,
-            **order.options,
-        ):
-            text, found = cut_at_stops(grown, order.stops)
-            if found:
+        for grown in self._chat.stream(question, session=session, **given):
+            text = before_stops(grown, order.stops)
+            if found := text != grown:
                 self.cut()  # and read on: what it took is known at its end
             else:
-                self._tell(Progress(certain(text, order.stops)))
+                self._tell(Progress(hold_back(text, order.stops)))
         usage = session.usage
         assert usage is not None  # an answer has ended
         counts = {
@@ -131,7 +119,7 @@ class Answer:
         self._tell(Progress(text, "stop" if stopped else "length", counts))
 
     def _parts(self, words: Words) -> list[Part]:
-        """Open images only now that it is their turn: those of all who wait may be too large."""
+        """Open images only when their turn has come: all that wait may take too much memory."""
         return [self._open(part) if isinstance(part, Picture) else part for part in words]
 
     def _open(self, picture: Picture) -> Image.Image:
@@ -142,20 +130,5 @@ class Answer:
             raise RequestError(400, text, picture.place, "invalid_image") from error
 
     def _tell(self, item: Progress | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop has ended: no one listens any more
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-
-
-def cut_at_stops(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Return the text before the first stop text in it, and whether there is one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
-
-
-def certain(text: str, stops: Sequence[str]) -> str:
-    """Cut off an end of a growing text that may turn into a stop text, or be stripped."""
-    held = 0
-    for stop in stops:
-        most = min(len(stop) - 1, len(text))
-        held = max(held, next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0))
-    return text[: len(text) - held].rstrip()

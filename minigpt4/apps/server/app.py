@@ -32,14 +32,9 @@ _T = TypeVar("_T")
 
 
 class Service:
-    """One chat, offered to many.
+    """One chat, whose queue gets the limits' places, offered to all who have the key, if any.
 
-    Args:
-        chat: Chat that answers; its queue gets the limits' places.
-        model_id: Name of the model, for clients.
-        limits: Limits of what may be asked.
-        api_key: Key that clients must send; None lets all in.
-        fetcher: Fetcher of images named by their address; None refuses those.
+    Without a fetcher images that are given by their address are refused.
     """
 
     def __init__(
@@ -63,7 +58,7 @@ class Service:
         chat.waiting.places = limits.places
 
     def stop(self) -> bool:
-        """Answer nobody any more but those whose turn has come; whether there are any."""
+        """Refuse all but the answers whose turn has come; return whether there are any."""
         self.stopping = True
         for answer in self.answers:
             if not answer.begun:
@@ -77,9 +72,8 @@ class Service:
 
     async def check_key(self, request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        if self._api_key is not None and not hmac.compare_digest(
-            given, b"Bearer " + self._api_key.encode()
-        ):
+        key = b"Bearer " + (self._api_key or "").encode()
+        if self._api_key is not None and not hmac.compare_digest(given, key):
             text = 'wrong or missing API key; send "Authorization: Bearer KEY"'
             raise RequestError(401, text, code="invalid_api_key")
 
@@ -98,13 +92,12 @@ class Service:
         return json_reply(self._model())
 
     async def complete(self, request: Request) -> Response:
-        """``/v1/chat/completions``."""
         asked = await self._read(request)
         return await _unless_gone(request, self._reply(asked, request))
 
     def _model(self) -> dict[str, Any]:
-        fields = {"id": self.model_id, "object": "model", "created": self._since}
-        return fields | {"owned_by": "minigpt4"}
+        made = {"created": self._since, "owned_by": "minigpt4"}
+        return {"id": self.model_id, "object": "model", **made}
 
     def _check_model(self, model_id: str) -> None:
         if model_id != self.model_id:
@@ -133,7 +126,7 @@ class Service:
         return asked
 
     async def _reply(self, asked: ChatRequest, request: Request) -> Response:
-        """Return the answer, or a stream once it has begun: until then errors are those of HTTP."""
+        """Return the answer, or a stream once it has begun: until then errors are HTTP errors."""
         order = await self._order(asked)
         if self.stopping:
             raise RequestError(503, STOPPING, code="stopping")
@@ -144,7 +137,7 @@ class Service:
         progress = answer.progress()
         item = await anext(progress)
         if asked.stream:
-            return EventStream(self._events(asked, item, progress), answer.cut)
+            return _EventStream(self._events(asked, item, progress), answer.cut)
         while item.finish is None:
             item = await anext(progress)
         message = {"role": "assistant", "content": item.text, "refusal": None}
@@ -217,8 +210,8 @@ class Service:
         yield b"data: [DONE]\n\n"
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events; ``end`` is called when they end, or nobody reads them any more."""
+class _EventStream(StreamingResponse):
+    """Server-sent events; ``end`` is called when they end, or no one reads them any more."""
 
     def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -243,8 +236,7 @@ def _event(value: dict[str, Any]) -> bytes:
 
 async def _read_body(request: Request, most: int) -> bytes:
     """Read the body of a request; one of more than ``most`` bytes is refused."""
-    # Many clients read a reply only once they have sent all, so what is too much is read, too; but
-    # not any amount of it.
+    # Many clients read a reply only once they have sent all, so some of what is too much is read.
     patience = 4 * most
     told = request.headers.get("content-length", "")
     body, length = bytearray(), int(told) if told.isdecimal() else 0
@@ -263,7 +255,7 @@ async def _read_body(request: Request, most: int) -> bytes:
 
 
 async def _unless_gone(request: Request, reply: Awaitable[_T]) -> _T:
-    """Return a reply; once the client has gone, its making is cancelled."""
+    """Return a reply; cancel it once the client has gone."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -276,14 +268,14 @@ async def _unless_gone(request: Request, reply: Awaitable[_T]) -> _T:
             raise ClientDisconnect
         return making.result()
     finally:
-        for task in (making, leaving):
-            task.cancel()
+        making.cancel()
+        leaving.cancel()
         await asyncio.gather(making, leaving, return_exceptions=True)
 
 
 def build_app(service: Service) -> FastAPI:
     """Build the paths; no pages, no redirects, and every error is JSON."""
-    # No openapi_url: no pages either, whose scripts would come from other hosts.
+    # Without openapi_url there are no pages, whose scripts would come from other hosts.
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     for kind in (Exception, HTTPException, MiniGPT4Error, ClientDisconnect):
         app.add_exception_handler(kind, error_reply)

@@ -1,7 +1,7 @@
 """Pictures: the address in a request → the bytes of an encoded image.
 
-``data:`` addresses hold them. Others are fetched only where that is allowed, and only from public
-addresses: a server must not become its clients' way into the network it stands in.
+``data:`` addresses hold them. Others are fetched only if that is allowed, and only from public
+addresses: clients must not reach the server's own network through it.
 """
 
 import asyncio
@@ -22,15 +22,9 @@ _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.ASC
 _REDIRECTS = 3
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
-
 
 def read_data_url(url: str) -> bytes:
-    """The bytes in ``data:image/png;base64,…``.
-
-    Raises:
-        DataError: when it is no such address.
-    """
+    """Return the bytes in ``data:image/png;base64,…``; raise a DataError for anything else."""
     found = _DATA.match(url)
     if not found:
         raise DataError('must begin with "data:image/…;base64,"')
@@ -41,10 +35,7 @@ def read_data_url(url: str) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody on the internet may reach.
-
-    IPv6 addresses that only wrap one of IPv4 (mapped, 6to4, Teredo, NAT64) are none.
-    """
+    """Return whether an IP address is on the internet, and does not wrap one of IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (
         ip not in _GLOBAL_UNICAST or ip.sixtofour or ip.teredo
@@ -54,7 +45,7 @@ def is_public(address: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """All IP addresses of a host, the preferred one first; decimal, octal … hosts are read too."""
+    """Return all IP addresses of a host, the preferred one first; decimal, octal … are read too."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
@@ -62,30 +53,18 @@ async def resolve(host: str, port: int) -> list[str]:
 
 @dataclass
 class Fetcher:
-    """Fetches pictures by their address, through no proxy.
+    """Fetches images by their address, through no proxy."""
 
-    Attributes:
-        seconds: For one picture, redirects included.
-        most_bytes: Of one picture.
-        resolve: A host's addresses.
-        allowed: Whether an address may be asked.
-        certificates: That an https host is known by.
-    """
-
-    seconds: float
-    most_bytes: int
-    resolve: Resolve = resolve
+    seconds: float  # for one image, redirects included
+    max_bytes: int  # of one image
+    resolve: Callable[[str, int], Awaitable[list[str]]] = resolve
     allowed: Callable[[str], bool] = is_public
     certificates: ssl.SSLContext = field(
         default_factory=lambda: httpx.create_ssl_context(trust_env=False)
     )
 
     async def fetch(self, url: str) -> bytes:
-        """What lies at an http(s) address.
-
-        Raises:
-            DataError: one line, when nothing is fetched.
-        """
+        """Return the bytes at an http(s) address; raise a DataError if that fails."""
         try:
             return await asyncio.wait_for(self._follow(url), self.seconds)
         except (TimeoutError, asyncio.TimeoutError) as error:
@@ -110,9 +89,9 @@ class Fetcher:
         raise DataError(f"leads to more than {_REDIRECTS} other addresses in turn")
 
     async def _request(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Request:
-        """A request to the very address that was checked, whatever the name means a moment later.
+        """Return a request to the IP address that was checked: its name may change its meaning.
 
-        The name still goes along: the host needs it, and its certificate is checked against it.
+        The name is sent along: the host needs it, and its certificate is checked against it.
         """
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise DataError("must be an http or https address, without a password in it")
@@ -133,17 +112,13 @@ class Fetcher:
         content = bytearray()
         async for chunk in response.aiter_raw():
             content += chunk
-            if len(content) > self.most_bytes:
-                raise DataError(f"is larger than {self.most_bytes:,} bytes")
+            if len(content) > self.max_bytes:
+                raise DataError(f"is larger than {self.max_bytes:,} bytes")
         return bytes(content)
 
 
 async def read_picture(url: str, fetcher: Fetcher | None) -> bytes:
-    """The bytes of a picture, from the address itself or, where there is a fetcher, from its host.
-
-    Raises:
-        DataError: one line, without the address.
-    """
+    """Return the bytes of an image, from the address itself or, with a fetcher, from its host."""
     if url[:5].lower() == "data:":
         return await asyncio.to_thread(read_data_url, url)
     if fetcher is None:

@@ -13,19 +13,9 @@ from minigpt4.errors import MiniGPT4Error, one_line
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER = "2"  # seconds, for a client that found the queue full
-
 
 class RequestError(MiniGPT4Error):
-    """A request that cannot be answered.
-
-    Args:
-        status: HTTP status.
-        text: One line: what is wrong, and how to fix it.
-        param: Name of the field, as ``messages[0].content``.
-        code: Name of the error, for programs.
-        headers: Headers to send along.
-    """
+    """A request that cannot be answered; ``param`` names the field, ``code`` the kind of error."""
 
     def __init__(
         self,
@@ -43,12 +33,12 @@ class RequestError(MiniGPT4Error):
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Return what a client is told of an error; only errors of ours are logged as well."""
+    """Return what a client sees of an error; only errors of the server are logged as well."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BusyError):
-        headers = {"Retry-After": RETRY_AFTER}
-        return RequestError(429, str(error), code="server_busy", headers=headers)
+        wait = {"Retry-After": "2"}  # seconds
+        return RequestError(429, str(error), code="server_busy", headers=wait)
     if isinstance(error, NonFiniteLogitsError):
         logger.error("%s", error)
         return RequestError(500, str(error), code="non_finite_logits")
@@ -63,7 +53,6 @@ def as_request_error(error: Exception) -> RequestError:
 
 
 def error_object(error: RequestError) -> dict[str, Any]:
-    """Return ``{"error": …}`` as OpenAI's clients read it."""
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     if error.status == 429:
         kind = "rate_limit_error"
@@ -72,7 +61,7 @@ def error_object(error: RequestError) -> dict[str, Any]:
 
 
 def encode(value: object) -> bytes:
-    """Encode JSON in ASCII: whatever a text holds, it can be sent."""
+    """Encode JSON in ASCII, which holds any text, even half a surrogate pair."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 

@@ -1,6 +1,6 @@
 """Requests: the bytes of a body → a checked :class:`ChatRequest` → the turns of a chat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from minigpt4.apps.server.limits import MOST_BEAMS, MOST_CHARACTERS, MOST_MESSAG
 from minigpt4.apps.server.replies import RequestError
 from minigpt4.errors import shown
 
-# What OpenAI's interface knows and this server cannot do: only the values that ask for nothing.
+# Parameters of OpenAI's interface that are not supported, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "presence_penalty": (0,),
@@ -29,22 +29,22 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 
 class _Wire(BaseModel):
-    """Types as they are written (no "1" for 1); fields that nobody here knows are ignored."""
+    """Strict types (no "1" for 1); unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
 
 class TextPart(_Wire):
-    """Words in a message."""
+    """Text in a message."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageAddress(_Wire):
-    """Address of an image: ``data:image/…;base64,…`` or ``https://…``."""
+    """Address of an image."""
 
-    url: str
+    url: str  # data:image/…;base64,… or https://…
 
 
 class ImagePart(_Wire):
@@ -57,19 +57,15 @@ class ImagePart(_Wire):
 def _as_parts(content: object) -> object:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return _as_list(content, "must be a string or a list of parts")
+    if not isinstance(content, list):
+        raise PydanticCustomError("list_type", "must be a string or a list of parts")
+    return content
 
 
 def _as_stops(stop: object) -> object:
-    return _as_list(
-        [stop] if isinstance(stop, str) else stop, "must be a string or a list of strings"
-    )
-
-
-def _as_list(value: object, text: str) -> object:
-    if not isinstance(value, list):
-        raise PydanticCustomError("list_type", text)  # type: ignore[arg-type]
-    return value
+    if not isinstance(stop, str | list):
+        raise PydanticCustomError("list_type", "must be a string or a list of strings")
+    return [stop] if isinstance(stop, str) else stop
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -78,7 +74,7 @@ _Stops = Annotated[list[_Stop], Field(max_length=MOST_STOPS), BeforeValidator(_a
 
 
 class Message(_Wire):
-    """One message; a string for its content is one part of text."""
+    """One message; a string as content is one part of text."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_as_parts)]
@@ -93,7 +89,7 @@ class StreamOptions(_Wire):
 class ChatRequest(_Wire):
     """``POST /v1/chat/completions``: OpenAI's fields, then our own.
 
-    Bounds are those of sense: what lies outside would make the model's numbers overflow.
+    Values outside the bounds would make the model's numbers overflow.
     """
 
     model: str
@@ -115,13 +111,13 @@ class ChatRequest(_Wire):
     min_length: Annotated[int, Field(ge=0)] | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return the changes of the chat's :class:`GenerationOptions`."""
+        """Return the changes of the chat's options."""
         own = {"do_sample", "num_beams", "repetition_penalty", "length_penalty", "min_length"}
         changes = self.model_dump(include={"top_p", "seed", *own}, exclude_none=True)
         if tokens := self.max_completion_tokens or self.max_tokens:  # the newer name counts
             changes["max_new_tokens"] = tokens
         if self.temperature is not None:
-            # So close to 0 only the likeliest word is left, and dividing by it may overflow.
+            # So close to 0 only the most likely word is left, and dividing by it may overflow.
             varied = self.temperature >= 0.01
             changes = {"do_sample": varied, **changes}
             if varied:
@@ -130,11 +126,7 @@ class ChatRequest(_Wire):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Read the request in a body.
-
-    Raises:
-        RequestError: 400, for anything that is not a request.
-    """
+    """Read the request in a body; raise a RequestError for anything else."""
     try:
         given = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -144,9 +136,7 @@ def read_request(body: bytes) -> ChatRequest:
     try:
         asked = ChatRequest.model_validate(given)
     except ValidationError as error:
-        raise _as_request_error(
-            error.errors(include_url=False, include_context=False)[0]
-        ) from error
+        raise _as_request_error(error.errors()[0]) from error
     for name, neutral in _NEUTRAL.items():
         value = given.get(name)
         if value is not None and value not in neutral:
@@ -157,7 +147,7 @@ def read_request(body: bytes) -> ChatRequest:
 
 
 def _as_request_error(error: ErrorDetails) -> RequestError:
-    # messages, 0, content, 0, and then pydantic names the kind of a part, which is no field.
+    # messages, 0, content, 0, and then pydantic names the kind of a part, which is not a field.
     steps = [*error["loc"][:4], *error["loc"][5:]]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[1:]
     value = error["input"]
@@ -168,7 +158,7 @@ def _as_request_error(error: ErrorDetails) -> RequestError:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that a message names; ``place`` is the field that does."""
+    """An image of a message; ``place`` is the field that names it."""
 
     url: str
     place: str
@@ -184,22 +174,19 @@ class Dialogue:
     turns: list[tuple[Words, str]] = field(default_factory=list)
     question: Words = field(default_factory=list)
 
-    def asked(self) -> Iterator[str | Picture]:
-        for words in (*(words for words, _ in self.turns), self.question):
-            yield from words
+    def parts(self) -> Words:
+        questions = [*(words for words, _ in self.turns), self.question]
+        return [part for words in questions for part in words]
 
     def pictures(self) -> list[Picture]:
-        return [part for part in self.asked() if isinstance(part, Picture)]
+        return [part for part in self.parts() if isinstance(part, Picture)]
 
 
 def to_dialogue(messages: Sequence[Message], max_images: int) -> Dialogue:
     """Turn the messages of a request into a dialogue.
 
-    A system message joins the user's next: it stands before the words, after images at the
-    beginning, where the model was taught to expect them. Messages of one speaker in a row are one.
-
-    Raises:
-        RequestError: 400, when it does not end with the user, or holds too much.
+    A system message joins the user's next: before its words, after images at the beginning, as in
+    training. Messages of one speaker in a row are one. The last one must be the user's.
     """
     dialogue = Dialogue()
     system: Words = []
@@ -249,8 +236,8 @@ def _check_size(dialogue: Dialogue, max_images: int) -> None:
     if (images := len(dialogue.pictures())) > max_images:
         text = f"messages: {images} pictures; {max_images} are the most in one request"
         raise RequestError(400, text, "messages", "too_many_images")
-    texts = [part for part in dialogue.asked() if isinstance(part, str)]
-    length = sum(map(len, texts)) + sum(len(answer) for _, answer in dialogue.turns)
+    texts = [part for part in dialogue.parts() if isinstance(part, str)]
+    length = sum(map(len, [*texts, *(answer for _, answer in dialogue.turns)]))
     if length > MOST_CHARACTERS:
         text = f"messages: {length} characters of text; {MOST_CHARACTERS} are the most"
         raise RequestError(400, text, "messages", "context_length_exceeded")

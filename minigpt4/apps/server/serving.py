@@ -35,11 +35,11 @@ def serve(service: Service, listening: socket.socket) -> None:
         log_config=None,
         log_level="critical",  # the app has logged what matters
         access_log=False,
-        proxy_headers=False,  # anybody could write them
+        proxy_headers=False,  # any client could write them
         server_header=False,
         timeout_graceful_shutdown=_GRACE + _PATIENCE,
     )
-    # A garbled body after a refusal is an error inside uvicorn, of which asyncio tells at length.
+    # A garbled body after a refusal is an error inside uvicorn, which asyncio would log at length.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     _end_on_signals()
     host, port = listening.getsockname()[:2]

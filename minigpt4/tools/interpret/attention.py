@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from minigpt4.chat import Chat
+from minigpt4.chat import Chat, ImageInput, open_image
 from minigpt4.chat.generation import answer_ids, cut_at
-from minigpt4.chat.images import ImageInput, open_image
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.models.language_model import learned_positions
 from minigpt4.models.llm_input import Segment, splice

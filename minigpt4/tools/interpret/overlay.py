@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minigpt4.chat import Chat
-from minigpt4.chat.images import ImageInput, open_image
+from minigpt4.chat import Chat, ImageInput, open_image
 from minigpt4.errors import ConfigError
 from minigpt4.processors import ImageProcessor
 
