@@ -19,7 +19,7 @@ _COUNTS = ("samples", "unreadable", "intervals")
 
 
 class MetricValue(NamedTuple):
-    """The figure of a metric and the ends of its interval, each NaN without one."""
+    """The figure of a metric and the ends of its interval, each NaN where there is none."""
 
     metric: str
     value: float
@@ -61,21 +61,22 @@ def read_evaluation(path: Path, notes: Notes) -> Evaluation:
             notes.add(f"{path / 'summary.json'}: {name} holds no figures and is left out")
             continue
         file = path / f"{name}.jsonl"
-        failures = []
-        if Path(name).name != name or not file.is_file():
+        if not file.is_file():
             notes.add(f"{file}: is missing, so that {name} has no failure examples")
-        else:
-            outputs = (row for row in read_rows(file, notes) if "error" not in row)
-            failures = lowest(outputs, path, f"{name} · {evaluation.name}")
-        figures = [
-            _metric_value(metric, value, content)
-            for metric, value in content.items()
-            if metric not in _COUNTS and not isinstance(value, dict | list | str)
-        ]
-        samples, unreadable = (count(content.get(key)) for key in ("samples", "unreadable"))
-        evaluation.data_sets.append(
-            EvaluatedSet(name, samples, unreadable, figures, failures, _counts(content))
+        outputs = (row for row in read_rows(file, notes) if "error" not in row)
+        one = EvaluatedSet(
+            name,
+            count(content.get("samples")),
+            count(content.get("unreadable")),
+            [
+                _metric_value(metric, value, content)
+                for metric, value in content.items()
+                if metric not in _COUNTS and not isinstance(value, dict | list | str)
+            ],
+            lowest(outputs, path, f"{name} · {evaluation.name}"),
+            _counts(content),
         )
+        evaluation.data_sets.append(one)
     return evaluation
 
 

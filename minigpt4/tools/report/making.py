@@ -1,19 +1,20 @@
 """``report.html``: folders in, one page out that needs no other file."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from minigpt4.errors import DataError, MiniGPT4Error, one_line
 from minigpt4.files import write_atomically
 from minigpt4.tools.report.charts import draw
 from minigpt4.tools.report.evaluations import Evaluation, is_evaluation, read_evaluation
 from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_looks
-from minigpt4.tools.report.facts import differing_keys, make_card
+from minigpt4.tools.report.facts import checkpoint, differing_keys, flatten, tiles
 from minigpt4.tools.report.figures import training_charts, validated, validation_charts
 from minigpt4.tools.report.reading import Notes
 from minigpt4.tools.report.runs import (
@@ -40,14 +41,7 @@ class Found:
 
 
 def make_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write ``report.html`` and the charts as PNG files.
-
-    Args:
-        folders: Of runs and evaluations.
-        output: Made where it is missing.
-
-    Returns:
-        The page.
+    """Write the charts as PNG files and ``report.html``, whose path is returned.
 
     Raises:
         MiniGPT4Error: where there is nothing to report on, or the output cannot be written.
@@ -68,7 +62,7 @@ def make_report(folders: Sequence[Path], output: Path) -> Path:
 
 
 def read_folders(folders: Sequence[Path]) -> Found:
-    """Runs and evaluations, each folder once.
+    """Read runs and evaluations, each folder once.
 
     Raises:
         DataError: for a folder that is neither, and where none has anything to show.
@@ -122,15 +116,22 @@ def _render(found: Found, output: Path) -> str:
     for evaluation in found.evaluations:
         failures += [example for part in evaluation.data_sets for example in part.failures]
     examples, more_examples = make_sheet(runs, notes)
-    cards = [make_card(run, colour) for colour, run in enumerate(runs)]
     names = [*(run.name for run in runs), *(one.name for one in found.evaluations)]
     environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=ChainableUndefined,  # a config may lack whatever the page shows of it
     )
+    environment.filters["quote"] = shlex.quote
     return environment.get_template("report.html").render(
         title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         made=f"{datetime.now(timezone.utc):%-d %B %Y, %H:%M} UTC",
-        cards=cards,
+        runs=runs,
+        tiles=tiles,
+        checkpoint=checkpoint,
+        flatten=flatten,
         training=training,
         validation=validation,
         validation_legend=[name for *_, name in validated(runs)],

@@ -10,6 +10,7 @@ from PIL import Image
 
 from minigpt4.__main__ import main
 from minigpt4.errors import MiniGPT4Error
+from minigpt4.tools.report.charts import smooth
 from minigpt4.tools.report.making import make_report
 from tests.helpers.repo import EntryPoint
 from tests.tools.report.folders import (
@@ -167,7 +168,7 @@ def test_broken_lines_and_half_a_last_one_are_noted(tmp_path: Path):
     page = report(run, output=tmp_path / "report")
     assert "3 lines are no JSON objects and left out (the first is line 1)" in page.texts["notes"]
     assert "the last line was cut short" in page.texts["notes"]
-    assert "1 line is neither a step, an epoch nor a validation" in page.texts["notes"]
+    assert "1 lines are neither a step, an epoch nor a validation" in page.texts["notes"]
     assert "4 at first" in page.texts["runs"]
 
 
@@ -237,6 +238,15 @@ def test_a_long_log_makes_a_small_page(tmp_path: Path):
     page = report(run, output=tmp_path / "report")
     assert len(page.content) < 400_000
     assert "finished" in page.texts["runs"]
+
+
+def test_smoothing_begins_at_the_first_value_and_follows():
+    noisy = [(float(n), 1.0 + (-1) ** n) for n in range(1000)]
+    smoothed = smooth(noisy)
+    assert smoothed[0] == noisy[0]
+    assert all(abs(value - 1) < 0.1 for _, value in smoothed[200:])
+    assert smooth([(1.0, 5.0)]) == [(1.0, 5.0)]
+    assert smooth([]) == []
 
 
 def test_a_run_given_twice_is_shown_once(tmp_path: Path):
