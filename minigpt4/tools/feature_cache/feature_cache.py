@@ -1,7 +1,7 @@
-"""Caching: the frozen towers run once over every picture; a training then reads what they made.
+"""Caching: run the frozen towers once over every picture; a training then reads the features.
 
-``python -m minigpt4 cache-features`` comes here. A group of the source (a shard, or some hundred
-pairs) is written whole or not at all, so that the same command goes on wherever it was cut short.
+A group of the source (a shard, or some hundred pairs) is written whole or not at all, so that the
+same command continues wherever it was interrupted.
 """
 
 import dataclasses
@@ -47,16 +47,9 @@ logger = logging.getLogger(__name__)
 
 
 def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> None:
-    """Write every data set's features into ``<output>/<data set>/``.
+    """Write the features of a training's data sets into ``<output>/<data set>/``.
 
-    Args:
-        config: Config of a training.
-        output: Folder, which ``datasets.X.features`` then names.
-        kept_as: Dtype in the files; ``auto`` is that of the arithmetic.
-
-    Raises:
-        MiniGPT4Error: for a fault in the config, the weights or the data; a folder that was made
-            of something else, cannot be written, or that another process fills.
+    ``kept_as`` is the dtype in the files; ``auto`` is that of the arithmetic.
     """
     # The language model need not be there.
     model = {name: value for name, value in config.model.items() if name not in _NOT_USED}
@@ -97,7 +90,7 @@ def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> No
 
 
 class _Work:
-    """One data set's groups, shared out over the processes."""
+    """One data set's groups, distributed over the processes."""
 
     def __init__(
         self,
@@ -122,7 +115,7 @@ class _Work:
         )
 
     def run(self) -> str:
-        """Make what is missing, and the index over all; return a line of figures."""
+        """Make the missing groups and the index; return a line of figures."""
         cache, name, since = self.cache, self.cache.dataset.name, time.monotonic()
         there = [entry["samples"] for entry in self.entries.values() if entry is not None]
         counted = self.processes.gather([(len(there), sum(there), len(self.todo))])
@@ -140,9 +133,8 @@ class _Work:
         samples, bad = (sum(entry[count] for entry in entries) for count in ("samples", "bad"))
         size = sum(sum(entry["written"].values()) for entry in entries)
         speed = (samples - before) / max(time.monotonic() - since, 1e-9)
-        line = f"{name}: {samples:,} samples, {bad:,} of them bad; {size:,} bytes; "
-        line += f"{speed:,.1f} samples/s"
-        return line + (f"; {before:,} samples were there already" if groups else "")
+        line = f"{name}: {samples:,} samples, {bad:,} of them bad; {size:,} bytes; {speed:,.1f}"
+        return f"{line} samples/s" + (f"; {before:,} were there already" if groups else "")
 
     def _make_groups(self, before: int) -> None:
         dataset, work = self.cache.dataset, self._encode()
@@ -163,7 +155,7 @@ class _Work:
                 bar.update(sum(done))
 
     def _encode(self) -> Iterator[int]:
-        """Make this process's groups; yield, after each batch, how many samples it had."""
+        """Make this process's groups; yield the number of samples of each batch."""
         for number, batches in itertools.groupby(self.loader, key=lambda batch: batch.group):
             self.cache.clear(number)
             counts = dict.fromkeys(units_of(self.cache.source, number), 0)
@@ -187,24 +179,21 @@ class _Work:
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> torch.Tensor:
-        """What the towers make of a batch, on the CPU, in the dtype in which it is kept."""
+        """Return the features of a batch on the CPU, in the dtype of the files."""
         image = to_device(batch, self.device)["image"]
         with self.towers.autocast(self.device):
             features = self.towers.encode_frozen(image)
         kept = features.to(self.cache.dtype)
         if not kept.isfinite().all():
             bad = int(kept.flatten(1).isfinite().all(dim=1).logical_not().nonzero()[0, 0])
-            fault = DataError(_overflow(keys_of_images(batch)[bad], features[bad]))
+            text = "the towers give Inf or NaN; compute in run.precision=bf16 or fp32"
+            if features[bad].isfinite().all():
+                largest = features[bad].abs().max().item()
+                text = f"features up to {largest:.3g} do not fit into fp16; use --dtype bf16"
+            fault = DataError(f"{keys_of_images(batch)[bad]}: {text}")
             fault.rank_local = True
             raise fault
         return kept.cpu()
-
-
-def _overflow(key: str, features: torch.Tensor) -> str:
-    if not features.isfinite().all():
-        return f"{key}: the towers give Inf or NaN; compute in run.precision=bf16 or fp32"
-    largest = features.abs().max().item()
-    return f"{key}: features up to {largest:.3g} do not fit into fp16; use --dtype bf16"
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:

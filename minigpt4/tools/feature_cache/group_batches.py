@@ -1,4 +1,4 @@
-"""Groups of a data set in batches: every sample once, in order, to have its features computed."""
+"""Groups of a data set in batches: every sample once, in order."""
 
 import dataclasses
 import itertools
@@ -21,19 +21,18 @@ from minigpt4.datasets.streams import worker_place
 
 
 class GroupBatch(NamedTuple):
-    """Consecutive samples of one group; a DataLoader pins what is in a named tuple."""
+    """Consecutive samples of one group; a DataLoader pins the tensors of a named tuple."""
 
     group: int
     units: list[int]  # of each sample
-    rows: list[Row]  # each sample as the group's json has it
-    batch: Batch | None  # the pictures that can be read; None where there is none
+    rows: list[Row]  # of the group's json
+    batch: Batch | None  # readable pictures
 
 
 class GroupBatches(IterableDataset[GroupBatch]):
     """Every sample of some groups once, in order; at least one batch of each group.
 
-    A batch's samples are the same however many processes and workers share the work, and so are
-    the features to the bit.
+    Batches, and so the features to the bit, do not depend on the number of processes and workers.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class GroupBatches(IterableDataset[GroupBatch]):
         groups: Sequence[int],
         batch_size: int,
     ) -> None:
-        # Captions are judged when they are trained on, by the text processor of then.
+        # Captions are checked by the text processor of the training.
         self.dataset = dataclasses.replace(dataset, text_processor=_any_text)
         self.source = source
         self.groups = groups
@@ -56,7 +55,7 @@ class GroupBatches(IterableDataset[GroupBatch]):
             yield self._read(group, share)
 
     def _shares(self) -> Iterator[tuple[int, list[tuple[int, RawSample | BadSample]]]]:
-        """Of each group its samples, still encoded, with their units, a batch at a time."""
+        """Yield the encoded samples of each group with their units, a batch at a time."""
         for group in self.groups:
             units = units_of(self.source, group)
             samples = ((unit, raw) for unit in units for raw in self.source.read(unit))

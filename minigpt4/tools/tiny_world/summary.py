@@ -60,30 +60,25 @@ def evaluate(output: Path, scenes: Path, seed: int) -> tuple[dict[str, Any], lis
 
 
 def as_table(summary: dict[str, Any]) -> str:
-    """The summary as people read it."""
+    """Return the summary as a table."""
     exact, failure = summary["caption_exact"], summary["chat_failure"]
 
-    def row(
-        label: str,
-        before: float | None = None,
-        stage1: float | None = None,
-        stage2: float | None = None,
-    ) -> str:
-        values = (before, stage1, stage2)
-        cells = ["      –" if value is None else f"{100 * value:5.1f} %" for value in values]
+    def row(label: str, **values: float) -> str:
+        found = [values.get(stage) for stage in STAGES]
+        cells = ["      –" if value is None else f"{100 * value:5.1f} %" for value in found]
         return f"  {label:<44}" + "  ".join(f"{cell:>8}" for cell in cells)
 
     chat, controls = summary["chat_exact"], summary["controls"]
     lines = [
         f"\n  {summary['scenes']} held-out scenes, seed {summary['seed']}"
         f"{'before':>27}  {'stage 1':>8}  {'stage 2':>8}",
-        row("caption names the right things", *(exact[s] for s in STAGES)),
+        row("caption names the right things", **{stage: exact[stage] for stage in STAGES}),
         row("  two things", stage1=exact["stage1_two_objects"]),
         row("  three things", stage1=exact["stage1_three_objects"]),
         row("  pairs never shown in training", stage1=exact["stage1_withheld_pairs"]),
         row("  says where they are", stage1=exact["stage1_layout"]),
         row("  control: another scene's picture", stage1=controls["shuffled_images"]),
-        row("chat: answer fails (cut, repeated, wrong form)", None, *failure.values()),
+        row("chat: answer fails (cut, repeated, wrong form)", **failure),
         row("chat: description exact", stage2=chat["stage2"]),
         row("  pairs never shown in training", stage2=chat["stage2_withheld_pairs"]),
     ]

@@ -34,7 +34,7 @@ from tests.helpers.repo import error_line as one_line
 CONFIG = "eval_configs/tiny_eval.yaml"
 KEY = "sk-secret-0123456789"
 FAST = ["--num-beams", "2", "--max-new-tokens", "20", "--batch-size", "4"]
-FILES = {"settings.json", ".lock", "drafts.jsonl", "verdicts.jsonl", "reviews.jsonl"}
+FILES = {"settings.json", "drafts.jsonl", "verdicts.jsonl", "reviews.jsonl"}
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
 
 Make = Callable[..., tuple[int, str]]
