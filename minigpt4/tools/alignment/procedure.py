@@ -65,11 +65,10 @@ def make_alignment_set(plan: ChatPlan, job: Job) -> int:
         write_verdicts(job.output / "verdicts.jsonl", verdicts)
         captions = _review(job, verdicts)
         count = assemble(job.output, captions, {p.image_id: p for p in pictures})
+    text = "nothing is kept; verdicts.jsonl there tells why"
     if count:
-        text = "%s: %d pairs; train with datasets.cc_sbu_align.build_info.storage=%s"
-        logger.info(text, job.output, count, job.output)
-    else:
-        logger.info("%s: nothing is kept; verdicts.jsonl there tells why", job.output)
+        text = f"{count} pairs; train with datasets.cc_sbu_align.build_info.storage={job.output}"
+    logger.info("%s: %s", job.output, text)
     if left := sum(verdict.reason == NO_REPLY for verdict in verdicts):
         logger.info("%d texts without a reply: the same command asks again", left)
     return count

@@ -15,6 +15,7 @@ from minigpt4.tools.alignment.text_rules import broken_rule, repair, whole_sente
 from minigpt4.tools.alignment.work_folder import Journal
 
 UNREADABLE, NO_REPLY = "unreadable picture", "no reply"
+_OPTIONAL = ("reason", "detail")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,10 @@ def _polish(draft: str, reply: Reply) -> str:
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """Write a line for each, without an empty reason or detail."""
-    rows = [asdict(verdict) for verdict in verdicts]
-    for row in rows:
-        for name in ("reason", "detail"):
-            if not row[name]:
-                del row[name]
+    rows = [
+        {name: value for name, value in asdict(verdict).items() if value or name not in _OPTIONAL}
+        for verdict in verdicts
+    ]
     write_atomically(path, lambda file: file.write(b"".join(map(encode, rows))))
 
 

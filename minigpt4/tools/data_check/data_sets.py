@@ -69,10 +69,8 @@ def check_data_set(
 def judge(found: Sequence[Figures], most: int | float) -> None:
     """Raise DataError for more bad rows than a number, or a share of each data set."""
     for figures in found:
-        bad, allowed = figures.causes.total(), most
-        if isinstance(most, float):
-            allowed = most * figures.total
-        if bad > allowed:
+        bad = figures.causes.total()
+        if bad > (most if isinstance(most, int) else most * figures.total):
             first = figures.first[0]
             raise DataError(
                 f"{figures.name}: {bad:,} of {figures.total:,} rows are bad, more than "

@@ -64,10 +64,9 @@ class CacheFolder:
         group, files = self._load(number), files_of(self.source, number)
         if group is None or files_difference(group.files, files):
             return None
-        for name, size in group.features.items():
-            file = self.path / name
-            if not file.is_file() or file.stat().st_size != size:
-                return None
+        sizes = {file.name: file.stat().st_size for file in self.path.glob(f"{number:05d}-*")}
+        if any(sizes.get(name) != size for name, size in group.features.items()):
+            return None
         facts = [FileFact(*fact) for fact in group.files]
         now = [list(describe(*pair)) for pair in zip(files, facts, strict=True)]
         if now != group.files:  # touched

@@ -10,21 +10,39 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.assembly import build_accelerator, build_datasets, chosen_dtype
 from minigpt4.config import Config
 from minigpt4.config.checks import check_writable_folder
-from minigpt4.datasets.feature_source import INDEX, Index, Row, save_json, units_of
-from minigpt4.datasets.samples import Batch, keys_of_images, to_device
+from minigpt4.datasets.feature_source import (
+    INDEX,
+    CacheableSource,
+    Index,
+    Row,
+    row_of,
+    save_json,
+    units_of,
+)
+from minigpt4.datasets.samples import (
+    BadSample,
+    Batch,
+    DataSet,
+    RawSample,
+    keys_of_images,
+    read_sample,
+    stack,
+    to_device,
+)
+from minigpt4.datasets.streams import worker_place
 from minigpt4.errors import DataError, MiniGPT4Error
 from minigpt4.models.build import build_towers
 from minigpt4.models.towers import Towers
@@ -36,7 +54,6 @@ from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import ComputeOptions
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.tools.feature_cache.cache_folder import CacheFolder, FeatureWriter
-from minigpt4.tools.feature_cache.group_batches import GroupBatches
 
 KeptAs = Literal["auto", "fp16", "bf16", "fp32"]
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -87,6 +104,56 @@ def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> No
             logger.info("%s", line)
         logger.info("to train from them: datasets.X.features: %s", output)
     accelerator.end_training()
+
+
+class GroupBatch(NamedTuple):
+    """Consecutive samples of one group; a DataLoader pins the tensors of a named tuple."""
+
+    group: int
+    units: list[int]  # of each sample
+    rows: list[Row]  # of the group's json
+    batch: Batch | None  # readable pictures
+
+
+class GroupBatches(IterableDataset[GroupBatch]):
+    """Every sample of some groups once, in order; at least one batch of each group.
+
+    Batches, and so the features to the bit, do not depend on the number of processes and workers.
+    """
+
+    def __init__(
+        self, dataset: DataSet, source: CacheableSource, groups: Sequence[int], batch_size: int
+    ) -> None:
+        # Captions are checked by the text processor of the training.
+        self.dataset = dataclasses.replace(dataset, text_processor=_any_text)
+        self.source = source
+        self.groups = groups
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[GroupBatch]:
+        workers, own = worker_place()
+        # A DataLoader takes its workers' batches in turn.
+        shares = itertools.islice(self._shares(), own, None, workers)
+        yield from itertools.starmap(self._read, shares)
+
+    def _shares(self) -> Iterator[tuple[int, list[tuple[int, RawSample | BadSample]]]]:
+        """Yield the encoded samples of each group with their units, a batch at a time."""
+        for group in self.groups:
+            units = units_of(self.source, group)
+            samples = ((unit, raw) for unit in units for raw in self.source.read(unit))
+            yield group, list(itertools.islice(samples, self.batch_size))
+            while share := list(itertools.islice(samples, self.batch_size)):
+                yield group, share
+
+    def _read(self, group: int, share: list[tuple[int, RawSample | BadSample]]) -> GroupBatch:
+        samples = [read_sample(raw, self.dataset, seed="") for _, raw in share]
+        good = [sample for sample in samples if not isinstance(sample, BadSample)]
+        rows = [
+            row_of(sample if isinstance(sample, BadSample) else raw)
+            for sample, (_, raw) in zip(samples, share, strict=True)
+        ]
+        batch = stack(good, self.dataset) if good else None
+        return GroupBatch(group, [unit for unit, _ in share], rows, batch)
 
 
 class _Work:
@@ -198,3 +265,7 @@ class _Work:
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _any_text(_: str) -> str:
+    return "text"

@@ -28,16 +28,10 @@ class ChanceCosines(NamedTuple):
 def nearest_words(
     model: MiniGPT4, image_tokens: torch.Tensor, count: int = 5, chunk: int = 4096
 ) -> list[list[list[NearWord]]]:
-    """Return, for each image and each of its tokens, the nearest words by cosine.
+    """Return the nearest words by cosine, for each image and each of its tokens ``[B, Q, H]``.
 
-    Special tokens and unused rows of the input embedding are left out. Compare the cosines with
-    :func:`chance_cosines`.
-
-    Args:
-        model: Model with the input embedding.
-        image_tokens: Tokens ``[B, Q, H]`` of ``chat.encode_images``.
-        count: Number of words for each token, at most.
-        chunk: Number of rows of the embedding that are converted to fp32 together.
+    Special tokens and unused rows of the input embedding are left out; ``chunk`` rows are compared
+    at a time. Compare the cosines with :func:`chance_cosines`.
     """
     directions = functional.normalize(image_tokens.float().flatten(0, -2), dim=-1)
     ids = word_ids(model)

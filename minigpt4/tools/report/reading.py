@@ -90,9 +90,8 @@ def number(value: Any) -> float:
 
 def count(value: Any) -> int | None:
     """Return a whole number from 0; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
-        return None
-    return value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value < 1 << 53 else None
 
 
 def short_path(value: object) -> str:

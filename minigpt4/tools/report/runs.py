@@ -31,20 +31,12 @@ _MAX_EXAMPLES, _MAX_LOST = 3, 20
 Points = list[tuple[float, float]]  # step, value; NaN where the log has no finite value
 
 
-class Git(BaseModel):
-    """State of the code."""
-
-    commit: str
-    branch: str | None = None
-    dirty: bool = False
-
-
 class Environment(BaseModel):
     """Content of ``environment.json``; a value of another kind counts as absent."""
 
     started: datetime | None = None
     command: list[str] = []
-    git: Git | None = None
+    git: dict[str, Any] = {}
     gpus: list[str] = []
     processes: int = 1
     platform: str = ""
@@ -63,34 +55,21 @@ class Environment(BaseModel):
 
 @dataclass
 class Run:
-    """A run folder.
-
-    Attributes:
-        name: Short name, unique among the runs of a report.
-        config: Content of ``config.yaml``.
-        per_epoch: Steps of an epoch; None where it is not known.
-        total_steps: Steps that the config asks for.
-        epochs: Finished epochs.
-        curves: Training curves by figure.
-        valid: Validation curves by data set and figure.
-        best: Content of ``best.json``; empty without it.
-        checkpoints: File names, the oldest first.
-        outputs: Rows of ``validation.jsonl`` by image and step.
-    """
+    """A run folder."""
 
     path: Path
-    name: str = ""
+    name: str = ""  # short, and unique in a report
     config: JsonObject = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment)
-    per_epoch: int | None = None
-    total_steps: int | None = None
+    per_epoch: int | None = None  # steps of an epoch
+    total_steps: int | None = None  # of the config
     last_step: int = 0
-    epochs: set[int] = field(default_factory=set)
-    curves: dict[str, Points] = field(default_factory=dict)
-    valid: dict[str, dict[str, Points]] = field(default_factory=dict)
-    best: JsonObject = field(default_factory=dict)
-    checkpoints: list[str] = field(default_factory=list)
-    outputs: dict[str, dict[int, JsonObject]] = field(default_factory=dict)
+    epochs: set[int] = field(default_factory=set)  # finished ones
+    curves: dict[str, Points] = field(default_factory=dict)  # of the training, by figure
+    valid: dict[str, dict[str, Points]] = field(default_factory=dict)  # by data set and figure
+    best: JsonObject = field(default_factory=dict)  # content of best.json
+    checkpoints: list[str] = field(default_factory=list)  # file names, the oldest first
+    outputs: dict[str, dict[int, JsonObject]] = field(default_factory=dict)  # by image and step
 
     @property
     def finished(self) -> bool:
