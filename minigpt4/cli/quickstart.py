@@ -31,8 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     logger.info("\n== scoring %d held-out scenes of each split", arguments.heldout)
     # Not before: training goes on in other processes, which need the memory.
     from minigpt4.tools.report.making import make_report
-    from minigpt4.tools.tiny_world.sheet import draw_contact_sheet
-    from minigpt4.tools.tiny_world.summary import as_table, evaluate
+    from minigpt4.tools.tiny_world.summary import as_table, draw_contact_sheet, evaluate
 
     summary, examples = evaluate(output, scenes, seed)
     summary |= {"stage1_seconds": stage1_seconds, "stage2_seconds": stage2_seconds}

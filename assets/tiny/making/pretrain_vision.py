@@ -28,8 +28,10 @@ from minigpt4.tools.tiny_world.scenes import (
     SIZES,
     TRIPLE_LAYOUTS,
     Scene,
+    Thing,
     draw_scene,
-    sample_mosaic,
+    sample_centres,
+    sample_pair,
     sample_scene,
 )
 
@@ -50,6 +52,18 @@ _WORDS = ["begin", "end", *_GROUNDS, *PLACES, *PAIR_LAYOUTS, *TRIPLE_LAYOUTS]
 _WORDS += [*_SIZE_NAMES, *_COLOR_NAMES, *SHAPES]
 _WORDS += [f"{axis}{level}" for axis in "xy" for level in range(_LEVELS)]
 _WORD_ID = {word: index for index, word in enumerate(_WORDS)}
+
+
+def sample_mosaic(rng: random.Random) -> Scene:
+    """Sample a dense scene: up to nine things on a 3 x 3 grid."""
+    things = []
+    for place in PLACES:
+        if rng.random() < 0.75:
+            ((x, y),) = sample_centres(place, rng)
+            color, shape = sample_pair(rng)
+            size = rng.choice(tuple(SIZES))
+            things.append(Thing(color, shape, size, x, y, rng.uniform(-0.16, 0.16)))
+    return Scene(tuple(things), "mosaic", rng.choice(tuple(BACKGROUNDS)), rng.randrange(2**31))
 
 
 def scenes_to_pixels(scenes: Sequence[Scene]) -> torch.Tensor:
@@ -217,7 +231,7 @@ def _probe_layout(
 ) -> float:
     """Accuracy of a ridge regression from the flattened Q-Former output to the layout."""
     layouts = [*PLACES, *PAIR_LAYOUTS, *TRIPLE_LAYOUTS]
-    scenes = [sample_scene(rng, layout=None) for _ in range(6000)]
+    scenes = [sample_scene(rng) for _ in range(6000)]
     with torch.no_grad():
         chunks = [features_of(scenes[i : i + 200]).flatten(1).float() for i in range(0, 6000, 200)]
     features = torch.cat(chunks)

@@ -1,4 +1,1 @@
-"""Making a stage-2 set as the paper did: describe, polish, filter, review → ``cc_sbu_align``.
-
-Source: MiniGPT-4's paper, section 3.2; settings of the authors' own script.
-"""
+"""Making a stage-2 set as in the paper (section 3.2): describe, polish, filter, review."""

@@ -1,7 +1,4 @@
-"""Describing: pictures → drafts, by the stage-1 model in the paper's words.
-
-Which pictures are described together depends on the batch size and their order alone.
-"""
+"""Describing: pictures → drafts, by the stage-1 model in the paper's words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.apps.captions import read_ahead
+from minigpt4.apps.captions import make_batches, read_ahead
 from minigpt4.apps.captions_input import Row
 from minigpt4.chat import Chat, GenerationOptions
 from minigpt4.conversation import IMAGE_TEXT, Conversation, Template, plain_text
@@ -21,20 +18,20 @@ QUESTION = (
     "Describe this image in detail. Give as many details as possible. Say everything you see."
 )
 CONTINUE = "Continue"
-ENOUGH = 80  # tokens; an answer that does not exceed them is continued
+ENOUGH = 80  # tokens; an answer of not more is continued
 
 
 @dataclass(frozen=True)
 class Describing:
-    """How pictures are described; the paper's numbers."""
+    """The paper's settings."""
 
     num_beams: int = 5
-    max_new_tokens: int = 200  # of an answer, of which a description has one or two
+    max_new_tokens: int = 200  # of an answer; a description has one or two
     batch_size: int = 8
     threads: int = 4  # that read pictures in the background
 
     def options(self, options: GenerationOptions) -> GenerationOptions:
-        """A chat's options made the paper's: the likeliest words, and no penalty on any."""
+        """Return a chat's options made the paper's: no sampling and no penalty."""
         return GenerationOptions(
             template=options.template,
             max_length=options.max_length,
@@ -46,12 +43,9 @@ class Describing:
 
 
 def paper_prompt(template: Template, said: str | None = None) -> str:
-    """What the model reads before a description, or before the rest of one.
+    """Return the prompt of a description, or of the rest of one after what was ``said``.
 
-    Args:
-        template: Of the language model. Of Vicuna v0 this is the paper's own prompt to the
-            letter; of any other, the same words in that template.
-        said: The description so far, without anything that a template would take for control.
+    For Vicuna v0 it is the paper's to the letter; for others, the same words in their template.
     """
     if (template.separator, template.user) == ("###", "Human: "):
         first = f"###Human: {IMAGE_TEXT} {QUESTION} ###Assistant:"
@@ -69,13 +63,7 @@ def paper_prompt(template: Template, said: str | None = None) -> str:
 def describe_batch(
     chat: Chat, options: GenerationOptions, pixels: Sequence[torch.Tensor]
 ) -> list[list[str]]:
-    """Return each picture's description: one answer, or two where the first was a short one.
-
-    Args:
-        chat: Stage-1 model.
-        options: Generation settings.
-        pixels: Pixels of each picture, ``[3, s, s]``.
-    """
+    """Return one answer for each picture ``[3, s, s]``, or two where the first was short."""
     template, tokenizer = chat.template, chat.model.tokenizer
     encoded = chat.model.encode_img(torch.stack([*pixels]).to(chat.model.device))
     asked = [paper_prompt(template)] * len(pixels)
@@ -94,17 +82,13 @@ def describe_batch(
 def write_drafts(
     chat: Chat, describing: Describing, pictures: Sequence[Picture], journal: Journal
 ) -> None:
-    """Describe all pictures that the journal lacks; a row for each, in their order.
+    """Describe all pictures that the journal lacks, in their order.
 
-    Raises:
-        MiniGPT4Error: for a full disk or memory, or numbers that overflow.
+    Batches are cut at the same places after an interruption, which changes no draft.
     """
     options, done = describing.options(chat.options), len(journal.rows)
-    # Always cut at the same places: a run cut short changes no draft.
-    size = describing.batch_size
     rows = [Row({}, picture.path, QUESTION) for picture in pictures]
-    starts = range(done - done % size, len(rows), size) if done < len(rows) else []
-    batches = ([*enumerate(rows[start : start + size], start)] for start in starts)
+    batches = make_batches(rows, describing.batch_size, done)
     with progress_bar("drafts", len(rows), done, "picture") as bar:
         for batch, read in read_ahead(batches, chat, describing.threads):
             described = _describe(chat, options, [pictures[n] for n, _ in batch], read)

@@ -1,7 +1,4 @@
-"""Judging: descriptions and captions → yes or no, said by a server that is asked about each pair.
-
-Every verdict is kept in a journal: a second run asks nothing twice, and pays nothing twice.
-"""
+"""Judging: pairs of description and caption → yes or no, by a server, each asked and paid once."""
 
 import hashlib
 import logging
@@ -30,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class ServerJudge:
-    """An OpenAI-compatible server as judge; verdicts are kept below the evaluation's folder.
+    """An OpenAI-compatible server as judge, whose verdicts are kept below the evaluation's folder.
 
-    What is neither yes nor no is asked once more, with a reminder, and is unclear then.
+    A reply that is neither yes nor no is asked for once more, with a reminder.
     """
 
     def __init__(self, server: Server, folder: Path) -> None:
@@ -40,11 +37,7 @@ class ServerJudge:
         self._folder = folder / "judge"
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Return the verdict on each pair of description and caption.
-
-        Raises:
-            MiniGPT4Error: for a server that refuses or has gone, a reached budget, a full disk.
-        """
+        """Return the verdict on each pair of description and caption."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,19 +57,19 @@ class ServerJudge:
         return verdicts
 
     def _ask(self, pool: RequestPool, questions: Sequence[str]) -> Mapping[str, Verdict]:
-        """Return the verdict on each question; what has a reply is not asked again."""
-        keys = {text: self._key(text) for text in questions}
+        """Return the verdict on each question; one with a reply is not asked again."""
+        # Another model's verdict has another key.
+        words = {text: "\0".join((self._server.model, SYSTEM, text)) for text in questions}
+        keys = {
+            text: hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
+            for text, key in words.items()
+        }
         pool.ask({key: text for text, key in keys.items()})
         return {text: read_verdict(pool.replies.get(key)) for text, key in keys.items()}
 
-    def _key(self, question: str) -> str:
-        """Return the id of a question to this judge; another model's verdict is another's."""
-        key = "\0".join((self._server.model, SYSTEM, question))
-        return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
-
 
 def read_verdict(reply: Reply | None) -> Verdict:
-    """Return what a reply says: its first word, or the only one of both words that is in it."""
+    """Return a reply's first word, or the only one of yes and no that it holds."""
     if reply is None:
         return "no reply"
     words = re.findall(r"[a-z]+", reply.text.lower())

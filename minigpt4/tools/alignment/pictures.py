@@ -34,16 +34,7 @@ class Picture:
 
 
 def find_pictures(folder: Path, sample: int | None = None, seed: int = 0) -> list[Picture]:
-    """Return the pictures in a folder and below, by name; hidden ones are left out.
-
-    Args:
-        folder: Folder to look in.
-        sample: Number of pictures, drawn at random; all without.
-        seed: Random seed of the drawing.
-
-    Raises:
-        ConfigError: for a folder without one, or with fewer than are to be drawn.
-    """
+    """Return all pictures in a folder and below, by name, or a random sample of them."""
     if not folder.is_dir():
         raise ConfigError(f"--images {folder}: no such folder")
     found = [os.path.relpath(path, folder) for path in walk_pictures(str(folder), "--images")]
@@ -55,22 +46,15 @@ def find_pictures(folder: Path, sample: int | None = None, seed: int = 0) -> lis
     if not names:
         kinds = ", *.".join(IMAGE_SUFFIXES)
         raise ConfigError(f"--images {folder}: no picture in it or below (*.{kinds})")
-    places = range(len(names))
-    if sample is None:
-        chosen = [*places]
-    elif sample <= len(names):
-        chosen = sorted(random.Random(seed).sample(places, sample))
-    else:
+    if sample is not None and sample > len(names):
         raise ConfigError(f"--sample {sample}: there are only {len(names)} pictures in {folder}")
+    places = range(len(names))
+    chosen = places if sample is None else sorted(random.Random(seed).sample(places, sample))
     return [Picture(str(n), names[n], folder / names[n]) for n in chosen]
 
 
 def digest_of(pictures: Sequence[Picture]) -> str:
-    """Return what changes where a picture comes, goes, or becomes another.
-
-    Raises:
-        ConfigError: for one that has gone already.
-    """
+    """Return a digest of the pictures' names and sizes."""
     digest = hashlib.sha256()
     for picture in pictures:
         try:
@@ -82,18 +66,18 @@ def digest_of(pictures: Sequence[Picture]) -> str:
 
 
 def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, Picture]) -> int:
-    """Write the set of captions and pictures, each by picture id; return the number of its pairs.
+    """Write the set of captions and pictures, both by picture id; return the number of pairs.
 
-    Pictures come first and annotations last, so that the file is there only when all it names is.
-    Whatever else lies in its ``image/`` goes.
+    Annotations come last, so that they name only files that exist. Other files in ``image/`` are
+    removed.
     """
     images, file = folder / "image", folder / ANNOTATION_FILE
     try:
         images.mkdir(exist_ok=True)
         gone = [i for i in captions if not _place(pictures[i], images)]
         annotations = [{"image_id": i, "caption": t} for i, t in captions.items() if i not in gone]
-        content = json.dumps({"annotations": annotations}, ensure_ascii=False, indent=1) + "\n"
         if annotations:
+            content = json.dumps({"annotations": annotations}, ensure_ascii=False, indent=1) + "\n"
             write_atomically(file, lambda opened: opened.write(content.encode()))
         else:
             file.unlink(missing_ok=True)
@@ -112,7 +96,7 @@ def assemble(folder: Path, captions: Mapping[str, str], pictures: Mapping[str, P
 
 
 def _place(picture: Picture, images: Path) -> bool:
-    """Put a picture into the set, as a hard link where possible; return whether it is there."""
+    """Put a picture into the set, as a hard link where possible; return whether it exists."""
     target, source = images / picture.file_name, picture.path.resolve()
     if target.exists():
         return True

@@ -1,7 +1,7 @@
-"""The procedure: a folder of pictures → a stage-2 set, from wherever an earlier run was cut short.
+"""The procedure: a folder of pictures → a stage-2 set, resumed wherever an earlier run stopped.
 
-Everything that costs (drafts, replies, reviews) is in a journal as soon as it is there; the rest
-follows from the journals.
+Everything that costs (drafts, replies, reviews) is written to a journal at once; the rest follows
+from the journals.
 """
 
 import logging
@@ -42,24 +42,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What to make of what."""
+    """The options of the command."""
 
     images: Path
     output: Path
-    sample: int | None  # pictures drawn at random; all without
+    sample: int | None  # None: all pictures
     seed: int
     describing: Describing
-    server: Server | None  # that polishes; rules without
-    review_port: int | None  # of the page to review each pair; no review without
+    server: Server | None  # None: polish by rules
+    review_port: int | None  # None: no review
 
 
 def make_alignment_set(plan: ChatPlan, job: Job) -> int:
-    """Do what is left to do; return the number of pairs in the set.
-
-    Raises:
-        MiniGPT4Error: for a mistake, a reached budget, a server that has gone, a full disk; the
-            same command goes on.
-    """
+    """Do what is left to do; return the number of pairs in the set."""
     if job.output.resolve().is_relative_to(job.images.resolve()):
         raise ConfigError(f"--output {job.output}: lies in --images; choose a folder beside it")
     pictures = find_pictures(job.images, job.sample, job.seed)
@@ -70,18 +65,17 @@ def make_alignment_set(plan: ChatPlan, job: Job) -> int:
         write_verdicts(job.output / "verdicts.jsonl", verdicts)
         captions = _review(job, verdicts)
         count = assemble(job.output, captions, {p.image_id: p for p in pictures})
+    text = "nothing is kept; verdicts.jsonl there tells why"
     if count:
-        text = "%s: %d pairs; train with datasets.cc_sbu_align.build_info.storage=%s"
-        logger.info(text, job.output, count, job.output)
-    else:
-        logger.info("%s: nothing is kept; verdicts.jsonl there tells why", job.output)
+        text = f"{count} pairs; train with datasets.cc_sbu_align.build_info.storage={job.output}"
+    logger.info("%s: %s", job.output, text)
     if left := sum(verdict.reason == NO_REPLY for verdict in verdicts):
         logger.info("%d texts without a reply: the same command asks again", left)
     return count
 
 
 def _settings(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Return what drafts are made of; the batch size is none of it."""
+    """Return the settings that drafts depend on; the batch size is not one of them."""
     made_of = settings_of(plan.config, QUESTION, len(pictures), "")
     chat = plan.config.chat
     return {
@@ -97,24 +91,22 @@ def _settings(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> dict[str
 
 
 def _describe(plan: ChatPlan, job: Job, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return a draft for each picture; the model is loaded only where one is lacking."""
+    """Return a draft of each picture; load the model only if one is missing."""
     journal = Journal(job.output / "drafts.jsonl")
     if len(journal.rows) < len(pictures):
         if not plan.config.model.get("ckpt"):
-            text = "model.ckpt names no projection: an untrained one writes the descriptions"
-            logger.warning(text)
+            logger.warning("model.ckpt names no projection: an untrained one writes the drafts")
         write_drafts(plan.load(), job.describing, pictures, journal)
     bad = [row["image"] for row in journal.rows if "error" in row]
     total = len(journal.rows)
     logger.info("described: %d of %d pictures", total - len(bad), total)
     if bad:
-        shown = ", ".join(bad[:3])
-        logger.warning("%d pictures cannot be read and are left out (first: %s)", len(bad), shown)
+        logger.warning("%d pictures cannot be read and are left out (first: %s)", len(bad), bad[0])
     return journal.rows
 
 
 def _judge(job: Job, drafts: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Polish and filter; report how many pass, and how many each rule stops."""
+    """Polish and filter; log how many pass, and how many each rule stops."""
     pool = _ask(job.server, job.output, drafts) if job.server else None
     replies, failed = (pool.replies, pool.failed) if pool else (None, {})
     verdicts = [judge(row, replies, failed) for row in drafts]
@@ -127,7 +119,7 @@ def _judge(job: Job, drafts: Sequence[Mapping[str, Any]]) -> list[Verdict]:
 
 
 def _ask(server: Server, folder: Path, drafts: Sequence[Mapping[str, Any]]) -> RequestPool:
-    """Have the drafts polished; report what that took so far."""
+    """Have the drafts polished; log what that took so far."""
     settle(folder, "polish", {"--model": server.model, "prompt": FIX, "max_tokens": _MAX_TOKENS})
     pool = RequestPool(server, FIX, Journal(folder / "requests.jsonl"), _TEMPERATURE, _MAX_TOKENS)
     try:

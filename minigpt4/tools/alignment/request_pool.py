@@ -1,7 +1,7 @@
 """Request pool: texts → a server's replies, several at a time, within a budget.
 
-The openai client sends, waits and tries again. A reply is in the journal, with the tokens it took,
-before anything else happens to it: what was received is never paid for twice.
+The openai client sends, waits and tries again. A reply is written to the journal with its tokens
+at once, so that nothing that was received is paid for twice.
 """
 
 import logging
@@ -32,7 +32,7 @@ class ServerError(MiniGPT4Error):
 
 
 class BudgetReachedError(MiniGPT4Error):
-    """The next request could exceed the budget; what was paid for is safe. Exit code 1."""
+    """The next request could exceed the budget."""
 
     exit_code = 1
 
@@ -45,15 +45,7 @@ class Reply(NamedTuple):
 
 
 class RequestPool:
-    """Asks a server about texts and keeps its replies.
-
-    Args:
-        server: Server to ask.
-        prompt: System message before each text.
-        journal: Journal of the replies, of this pool alone.
-        temperature: Sampling temperature.
-        max_tokens: Limit of each reply.
-    """
+    """Asks a server about texts, after a system ``prompt``, and keeps its replies in a journal."""
 
     def __init__(
         self, server: Server, prompt: str, journal: Journal, temperature: float, max_tokens: int
@@ -72,12 +64,9 @@ class RequestPool:
         """Ask about all texts, by id, that have no reply yet.
 
         However this ends, requests under way are waited for: they may be paid.
-
-        Raises:
-            MiniGPT4Error: for a reached budget, a server that refuses or has gone, or a full disk.
         """
         hard = frozenset(self.failed)
-        # Hard ones last, and no sign of a server that has gone: it may be the texts' own doing.
+        # Asked last, and no sign of a server that has gone: the texts may be the cause.
         left = sorted((i for i in texts if i not in self.replies), key=hard.__contains__)
         if not left:
             return
@@ -150,11 +139,7 @@ class RequestPool:
         return Tokens(read + _AROUND_MESSAGES, self._max_tokens)
 
     def _has_room(self, most: Tokens, under_way: Collection[Tokens]) -> bool:
-        """Return whether another request may be sent now.
-
-        Raises:
-            BudgetReachedError: where it may never be.
-        """
+        """Whether another request may be sent now; raise BudgetReachedError if it never may."""
         limit = self._server.exceeded_limit([self.spent, most, *under_way])
         if limit and not under_way:
             text = f"{limit}: the next request could exceed it ({sum(self.spent):,} tokens so far);"
@@ -195,11 +180,7 @@ class RequestPool:
         return {"image_id": text_id, "failed": failed, "tokens": tokens}
 
     def _read_refusal(self, error: "openai.APIStatusError") -> str:
-        """Return why a text is refused.
-
-        Raises:
-            ServerError: where every text would be.
-        """
+        """Return why a text is refused; raise ServerError if every text would be."""
         said = printable(" ".join(self._hide_key(str(error)).split())[:300])
         key = f"${KEY} {'is refused' if self._server.key else 'is not set'}"
         hints = {
@@ -216,7 +197,6 @@ class RequestPool:
         return said
 
     def _hide_key(self, text: str) -> str:
-        """Replace the key in a text of the server's."""
         key = self._server.key
         return text.replace(key, "[key]") if len(key) >= _MIN_KEY else text
 
@@ -225,7 +205,6 @@ class RequestPool:
         self._take(row)
 
     def _take(self, row: Mapping[str, Any]) -> None:
-        """Count a row of the journal."""
         if "asked" in row:  # a request before it was sent, as earlier versions wrote
             return
         text_id, (read, written) = str(row["image_id"]), row["tokens"]
@@ -238,7 +217,6 @@ class RequestPool:
             self.failed[text_id] = str(row["failed"])
 
     def _check_alive(self, row: Mapping[str, Any], hard: Collection[str]) -> None:
-        """Raise where too many texts in a row have no reply."""
         if "reply" in row:
             return
         logger.warning("picture %s: no reply (%s)", row["image_id"], row["failed"])
@@ -250,7 +228,7 @@ class RequestPool:
 
 
 def _read_usage(usage: Any, most: Tokens) -> Tokens:
-    """Return the tokens of a reply; what a server does not tell is counted as the most."""
+    """Return the tokens of a reply, or ``most`` if the server does not report them."""
     try:
         return Tokens(int(usage.prompt_tokens), int(usage.completion_tokens))
     except (AttributeError, TypeError, ValueError):

@@ -73,14 +73,14 @@ def serve_reviews(reviews: Reviews, images: Path, port: int) -> None:
 
 
 class Reviewing:
-    """What the page's buttons do; all it remembers is in the reviews and on the page itself."""
+    """What the page's buttons do; its state is in the reviews and on the page itself."""
 
     def __init__(self, reviews: Reviews, images: Path) -> None:
         self._reviews, self._images = reviews, images
         self._places = {pair.image_id: n for n, pair in enumerate(reviews.pairs)}
 
     def show_next(self, after: int = -1) -> View:
-        """The next pair that nobody has decided on; at the end, that there is none."""
+        """Show the next pair without a decision."""
         place = self._reviews.next_place(after + 1)
         if place is None:
             line = f"<b>All {len(self._places)} pairs are reviewed.</b>"
@@ -88,7 +88,7 @@ class Reviewing:
         return self._show(place)
 
     def decide(self, accepted: bool, shown: str, text: str) -> View:
-        """Save what was said of the pair that the page showed; then the next one."""
+        """Save a decision on the pair that the page shows; show the next one."""
         image_id, _, times = shown.partition(":")
         if image_id in self._places and times.isdecimal():
             try:
@@ -98,7 +98,7 @@ class Reviewing:
         return self.show_next(self._places.get(image_id, -1))
 
     def go_back(self, shown: str) -> View:
-        """The pair before the one that the page showed."""
+        """Show the pair before."""
         image_id, _, _ = shown.partition(":")
         return self._show(max(0, self._places.get(image_id, len(self._places)) - 1))
 
@@ -119,7 +119,6 @@ class Reviewing:
 
 
 def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
-    """The page, not yet launched."""
     # Every key that is pressed is sent, and they are taken one by one.
     private: dict[str, Any] = {
         "show_progress": "hidden",
@@ -128,7 +127,6 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
         "concurrency_id": "review",
         "concurrency_limit": 1,
     }
-    # Nothing is looked up outside.
     with gr.Blocks(title="Review", analytics_enabled=False) as page:
         line = gr.HTML(elem_id="progress")
         with gr.Row():
@@ -143,13 +141,9 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
                     edit = _button("Edit (E)")
                     reject = _button("Reject (R)", "stop")
                     back = _button("Back (B)")
-                draft = gr.Textbox(
-                    label="Draft: what the model said",
-                    lines=6,
-                    max_lines=12,
-                    interactive=False,
-                    elem_id="draft",
-                )
+                label = "Draft: what the model said"
+                shape = {"lines": 6, "max_lines": 12}
+                draft = gr.Textbox(label=label, interactive=False, elem_id="draft", **shape)
                 gr.HTML(_HELP, elem_id="keys")
                 finish = gr.Button("Finish: write the set", interactive=False, elem_id="finish")
         shown = gr.Textbox(visible=False)
@@ -171,7 +165,7 @@ def _button(label: str, variant: str = "secondary") -> gr.Button:
 
 
 def _picture(path: Path) -> str:
-    """A picture within the page, small enough to be sent at once; else why there is none."""
+    """Return a picture as HTML, or why it cannot be read."""
     try:
         image = load_image(path, shown=True)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Server: which server a command asks, how often and for how much; its command-line arguments."""
+"""Server: the command-line arguments that say whom to ask, how often and for how much."""
 
 import argparse
 import importlib.util
@@ -52,7 +52,6 @@ class Server:
     key: str = field(default="", repr=False)  # empty for a server that asks for none
 
     def cost(self, tokens: Tokens) -> float:
-        """Return the price of so many tokens."""
         prices = self.price_in or 0.0, self.price_out or 0.0
         return (tokens.prompt * prices[0] + tokens.completion * prices[1]) / 1e6
 
@@ -76,11 +75,7 @@ def add_server_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def read_server(arguments: argparse.Namespace) -> Server | None:
-    """Check the arguments and return the server; None where no ``--api-base`` names one.
-
-    Raises:
-        ConfigError: for a wrong argument, a key that no server has, or a missing library.
-    """
+    """Check the arguments and return the server; None without ``--api-base``."""
     for option, _, _, may_be_zero, _ in _NUMBERS:
         number = getattr(arguments, option[2:].replace("-", "_"))
         if number is not None and not (0 < number < math.inf or (may_be_zero and number == 0)):

@@ -1,16 +1,15 @@
-"""Text rules: a draft → the same without visible errors; a text → the rule that it breaks."""
+"""Text rules: repair a draft; find the rule that a text breaks."""
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
-_LONGEST_LOOP = 8  # words
 _FEW = 2
 _ENDS = re.compile(r"[.!?][\"')\]]*$")
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])\s*|\n+")
-# The same words three times on end and more; twice may be meant ("very, very").
-_LOOP = re.compile(rf"\b(\w+(?:\W+\w+){{0,{_LONGEST_LOOP - 1}}}?)(?:\W+\1\b){{2,}}", re.IGNORECASE)
+# The same words three times in a row or more; twice may be meant ("very, very").
+_LOOP = re.compile(r"\b(\w+(?:\W+\w+){0,7}?)(?:\W+\1\b){2,}", re.IGNORECASE)
 _PLAIN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
 )
@@ -26,11 +25,7 @@ _RUN, _TIMES = 6, 3  # so many words in a row, so often, are a repetition
 
 
 def repair(text: str) -> str:
-    """A text of whole, different English sentences, as far as rules can tell.
-
-    Gone are: marks of a prompt, symbols that say nothing, sentences in another script, what is said
-    over and over, and a last sentence that breaks off.
-    """
+    """Remove marks of a prompt, stray symbols, other scripts, repetitions and an unfinished end."""
     text = re.sub(r"</?\w[^<>]{0,40}>|\[/?INST\]", " ", text.translate(_PLAIN))
     sentences = [_clean(part) for part in _split(text) if _is_english(part)]
     kept: list[str] = []
@@ -53,7 +48,6 @@ def whole_sentences(text: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Sentences with their ends."""
     sentences, start = [], 0
     for gap in _BETWEEN_SENTENCES.finditer(text):
         # Quotes and brackets that close belong to what they close.
@@ -63,7 +57,7 @@ def _split(text: str) -> list[str]:
 
 
 def _is_english(sentence: str) -> bool:
-    """Whether most letters are those that English is written in."""
+    """Whether two letters in three are Latin."""
     letters = [c for c in sentence if c.isalpha()]
     return bool(letters) and 3 * sum(map(_is_latin, letters)) >= 2 * len(letters)
 
@@ -73,7 +67,7 @@ def _is_latin(letter: str) -> bool:
 
 
 def _clean(sentence: str) -> str:
-    """A sentence in plain characters, without symbols that say nothing and without loops."""
+    """Return a sentence in plain characters, without stray symbols and without loops."""
     kept = (c if c.isascii() or (c.isalpha() and _is_latin(c)) else " " for c in sentence)
     text = "".join(c if c.isprintable() else " " for c in kept)
     text = re.sub(r"[#*_~^|\\{}<>=@`]+", " ", text)
@@ -84,7 +78,6 @@ def _clean(sentence: str) -> str:
 
 
 def _repeats(text: str) -> bool:
-    """Whether the same run of words comes again and again."""
     words = re.findall(r"\w+", text.casefold())
     runs = Counter(zip(*(words[start:] for start in range(_RUN)), strict=False))
     return any(count >= _TIMES for count in runs.values())
@@ -101,5 +94,4 @@ RULES: dict[str, Callable[[str], bool]] = {
 
 
 def broken_rule(text: str) -> str | None:
-    """The name of the first rule that a text breaks."""
     return next((name for name, is_broken in RULES.items() if is_broken(text)), None)

@@ -1,8 +1,4 @@
-"""Verdicts: what becomes of each picture's draft, by the filter and by a person.
-
-Verdicts of the filter follow from what the journals hold, and are written anew each time; a
-person's reviews are on disk before the next pair is shown.
-"""
+"""Verdicts: what becomes of each picture's draft, by the filter and by a person."""
 
 import threading
 from collections import Counter
@@ -19,6 +15,7 @@ from minigpt4.tools.alignment.text_rules import broken_rule, repair, whole_sente
 from minigpt4.tools.alignment.work_folder import Journal
 
 UNREADABLE, NO_REPLY = "unreadable picture", "no reply"
+_OPTIONAL = ("reason", "detail")
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,7 @@ class Verdict:
 def judge(
     row: Mapping[str, Any], replies: Mapping[str, Reply] | None, failed: Mapping[str, str]
 ) -> Verdict:
-    """Return the verdict on a row of drafts.
-
-    Args:
-        row: Row of the journal.
-        replies: Server's replies by picture id; None for rules.
-        failed: Why there is no reply, by picture id.
-    """
+    """Return the verdict on a row of drafts, by the server's replies or, with None, by rules."""
     image_id, image = str(row["image_id"]), str(row["image"])
     if "error" in row:
         return Verdict(image_id, image, reason=UNREADABLE, detail=str(row["error"]))
@@ -51,7 +42,7 @@ def judge(
     if replies is None:
         polished = repair(draft)
     elif not draft.strip():
-        polished = ""  # which no server is asked about
+        polished = ""  # no server is asked about it
     elif image_id in replies:
         polished = _polish(draft, replies[image_id])
     else:
@@ -69,11 +60,10 @@ def _polish(draft: str, reply: Reply) -> str:
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """Write a line for each, without an empty reason or detail."""
-    rows = [asdict(verdict) for verdict in verdicts]
-    for row in rows:
-        for name in ("reason", "detail"):
-            if not row[name]:
-                del row[name]
+    rows = [
+        {name: value for name, value in asdict(verdict).items() if value or name not in _OPTIONAL}
+        for verdict in verdicts
+    ]
     write_atomically(path, lambda file: file.write(b"".join(map(encode, rows))))
 
 
@@ -85,9 +75,9 @@ class Review(NamedTuple):
 
 
 class Reviews:
-    """The pairs that passed the filter and what was said of them, over a journal of its own.
+    """The pairs that passed the filter and a person's decisions, in a journal of their own.
 
-    A review counts for the text that was seen: of one polished again since, it is asked again.
+    A decision counts for the text that was seen: a text polished again is reviewed again.
     """
 
     def __init__(self, journal: Journal, verdicts: Sequence[Verdict]) -> None:
@@ -103,7 +93,7 @@ class Reviews:
         return self._said.get(image_id)
 
     def next_place(self, start: int = 0) -> int | None:
-        """Return the place of the next pair without a review, from a place on and round to it."""
+        """Return the place of the next pair without a review, from ``start`` and around."""
         places = [*range(start, len(self.pairs)), *range(start)]
         return next((n for n in places if self.pairs[n].image_id not in self._said), None)
 
@@ -112,18 +102,10 @@ class Reviews:
         return self._times[image_id]
 
     def say(self, image_id: str, accepted: bool, text: str, times: int) -> None:
-        """Save a decision; a changed text that is accepted is an edit.
+        """Save a decision; accepting a changed text is an edit.
 
-        Args:
-            image_id: Id of the pair's picture.
-            accepted: Whether the pair is kept.
-            text: Text as it shall be.
-            times: As :meth:`times` was when the pair was shown; where it was decided on since, a
-                key was pressed twice or another page was quicker, and nothing is saved.
-
-        Raises:
-            DataError: for an empty text.
-            MiniGPT4Error: when the disk is full.
+        ``times`` is what :meth:`times` was when the pair was shown. If it was decided on since (a
+        key was pressed twice, or another page was quicker), nothing is saved.
         """
         polished, text = self._polished[image_id], text.strip()
         if accepted and not text:
@@ -143,12 +125,11 @@ class Reviews:
             self._said[row["image_id"]] = Review(row["verdict"], row["text"])
 
     def summary(self) -> str:
-        """Return how often each decision was taken, in words."""
         counts: Counter[str] = Counter(review.decision for review in self._said.values())
         return "{accept} accepted, {edit} edited, {reject} rejected".format_map(counts)
 
     @property
     def captions(self) -> dict[str, str]:
-        """Return the texts of all pairs that were not rejected, by picture id."""
+        """Texts of all pairs that were not rejected, by picture id."""
         said = {i: self._said.get(i, Review("accept", text)) for i, text in self._polished.items()}
         return {i: review.text for i, review in said.items() if review.decision != "reject"}

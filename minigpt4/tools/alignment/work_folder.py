@@ -13,43 +13,34 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.apps.captions_output import name_differences
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error, one_line
-from minigpt4.files import JsonLines, take_lock, write_atomically
+from minigpt4.files import JsonLines, lock_folder, write_atomically
 
 SETTINGS = "settings.json"
-_LOCK = ".lock"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder of a stage-2 set, and keep other processes away from it.
-
-    Raises:
-        ConfigError: for a folder of something else, one that another process works on, or one that
-            cannot be written.
-    """
+    """Make the folder of a stage-2 set, and keep other processes away from it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(name for name in os.listdir(folder) if name != _LOCK)
+        others = sorted(os.listdir(folder))
         if others and SETTINGS not in others:
             text = f"--output {folder}: holds something else ({others[0]}, …); name a new folder"
             raise ConfigError(text)
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115 -- closed below, however this ends
+        lock = lock_folder(folder)
     except OSError as error:
         text = f"--output {folder}: cannot be written ({one_line(error)}); choose another"
         raise ConfigError(text) from error
-    with lock:
-        if not take_lock(lock.fileno()):
-            text = f"--output {folder}: another process is working on it; wait for its end"
-            raise ConfigError(text)
+    if lock is None:
+        raise ConfigError(f"--output {folder}: another process is working on it; wait for its end")
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def settle(folder: Path, step: str, settings: Mapping[str, Any]) -> None:
-    """Do a step with these settings, now and whenever the work goes on.
-
-    Raises:
-        ConfigError: where it was begun with others; it names them.
-    """
+    """Keep the settings of a step, or refuse others than it was begun with."""
     path = folder / SETTINGS
     try:
         held = dict(json.loads(path.read_bytes())) if path.exists() else {}
@@ -65,7 +56,7 @@ def settle(folder: Path, step: str, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm[Any]]":
-    """Show a bar that leaves room for log lines."""
+    """Show a bar that log lines do not break."""
     calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
     with (
         logging_redirect_tqdm(),
@@ -75,13 +66,7 @@ def progress_bar(title: str, total: int, done: int, unit: str) -> "Iterator[tqdm
 
 
 class Journal:
-    """JSON lines that are only added to: what is in it has happened, whatever follows.
-
-    Half a line at its end, which a kill leaves, is removed.
-
-    Raises:
-        MiniGPT4Error: for a file that cannot be read or written, or with a line of something else.
-    """
+    """JSON lines that are only appended; half a line that a kill left at the end is removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,16 +81,12 @@ class Journal:
         self._lines.truncate(self._lines.size - len(lines[-1]))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, all of them or none; one thread at a time.
-
-        Raises:
-            MiniGPT4Error: when the disk is full.
-        """
+        """Append rows, all of them or none; one thread at a time."""
         self._lines.append(*rows)
         self.rows += map(dict, rows)
 
     def replay(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Give each row to a function; one that it cannot take is a DataError."""
+        """Pass each row to a function; raise DataError for a row that it cannot take."""
         self._for_each(self.rows, take)
 
     def _for_each(self, items: Sequence[Any], take: Callable[[Any], None]) -> None:

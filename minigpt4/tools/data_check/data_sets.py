@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 def open_data(
     target: str, options: Sequence[str], image_root: str | None
 ) -> tuple["Reader | None", list[Rows]]:
-    """The data sets of a YAML, with the reader of its language model, or the rows of a file.
-
-    Raises:
-        MiniGPT4Error: for a YAML with errors, or a storage without rows.
-    """
+    """Return the data sets of a YAML, with the reader of its language model, or a file's rows."""
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
         if options:
             raise MiniGPT4Error("--options: only a YAML takes them")
@@ -39,7 +35,7 @@ def open_data(
     if image_root:
         raise MiniGPT4Error("--image-root: a YAML names its own, datasets.X.image_root")
     config = load_config(target, options)
-    # Of the model only its reading counts here: the others' files may still be missing.
+    # Only the tokenizer of the model is read: other files may still be missing.
     checked, faults = bind_sections(config, "data")
     of_model = [fault for fault in faults if fault.key.startswith("model")]
     raise_faults(config.path, [fault for fault in faults if fault not in of_model])
@@ -51,15 +47,7 @@ def open_data(
 def check_data_set(
     rows: Rows, reader: "Reader | None", looks: Looks, samples: int, listed: JsonLines | None
 ) -> Figures:
-    """Read one data set, and print what is found in it.
-
-    Args:
-        rows: Data set.
-        reader: Reader of its language model.
-        looks: What is done with images.
-        samples: Number of rows that are printed as the model reads them.
-        listed: List of bad rows.
-    """
+    """Read one data set, print its figures and some samples, and list its bad rows."""
     figures = Figures(name=rows.name, reader=reader)
     shown: list[str] = []
     since = time.monotonic()
@@ -78,17 +66,13 @@ def check_data_set(
 
 
 def judge(found: Sequence[Figures], most: int | float) -> None:
-    """Compare the bad rows with a number of rows, or a share of each data set.
-
-    Raises:
-        DataError: when too much is bad.
-    """
+    """Raise DataError for more bad rows than a number, or a share of each data set."""
     for figures in found:
-        allowed = most if isinstance(most, int) else most * figures.total
-        if figures.bad > allowed:
+        bad = figures.causes.total()
+        if bad > (most if isinstance(most, int) else most * figures.total):
             first = figures.first[0]
             raise DataError(
-                f"{figures.name}: {figures.bad:,} of {figures.total:,} rows are bad, more than "
+                f"{figures.name}: {bad:,} of {figures.total:,} rows are bad, more than "
                 f"--max-bad {most}; the first is {first.key}: {first.reason}; --output FILE lists "
                 "all"
             )
@@ -105,7 +89,7 @@ def _rows_of_file(target: str, image_root: str | None) -> Rows:
 
 
 def _rows_of_config(checked: CheckedConfig) -> Iterator[Rows]:
-    """The data sets of a YAML, and what each holds out for an evaluation in a file of its own."""
+    """Yield the data sets of a YAML, and the held-out file of each."""
     for name, bound in checked.datasets.items():
         options = bound.options
         if not isinstance(options, PairOptions):
@@ -113,7 +97,7 @@ def _rows_of_config(checked: CheckedConfig) -> Iterator[Rows]:
             (dataset,) = build_datasets(alone, images=True)
             yield Rows(name, partial(_samples_of, dataset), dataset.text_processor)
             continue
-        # As a file they are read in little memory, and paths that are refused are only counted.
+        # As a file: in little memory, and paths that a training refuses are only counted.
         caption, root = options.text_processor["train"].build(), options.image_root
         yield Rows(name, partial(stream_rows, options.storage, root), caption)
         if held_out := options.val_storage:

@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.datasets.samples import BadSample, RawSample, Text
+from minigpt4.datasets.samples import BadSample, RawSample
 
-if TYPE_CHECKING:  # a file is looked at without the packages of a language model
+if TYPE_CHECKING:  # a file is checked without the packages of a language model
     from minigpt4.tools.data_check.tokens import Reader
 
 _SHOWN = 5  # bad samples that are printed
 _BARS, _WIDEST = 10, 40  # of a histogram: lines, and characters of the longest
-_LONGEST = 100_000  # tokens or words; longer ones count as that, so that no file fills the memory
 
 
 @dataclass
 class Tally:
-    """What is found in a data set, or in shards."""
+    """Counts of good and bad samples."""
 
     good: int = 0
     causes: Counter[str] = field(default_factory=Counter)
@@ -30,27 +29,23 @@ class Tally:
         self.first += [sample] if len(self.first) < _SHOWN else []
 
     @property
-    def bad(self) -> int:
-        return self.causes.total()
-
-    @property
     def total(self) -> int:
-        """Good and bad ones; a whole shard is none, and one that repeats an id is a good one."""
-        none = sum(count for cause, count in self.causes.items() if cause.endswith(" shard"))
-        return self.good + self.bad - none - self.causes["duplicate id"]
+        """All samples; a bad shard is not one, and one that repeats an id was counted as good."""
+        bad = (c for c in self.causes if not c.endswith(" shard") and c != "duplicate id")
+        return self.good + sum(self.causes[cause] for cause in bad)
 
     @property
     def rate(self) -> float:
-        """Samples in a second."""
+        """Samples per second."""
         return self.total / max(self.seconds, 1e-9)
 
     def bad_lines(self, head: str, width: int, indent: str = "") -> Iterator[str]:
-        """Counts by cause, and the first bad ones."""
+        """Yield counts by cause, and the first bad samples."""
         for cause, count in self.causes.most_common():
             yield f"  {head}{cause:<{width}}{count:>9,}"
         yield from (f"{indent}for example {bad.key}: {bad.reason}" for bad in self.first)
 
-    def as_json(self, unit: str) -> dict[str, Any]:
+    def counts(self, unit: str) -> dict[str, Any]:
         return {
             unit: self.total,
             "good": self.good,
@@ -62,7 +57,7 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Figures(Tally):
-    """What is found in one data set."""
+    """Figures of one data set."""
 
     name: str
     reader: "Reader | None"
@@ -79,24 +74,27 @@ class Figures(Tally):
             return
         number, self.good = self.good, self.good + 1
         self.images[len(sample.images)] += 1
-        said = _answers(sample.text)
-        kind = "instructions" if len(said) == 1 else "conversations"
-        self.kinds["captions" if isinstance(sample.text, str) else kind] += 1
-        lengths = [len(words.split()) for words in said]
+        if isinstance(sample.text, str):
+            kind, answers = "captions", [sample.text]
+        else:
+            answers = [turn.text for turn in sample.text if turn.speaker == "assistant"]
+            kind = "instructions" if len(answers) == 1 else "conversations"
+        self.kinds[kind] += 1
+        lengths = [len(answer.split()) for answer in answers]
         if self.reader:
             lengths, positions = self.reader.lengths(sample, number)
-            self.rows[min(positions, _LONGEST)] += 1
+            self.rows[positions] += 1
             self.cut += sum(length > self.reader.max_txt_len for length in lengths)
-            longest = self.reader.longest
-            self.overlong += longest is not None and positions > longest
-        self.answers.update(min(length, _LONGEST) for length in lengths)
+            self.overlong += positions > (self.reader.longest or math.inf)
+        self.answers.update(lengths)
 
     @property
     def unit(self) -> str:
         return "tokens" if self.reader else "words"
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.name}: {self.total:,} rows, {self.bad:,} of them bad; {self.rate:,.0f} rows/s"
+        bad = self.causes.total()
+        yield f"{self.name}: {self.total:,} rows, {bad:,} of them bad; {self.rate:,.0f} rows/s"
         for kind, count in self.kinds.most_common():
             yield f"  {kind:<24}{count:>9,}"
         for images, count in sorted(self.images.items()):
@@ -105,77 +103,33 @@ class Figures(Tally):
         yield from _histogram(f"{self.unit} of an answer", self.answers)
         yield from _histogram("positions of a row", self.rows)
         if self.reader:
-            share = self.cut / max(self.answers.total(), 1)
-            yield (
-                f"  {self.cut:,} answers ({share:.1%}) are longer than model.max_txt_len "
-                f"{self.reader.max_txt_len}, and cut"
-            )
+            longer = f"longer than model.max_txt_len {self.reader.max_txt_len}, and cut"
+            yield f"  {self.cut:,} answers ({self._cut_share:.1%}) are {longer}"
         if self.overlong:
             yield f"  {self.overlong:,} rows are longer than the language model reads, and cut"
         yield from self.bad_lines("bad: ", 19, "  ")
 
-    def as_json(self, unit: str = "rows") -> dict[str, Any]:
-        answers = self.answers.total()
+    @property
+    def _cut_share(self) -> float:
+        return self.cut / max(self.answers.total(), 1)
+
+    def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            **super().as_json(unit),
+            **self.counts("rows"),
             "kinds": dict(self.kinds.most_common()),
             "images": {str(images): count for images, count in sorted(self.images.items())},
-            "answers": answers,
+            "answers": self.answers.total(),
             "unit": self.unit,
             "longest_answer": max(self.answers, default=0),
             "cut": self.cut,
-            "cut_share": self.cut / answers if answers else 0.0,
+            "cut_share": self._cut_share,
             "overlong": self.overlong,
         }
 
 
-@dataclass
-class ShardReport:
-    """What one shard holds."""
-
-    good: int = 0
-    repeated: int = 0  # samples with the key of an earlier one
-    bad: list[BadSample] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class ShardFigures(Tally):
-    """What all shards hold."""
-
-    shards: list[str]
-    repeated: int = 0
-
-    def add(self, report: ShardReport) -> None:
-        self.good += report.good
-        self.repeated += report.repeated
-        for bad in report.bad:
-            self.add_bad(bad)
-
-    def lines(self) -> list[str]:
-        lines = [
-            f"{len(self.shards):,} shards, {self.causes['missing shard']:,} of them missing; "
-            f"{self.total:,} samples, {self.good:,} of them good; {self.rate:,.0f} samples/s",
-            *self.bad_lines("", 20),
-        ]
-        if self.repeated:
-            lines.append(f"{self.repeated:,} good samples have the key of an earlier one")
-        return lines
-
-    def as_json(self, unit: str = "samples") -> dict[str, Any]:
-        missing = self.causes["missing shard"]
-        own = {"shards": len(self.shards), "missing_shards": missing}
-        return {**own, **super().as_json(unit), "repeated_keys": self.repeated}
-
-
-def _answers(text: Text) -> list[str]:
-    if isinstance(text, str):
-        return [text]
-    return [turn.text for turn in text if turn.speaker == "assistant"]
-
-
 def _histogram(title: str, lengths: Counter[int]) -> Iterator[str]:
-    """Counts of lengths in bars of equal width."""
+    """Yield counts of lengths in bars of equal width."""
     if not lengths:
         return
     ordered = sorted(lengths.elements())

@@ -1,4 +1,4 @@
-"""Samples: every one of a data set once, its text and images looked at, in little memory."""
+"""Samples: every one of a data set once, its text and images checked, in little memory."""
 
 import itertools
 import os
@@ -15,41 +15,35 @@ from minigpt4.datasets.samples import BadSample, EncodedImage, RawSample, place_
 from minigpt4.errors import DataError
 
 Looks = Literal["decode", "exist", "skip"]
-_AT_ONCE = 256  # samples that are looked at together
-_IN_TURN = 4  # of them by the same thread: handing one over takes longer than to see that it exists
+_AT_ONCE = 256  # samples that are checked together
+_IN_TURN = 4  # of them by the same thread: handing one over takes longer than a look at its file
 
 Found = tuple[RawSample | BadSample, str | None]  # a sample, and its own id
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A data set, or a file, to be read once.
-
-    Attributes:
-        name: As it is told.
-        read: Its samples, from the first one on each time.
-        caption: What a training makes of a caption.
-    """
+    """A data set, or a file, to be read once."""
 
     name: str
     read: Callable[[], Iterator[Found]]
-    caption: Callable[[str], str] = str
+    caption: Callable[[str], str] = str  # text processor of a training
 
 
 def check_rows(rows: Rows, looks: Looks) -> Iterator[RawSample | BadSample]:
-    """Every sample in order, those that a training would skip as bad ones.
+    """Yield every sample in order; those that a training would skip as bad samples.
 
-    After a sample whose id an earlier one has comes a bad one that says so.
+    A sample with the id of an earlier one is followed by a bad sample that says so.
     """
+    check = partial(check_sample, caption=rows.caption, looks=looks)
     found = _with_repeated(rows)
     with ThreadPool() as pool:
         while share := list(itertools.islice(found, _AT_ONCE)):
-            check = partial(check_sample, caption=rows.caption, looks=looks)
             yield from pool.map(check, share, _IN_TURN)
 
 
 def _with_repeated(rows: Rows) -> Iterator[RawSample | BadSample]:
-    seen: set[float] = set()  # of hashes, which take less memory than ids
+    seen: set[float] = set()  # hashes, which take less memory than ids
     for sample, identity in rows.read():
         yield sample
         if identity is not None and isinstance(sample, RawSample):
@@ -63,7 +57,7 @@ def _with_repeated(rows: Rows) -> Iterator[RawSample | BadSample]:
 def check_sample(
     sample: RawSample | BadSample, caption: Callable[[str], str], looks: Looks
 ) -> RawSample | BadSample:
-    """A sample, as a bad one where a training would skip it for its text or an image."""
+    """Return the sample, or a bad one if a training would skip it for its text or an image."""
     if isinstance(sample, BadSample):
         return sample
     text = caption(sample.text) if isinstance(sample.text, str) else sample.text

@@ -7,7 +7,9 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,20 +19,51 @@ from minigpt4.datasets.samples import BadSample
 from minigpt4.errors import MiniGPT4Error
 from minigpt4.files import JsonLines
 from minigpt4.processors import BlipCaption
-from minigpt4.tools.data_check.figures import ShardFigures, ShardReport
+from minigpt4.tools.data_check.figures import Tally
 from minigpt4.tools.data_check.samples import check_sample
+
+
+@dataclass
+class ShardReport:
+    """What one shard holds."""
+
+    good: int = 0
+    repeated: int = 0  # samples with the key of an earlier one
+    bad: list[BadSample] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ShardFigures(Tally):
+    """What all shards hold."""
+
+    shards: list[str]
+    repeated: int = 0
+
+    def add(self, report: ShardReport) -> None:
+        self.good += report.good
+        self.repeated += report.repeated
+        for bad in report.bad:
+            self.add_bad(bad)
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"{len(self.shards):,} shards, {self.causes['missing shard']:,} of them missing; "
+            f"{self.total:,} samples, {self.good:,} of them good; {self.rate:,.0f} samples/s",
+            *self.bad_lines("", 20),
+        ]
+        if self.repeated:
+            lines.append(f"{self.repeated:,} good samples have the key of an earlier one")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        own = {"shards": len(self.shards), "missing_shards": self.causes["missing shard"]}
+        return {**own, **self.counts("samples"), "repeated_keys": self.repeated}
 
 
 def check_shards(patterns: list[str], workers: int, listed: JsonLines | None) -> ShardFigures:
     """Read every shard that the patterns name, and print what is found in them.
 
-    Args:
-        patterns: Names of shards, as ``list_shards`` has them.
-        workers: Number of processes; 0 reads in this one.
-        listed: List of bad samples.
-
-    Raises:
-        MiniGPT4Error: for patterns that name no shard, or a worker that dies.
+    ``workers`` are processes; 0 reads in this one. Bad samples are ``listed``.
     """
     if workers < 0:
         raise MiniGPT4Error(f"--workers: {workers} is negative")
@@ -53,7 +86,7 @@ def check_shards(patterns: list[str], workers: int, listed: JsonLines | None) ->
 
 
 def check_shard(shard: str) -> ShardReport:
-    """Every sample of a shard, read as a training reads it."""
+    """Read every sample of a shard as a training reads it."""
     caption, report, keys = BlipCaption(), ShardReport(), set[str]()
     for raw in ShardSource([shard], window=1).read(0):
         sample = check_sample(raw, caption, "decode")
@@ -67,14 +100,13 @@ def check_shard(shard: str) -> ShardReport:
 
 
 def _reports(shards: Sequence[str], workers: int) -> Generator[ShardReport, None, None]:
-    """The report of each shard as it is done."""
     if not workers:
         yield from map(check_shard, shards)
         return
     # Forked from a fresh process, which has no threads; it imports torch once for all.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["minigpt4.datasets.caption_shards", "minigpt4.processors"])
-    # It and its workers inherit this: Ctrl-C reaches the whole group, and one process is to tell.
+    # It and its workers inherit this: Ctrl-C reaches the whole group, and one process reports it.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, before)

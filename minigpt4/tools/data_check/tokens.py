@@ -22,33 +22,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """What a language model reads of a sample, without its weights.
-
-    Attributes:
-        tokenizer: Its own.
-        task: Says how samples are asked.
-        image_tokens: Of one image.
-        max_txt_len: Longest answer in tokens.
-        end_sym: Behind a caption.
-        longest: Positions that it can read.
-    """
+    """What a language model reads of a sample, without its weights."""
 
     tokenizer: Tokenizer
     task: ImageTextPretrainTask
-    image_tokens: int
-    max_txt_len: int
-    end_sym: str
-    longest: int | None
+    image_tokens: int  # of one image
+    max_txt_len: int  # tokens of an answer, at most
+    end_sym: str  # after a caption
+    longest: int | None  # positions that the model reads, at most
 
     def lengths(self, sample: RawSample, number: int) -> tuple[list[int], int]:
-        """Tokens of each answer before any is cut, and the row's positions afterwards."""
+        """Return the tokens of each answer before any is cut, and the row's positions after."""
         segments = self._segments(sample, number, sys.maxsize, None)
         answers = [len(segment) for segment in segments if isinstance(segment, Learnt)]
         cut_off = sum(max(0, length - self.max_txt_len) for length in answers)
         return answers, sum(map(len, segments)) - cut_off
 
     def describe(self, sample: RawSample, number: int) -> str:
-        """The sample by positions, and what of it is learnt."""
+        """Describe the sample by positions, and which of them are target tokens."""
         segments = self._segments(sample, number, self.max_txt_len, self.longest)
         learnt = sum(len(s) for s in segments if isinstance(s, Learnt))
         total = sum(map(len, segments))
@@ -64,7 +55,7 @@ class Reader:
 
 
 def build_reader(checked: CheckedConfig, faults: Sequence[Fault]) -> Reader | None:
-    """The language model's reading of a row; None where too little is known of it."""
+    """Return the reader of a language model; None where too little is known of the model."""
     options = checked.model_options
     try:
         prompts = options.load_prompts()

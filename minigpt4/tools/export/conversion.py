@@ -1,4 +1,4 @@
-"""Conversion of weights files: ``.pth`` and the like to safetensors, and back."""
+"""Conversion of weights files: ``.pth``, ``.pt`` and ``.bin`` to safetensors, and back."""
 
 import logging
 from pathlib import Path
@@ -19,12 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def convert_file(source: Path, target: Path) -> None:
-    """Write ``target``, whole or not at all; one line tells what it cannot hold.
-
-    Raises:
-        MiniGPT4Error: for suffixes that say no direction, a target that exists, a file without
-            weights.
-    """
+    """Write ``target``, whole or not at all; log what it cannot hold."""
     to_safe = _direction(source, target)
     if target.exists():
         raise MiniGPT4Error(f"{target}: exists already; nothing is overwritten")
@@ -33,7 +28,9 @@ def convert_file(source: Path, target: Path) -> None:
         content = save(_apart(tensors, str(source)))
         write_atomically(target, lambda file: file.write(content))
     else:
-        save_atomically(_pickled_form(tensors), target)
+        # Checkpoints and BLIP-2's file have a "model" part; others have tensors at the top.
+        is_ours = any(map(trained_part, tensors))
+        save_atomically({"model": tensors} if is_ours else dict(tensors), target)
     logger.info("%s: %d tensors", target, len(tensors))
     if dropped:
         logger.info("left out, being no weights: %s", ", ".join(dropped))
@@ -53,11 +50,7 @@ def _direction(source: Path, target: Path) -> bool:
 
 
 def _tensors_of(content: Any, origin: str) -> tuple[Tensors, list[str]]:
-    """The weights of a file, its ``"model"`` part or all of it, and the names of what else it has.
-
-    Raises:
-        CheckpointError: when there is no tensor with a name.
-    """
+    """Return a file's weights, its ``"model"`` part or all of it, and the names of the rest."""
     top = content if isinstance(content, dict) else {}
     inner = top.get("model")
     weights = inner if isinstance(inner, dict) else top
@@ -74,18 +67,8 @@ def _tensors_of(content: Any, origin: str) -> tuple[Tensors, list[str]]:
     return tensors, dropped
 
 
-def _pickled_form(tensors: Tensors) -> dict[str, Any]:
-    """The form that readers of such weights expect: a ``"model"`` part, or the tensors on top.
-
-    The former is that of checkpoints and of BLIP-2's file, here and in the original.
-    """
-    if any(map(trained_part, tensors)):
-        return {"model": tensors}
-    return dict(tensors)
-
-
 def _apart(tensors: Tensors, origin: str) -> Tensors:
-    """Each tensor in memory of its own: safetensors holds no two names for the same numbers."""
+    """Return tensors that share no memory, which safetensors would refuse."""
     seen: set[int] = set()
     apart = {}
     for name, value in tensors.items():

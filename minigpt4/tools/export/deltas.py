@@ -1,7 +1,7 @@
 """Weight deltas: two Hugging Face folders, base and delta → their sum, one tensor at a time.
 
-Vicuna v0 was published as what has to be added to LLaMA. Source: FastChat v0.1.10 (``apply_delta``)
-adds in fp16 and gives the base the ``[PAD]`` row that only the delta has.
+Source: FastChat v0.1.10 (``apply_delta``), which adds in fp16 and gives the base the ``[PAD]`` row
+that only the delta has.
 """
 
 import contextlib
@@ -42,12 +42,9 @@ logger = logging.getLogger(__name__)
 
 
 def apply_delta(base_folder: Path, delta_folder: Path, target: Path) -> None:
-    """Add shard by shard in ``<target>.applying``, which is renamed when all of it is there.
+    """Add shard by shard in ``<target>.applying``, which is renamed at the end.
 
-    Killed and run again, it goes on with the shards that are missing.
-
-    Raises:
-        MiniGPT4Error: for folders that do not fit, a full disk, or another process at the target.
+    Killed and run again, it continues with the shards that are missing.
     """
     _check_places(base_folder, delta_folder, target)
     expected = _shapes_of_config(delta_folder)
@@ -87,7 +84,7 @@ def apply_delta(base_folder: Path, delta_folder: Path, target: Path) -> None:
 
 
 def _check_places(base: Path, delta: Path, target: Path) -> None:
-    """Refuse folders that cannot be what they are given as, before any weights are read."""
+    """Refuse wrong folders before any weights are read."""
     for folder in (base, delta):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder")
@@ -105,12 +102,12 @@ def _check_places(base: Path, delta: Path, target: Path) -> None:
 
 
 def _shapes_of_config(folder: Path) -> Shapes:
-    """Names and shapes of the language model that a folder's ``config.json`` describes."""
+    """Return the names and shapes of the language model that ``config.json`` describes."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever a config with wrong values makes a model do
+    except Exception as error:  # of any kind, for a config with wrong values
         raise CheckpointError(
             f"{folder / 'config.json'}: describes no language model ({one_line(error)})"
         ) from error
@@ -118,23 +115,25 @@ def _shapes_of_config(folder: Path) -> Shapes:
 
 
 def _check_shapes(weights: WeightsFolder, expected: Shapes, whose: str) -> None:
-    """Compare names and shapes of a folder with those that ``whose`` has."""
+    """Refuse a folder whose names or shapes differ from those that ``whose`` has."""
     found = weights.tensors
     missing = [name for name in expected if name not in found]
     surplus = [name for name in found if name not in expected]
-    complaints = [f"lacks {len(missing)} (first: {missing[0]})"] if missing else []
-    complaints += [f"{len(surplus)} are unknown (first: {surplus[0]})"] if surplus else []
-    text = f"{len(found)} tensors where {whose} has {len(expected)}: {', '.join(complaints)}"
-    for name, shape in expected.items():
-        if not complaints and found[name].shape != shape:
-            complaints = [name]
-            text = f"{name} is {list(found[name].shape)}, {whose} has {list(shape)}"
-    if complaints:
-        raise CheckpointError(f"{weights.folder}: {text}; take both from the same release and size")
+    other = [name for name in expected if name in found and found[name].shape != expected[name]]
+    if missing or surplus:
+        complaints = [f"lacks {len(missing)} (first: {missing[0]})"] if missing else []
+        complaints += [f"{len(surplus)} are unknown (first: {surplus[0]})"] if surplus else []
+        text = f"{len(found)} tensors where {whose} has {len(expected)}: {', '.join(complaints)}"
+    elif other:
+        name = other[0]
+        text = f"{name} is {list(found[name].shape)}, {whose} has {list(expected[name])}"
+    else:
+        return
+    raise CheckpointError(f"{weights.folder}: {text}; take both from the same release and size")
 
 
 def _check_pair(base: WeightsFolder, delta: WeightsFolder) -> None:
-    """Refuse a base that this delta was not made from, as far as names, shapes and dtypes tell."""
+    """Refuse a base whose names, shapes or dtypes do not match the delta's."""
     for weights in (base, delta):
         for name, tensor in weights.tensors.items():
             if tensor.dtype not in _READ_AS_FP16:
@@ -153,9 +152,7 @@ def _check_pair(base: WeightsFolder, delta: WeightsFolder) -> None:
 def _save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Sequence[str]) -> None:
     """Write the sums of these tensors as a safetensors file, whole or not at all.
 
-    Written here and not by the library, which wants all of a shard in memory at once. A row that
-    only the delta has stays as it is. Nothing is counted from the end: FastChat's ``[-n:] = 0``,
-    with no row to add, is every row.
+    The library would hold all of a shard in memory at once. A row that only the delta has is kept.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -186,7 +183,7 @@ def _save_sum(path: Path, base: WeightsFolder, delta: WeightsFolder, names: Sequ
 
 @contextlib.contextmanager
 def _work_folder(target: Path, base: WeightsFolder, delta: WeightsFolder) -> Iterator[Path]:
-    """``<target>.applying``, for this process alone and always for the same base and delta."""
+    """Yield ``<target>.applying``, for this process alone, and always for the same files."""
     work = target.with_name(target.name + ".applying")
     stamp = work / STAMP
     sources = {str(file): file.stat().st_size for file in base.files + delta.files}
@@ -204,11 +201,8 @@ def _work_folder(target: Path, base: WeightsFolder, delta: WeightsFolder) -> Ite
         if all(entry.suffix == ".writing" for entry in work.iterdir()):
             write_atomically(stamp, lambda file: file.write(origin))
         if not stamp.is_file() or stamp.read_bytes() != origin:
-            text = (
-                "was begun with another base or delta"
-                if stamp.is_file()
-                else "no apply-delta has begun it"
-            )
+            own = "was begun with another base or delta", "no apply-delta has begun it"
+            text = own[0] if stamp.is_file() else own[1]
             raise CheckpointError(f"{work}: {text}; remove it or choose another --target")
         for leftover in work.glob(".*.writing"):  # of one that was killed
             leftover.unlink()
@@ -227,7 +221,7 @@ def _check_space(work: Path, needed: int) -> None:
 
 
 def _finish(work: Path, delta: Path, target: Path) -> None:
-    """Add config and tokenizer, and give the folder its name so that it outlives a power cut."""
+    """Add config and tokenizer, and rename the folder so that it survives a power cut."""
     try:
         for name in COPIED:
             if (delta / name).is_file():

@@ -1,8 +1,6 @@
-"""Hugging Face: a chat → a folder that transformers loads by itself; its projection, back.
+"""Hugging Face: a chat → a folder of transformers' BLIP-2; its projection, back.
 
-The folder holds a ``Blip2ForConditionalGeneration``, whose parts are ours under other names, with
-tokenizer, image processor, chat template and generation settings. What it cannot carry is listed in
-``docs/export.md``.
+What the folder cannot hold is listed in ``docs/export.md``.
 """
 
 import contextlib
@@ -49,30 +47,37 @@ from minigpt4.tools.export.weights_folder import WeightsFolder
 from minigpt4.weights.checkpoint import load_into, save_atomically
 from minigpt4.weights.names import convert_to_blip2
 
-# Stands for one image token in a text. It is the export's name for ``<unk>``, which a LLaMA never
-# writes: a word of its own would need a row more in the embedding, and change the logits.
+# Stands for one image token in a text. It is ``<unk>``, which a LLaMA never writes, renamed: a new
+# token would need another row in the embedding, and change the logits.
 IMAGE_TOKEN = "<image>"
-# What a tokenizer of another kind would split otherwise.
+# Texts that a tokenizer of another kind would split in another way.
 _SAMPLES = ("###Human: <Img>", "</Img> What is  this? ###", " two\n", "café 你好 😀", "</s> a")
 _PROJECTION = {
     "llama_proj.weight": "language_projection.weight",
     "llama_proj.bias": "language_projection.bias",
 }
 
+# Preceded by the values of its variables.
+_CHAT_TEMPLATE = (
+    "{{ bos_token + system }}"
+    "{% for message in messages %}"
+    "{% set role = user if message.role == 'user' else assistant %}{{ role }}"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<Img>{{ image }}</Img>"
+    "{% if not loop.last %}"
+    "{{ separator + role if loop.nextitem.type == 'image' else ' ' }}{% endif %}"
+    "{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ separator if message.role == 'user' else behind_answer }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ opening }}{% endif %}"
+)
+
 logger = logging.getLogger(__name__)
 
 
 def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
-    """Write the folder, whole or not at all. The chat's frozen weights may become shorter.
-
-    Args:
-        chat: With Q-Former, on the CPU.
-        tokenizer_file: ``tokenizer.model`` of its language model.
-        folder: Absent or empty.
-
-    Raises:
-        MiniGPT4Error: when the tokenizer cannot be carried, or the folder not be written.
-    """
+    """Write a chat with Q-Former, whole or not at all; frozen weights may get a shorter dtype."""
     model = chat.model
     processor = build_processor(chat, tokenizer_file)
     merge_lora(model.llama_model)
@@ -86,7 +91,7 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
     exported.generation_config = build_generation_config(chat.options, model.tokenizer)
     exported.generation_config.stop_strings = list(chat.template.stops)
     with _whole_folder(folder) as partial:
-        transformers_logging.disable_progress_bar()  # it would stand beside an error's one line
+        transformers_logging.disable_progress_bar()  # an error is one line
         try:
             exported.save_pretrained(partial)
         finally:
@@ -95,12 +100,7 @@ def save_hugging_face(chat: Chat, tokenizer_file: Path, folder: Path) -> None:
 
 
 def export_chat(config: Config, folder: Path) -> None:
-    """Write the chat of a config as a folder for transformers; see :func:`save_hugging_face`.
-
-    Raises:
-        MiniGPT4Error: before anything loads, for a chat that cannot be exported or a folder that
-            is not empty.
-    """
+    """Write the chat of a config; refuse one that cannot be exported before anything loads."""
     # The folder holds whole weights, which transformers may quantise again.
     whole = config.model | {"quantize": "none", "low_resource": False}
     checked = check_sections(dataclasses.replace(config, model=whole), "chat")
@@ -125,11 +125,7 @@ def export_chat(config: Config, folder: Path) -> None:
 
 
 def export_projection(folder: Path, file: Path) -> None:
-    """Write the projection of an exported folder under our names, for ``model.ckpt``.
-
-    Raises:
-        MiniGPT4Error: for a folder without a projection, or a file that exists.
-    """
+    """Write the projection of an exported folder under our names, for ``model.ckpt``."""
     if file.suffix != ".pth":
         raise ConfigError(
             f"--to minigpt4 {file}: must end in .pth; convert makes safetensors of it"
@@ -145,9 +141,9 @@ def export_projection(folder: Path, file: Path) -> None:
 
 
 def build_config(model: MiniGPT4, image_token: int) -> Blip2Config:
-    """The dimensions of our model in transformers' words.
+    """Return our model's dimensions as transformers' config.
 
-    Its vision tower has one epsilon. Ours has 1e-6 in the blocks, which it takes, and 1e-5 in
+    Its vision tower has one epsilon, ours 1e-6 in the blocks, which is kept, and 1e-5 in
     ``ln_vision``.
     """
     encoder: Any = model.visual_encoder
@@ -164,8 +160,8 @@ def build_config(model: MiniGPT4, image_token: int) -> Blip2Config:
         layer_norm_eps=block.norm1.eps,
     )
     text = model.llama_model.config.to_dict()
-    text.pop("_name_or_path", None)  # where it lay on this machine
-    # Early LLaMA folders name other ids here; the tokenizer's are those that count.
+    text.pop("_name_or_path", None)  # a path of this machine
+    # Early LLaMA folders name other ids here than their tokenizer has.
     text |= {"bos_token_id": model.tokenizer.bos_id, "eos_token_id": model.tokenizer.eos_id}
     return Blip2Config(
         vision_config=vision.to_dict(),
@@ -177,7 +173,7 @@ def build_config(model: MiniGPT4, image_token: int) -> Blip2Config:
 
 
 def shorten_without_loss(part: torch.nn.Module) -> None:
-    """Half precision for each parameter that holds nothing beyond it, as published weights do."""
+    """Use half precision for each parameter that loses nothing by it."""
     for parameter in part.parameters():
         for dtype in (torch.float16, torch.bfloat16):
             shorter = parameter.data.to(dtype)
@@ -186,11 +182,7 @@ def shorten_without_loss(part: torch.nn.Module) -> None:
 
 
 def build_processor(chat: Chat, tokenizer_file: Path) -> Blip2Processor:
-    """Image processor and tokenizer, which give our pixels and ids.
-
-    Raises:
-        CheckpointError: when the tokenizer would give other ids.
-    """
+    """Return an image processor and a tokenizer that give our pixels and ids."""
     tokenizer = build_tokenizer(tokenizer_file, chat.model.tokenizer)
     assert chat.model.query_tokens is not None
     count = chat.model.query_tokens.shape[1]
@@ -204,17 +196,14 @@ def build_processor(chat: Chat, tokenizer_file: Path) -> Blip2Processor:
 
 
 def build_tokenizer(file: Path, ours: Tokenizer) -> PreTrainedTokenizerFast:
-    """Our tokenizer as a pipeline of the tokenizers library, with ``<image>`` for ``<unk>``.
+    """Return our tokenizer as a pipeline of the tokenizers library, with ``<image>`` for ``<unk>``.
 
-    transformers' own ``LlamaTokenizer`` gives a word start to the beginning of a text only, the
-    original's to each stretch between special tokens; so only its vocabulary is taken.
-
-    Raises:
-        CheckpointError: for a file of another kind, for which the ids would differ.
+    Of transformers' ``LlamaTokenizer`` only the vocabulary is used: it begins a word at the start
+    of a text only, the original's after each special token, too.
     """
     if ours.bos_id is None:
         raise CheckpointError("model.bos: off cannot be exported; set auto, as LLaMA was taught")
-    with tempfile.TemporaryDirectory() as alone:  # settings beside the file may be of any release
+    with tempfile.TemporaryDirectory() as alone:  # settings next to the file are not read
         shutil.copy(file, Path(alone) / "tokenizer.model")
         theirs = LlamaTokenizer.from_pretrained(alone)
     content = json.loads(theirs.backend_tokenizer.to_str())["model"]
@@ -246,41 +235,23 @@ def build_tokenizer(file: Path, ours: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def chat_template(template: Template, image_tokens: int) -> str:
-    """Our conversation template for ``apply_chat_template``.
-
-    A message's content is a text, or a list of images and texts as transformers writes them.
-    """
-    quote = json.dumps
-    return (
-        "{{ bos_token + " + quote(Conversation(template).transcript()) + " }}"
-        "{% for message in messages %}"
-        "{% set role = "
-        + quote(template.user)
-        + " if message.role == 'user' else "
-        + quote(template.assistant)
-        + " %}{{ role }}"
-        "{% if message.content is string %}{{ message.content }}{% else %}"
-        "{% for part in message.content %}"
-        "{% if part.type == 'image' %}<Img>{{ "
-        + f"{quote(IMAGE_TOKEN)} * {image_tokens}"
-        + " }}</Img>"
-        "{% if not loop.last %}{{ "
-        + quote(template.separator)
-        + " + role if loop.nextitem.type == 'image' else ' ' }}{% endif %}"
-        "{% else %}{{ part.text }}{% endif %}"
-        "{% endfor %}{% endif %}"
-        "{{ "
-        + quote(template.separator)
-        + " if message.role == 'user' else "
-        + quote(template.behind_answer)
-        + " }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ " + quote(template.opening) + " }}{% endif %}"
-    )
+    """Return our conversation template for ``apply_chat_template``."""
+    values = {
+        "system": Conversation(template).transcript(),
+        "user": template.user,
+        "assistant": template.assistant,
+        "image": IMAGE_TOKEN * image_tokens,
+        "separator": template.separator,
+        "behind_answer": template.behind_answer,
+        "opening": template.opening,
+    }
+    given = [f"{{% set {name} = {json.dumps(value)} %}}" for name, value in values.items()]
+    return "".join(given) + _CHAT_TEMPLATE
 
 
 @contextlib.contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all of it is there."""
+    """Yield a temporary folder that gets its name when it is complete."""
     partial = folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed export left

@@ -17,7 +17,7 @@ _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what it is like."""
+    """File, shape and dtype of a tensor."""
 
     file: Path
     shape: tuple[int, ...]
@@ -25,11 +25,7 @@ class StoredTensor:
 
 
 class WeightsFolder:
-    """The tensors of a Hugging Face folder.
-
-    Raises:
-        CheckpointError: for a file that is missing, damaged or holds more than plain weights.
-    """
+    """The tensors of a Hugging Face folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,12 +38,12 @@ class WeightsFolder:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor; its file is not kept open, or what was read of it would stay in memory."""
+        """Return a tensor; its file is closed again, to free the memory of what was read."""
         return _open(self.tensors[name].file)[name].detach()
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files with the weights; of several forms the first counts, as in transformers."""
+    """Return the files with the weights, of the first form that exists, as transformers does."""
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         if (folder / f"{stem}.{suffix}").is_file():
             return [folder / f"{stem}.{suffix}"]
@@ -65,7 +61,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _open(file: Path) -> Tensors:
-    """The tensors of a file by name, their numbers still on disk."""
+    """Return the tensors of a file by name, with their values still on disk."""
     content = load_weights(file, mapped=True)
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()

@@ -1,4 +1,4 @@
-"""A data set's folder of cached features: which groups are complete, and how one is written."""
+"""A data set's folder of cached features: find complete groups, write others."""
 
 import dataclasses
 from pathlib import Path
@@ -32,11 +32,7 @@ _FILE_BYTES = 256 << 20  # of features in memory, and in a file
 
 
 class CacheFolder:
-    """One data set's folder.
-
-    Raises:
-        ConfigError: where it holds features of something else.
-    """
+    """One data set's folder; ConfigError if it holds features of something else."""
 
     def __init__(
         self,
@@ -64,14 +60,13 @@ class CacheFolder:
             raise ConfigError(f"--output: {path}: {difference}; choose another folder")
 
     def complete(self, number: int) -> dict[str, Any] | None:
-        """A complete group as the index lists it; None where it is to be made, or made again."""
+        """Return a complete group as the index lists it; None for one to be made, or made again."""
         group, files = self._load(number), files_of(self.source, number)
         if group is None or files_difference(group.files, files):
             return None
-        for name, size in group.features.items():
-            file = self.path / name
-            if not file.is_file() or file.stat().st_size != size:
-                return None
+        sizes = {file.name: file.stat().st_size for file in self.path.glob(f"{number:05d}-*")}
+        if any(sizes.get(name) != size for name, size in group.features.items()):
+            return None
         facts = [FileFact(*fact) for fact in group.files]
         now = [list(describe(*pair)) for pair in zip(files, facts, strict=True)]
         if now != group.files:  # touched
@@ -80,7 +75,7 @@ class CacheFolder:
         return self._entry(number, group)
 
     def clear(self, number: int) -> None:
-        """Remove what is there of a group, its json first: from then on it is not complete."""
+        """Remove the files of a group, its json first: without it the group is not complete."""
         group_file(self.path, number).unlink(missing_ok=True)
         for file in self.path.glob(f"{number:05d}-*"):
             file.unlink()
@@ -88,7 +83,7 @@ class CacheFolder:
     def save(
         self, number: int, counts: list[int], rows: list[Row], features: dict[str, int]
     ) -> dict[str, Any]:
-        """Write a group's json, with which it is complete; return its entry in the index."""
+        """Complete a group by its json; return its entry in the index."""
         files = [list(describe(file)) for file in files_of(self.source, number)]
         group = Group(self.identity, files, counts, rows, features)
         save_json(group, group_file(self.path, number))
@@ -112,20 +107,16 @@ class CacheFolder:
 
 
 class FeatureWriter:
-    """A group's features in files of bounded size.
-
-    Attributes:
-        written: Name and bytes of each file.
-    """
+    """A group's features in files of bounded size."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self.written: dict[str, int] = {}
+        self.written: dict[str, int] = {}  # bytes of each file
         self._folder, self._number = folder, number
         self._held: list[torch.Tensor] = []
         self._rows = 0  # of those held
 
     def add(self, features: torch.Tensor) -> list[tuple[str, int]]:
-        """Take features ``[n, Q, D]``; return file and row where each of them will lie."""
+        """Take features ``[n, Q, D]``; return the file and row of each of them."""
         if (self._rows + len(features)) * features[0].nbytes > _FILE_BYTES:
             self.flush()
         first, self._rows = self._rows, self._rows + len(features)
@@ -133,7 +124,6 @@ class FeatureWriter:
         return [(self._name, row) for row in range(first, self._rows)]
 
     def flush(self) -> None:
-        """Write what is held."""
         if self._held:
             file = self._folder / self._name
             save_features(torch.cat(self._held), file)

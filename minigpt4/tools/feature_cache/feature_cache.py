@@ -1,7 +1,7 @@
-"""Caching: the frozen towers run once over every picture; a training then reads what they made.
+"""Caching: run the frozen towers once over every picture; a training then reads the features.
 
-``python -m minigpt4 cache-features`` comes here. A group of the source (a shard, or some hundred
-pairs) is written whole or not at all, so that the same command goes on wherever it was cut short.
+A group of the source (a shard, or some hundred pairs) is written whole or not at all, so that the
+same command continues wherever it was interrupted.
 """
 
 import dataclasses
@@ -10,21 +10,39 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.assembly import build_accelerator, build_datasets, chosen_dtype
 from minigpt4.config import Config
 from minigpt4.config.checks import check_writable_folder
-from minigpt4.datasets.feature_source import INDEX, Index, Row, save_json, units_of
-from minigpt4.datasets.samples import Batch, keys_of_images, to_device
+from minigpt4.datasets.feature_source import (
+    INDEX,
+    CacheableSource,
+    Index,
+    Row,
+    row_of,
+    save_json,
+    units_of,
+)
+from minigpt4.datasets.loaders import worker_place
+from minigpt4.datasets.samples import (
+    BadSample,
+    Batch,
+    DataSet,
+    RawSample,
+    keys_of_images,
+    read_sample,
+    stack,
+    to_device,
+)
 from minigpt4.errors import DataError, Fault, MiniGPT4Error
 from minigpt4.models.build import build_towers
 from minigpt4.models.towers import Towers
@@ -35,7 +53,6 @@ from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.options import ComputeOptions
 from minigpt4.runners.run_folder import RunFolder
 from minigpt4.tools.feature_cache.cache_folder import CacheFolder, FeatureWriter
-from minigpt4.tools.feature_cache.group_batches import GroupBatches
 
 KeptAs = Literal["auto", "fp16", "bf16", "fp32"]
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -46,16 +63,9 @@ logger = logging.getLogger(__name__)
 
 
 def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> None:
-    """Write every data set's features into ``<output>/<data set>/``.
+    """Write the features of a training's data sets into ``<output>/<data set>/``.
 
-    Args:
-        config: Config of a training.
-        output: Folder, which ``datasets.X.features`` then names.
-        kept_as: Dtype in the files; ``auto`` is that of the arithmetic.
-
-    Raises:
-        MiniGPT4Error: for a fault in the config, the weights or the data; a folder that was made
-            of something else, cannot be written, or that another process fills.
+    ``kept_as`` is the dtype in the files; ``auto`` is that of the arithmetic.
     """
     # The language model need not be there.
     model = {name: value for name, value in config.model.items() if name not in _NOT_USED}
@@ -95,8 +105,58 @@ def cache_features(config: Config, output: Path, kept_as: KeptAs = "auto") -> No
     accelerator.end_training()
 
 
+class GroupBatch(NamedTuple):
+    """Consecutive samples of one group; a DataLoader pins the tensors of a named tuple."""
+
+    group: int
+    units: list[int]  # of each sample
+    rows: list[Row]  # of the group's json
+    batch: Batch | None  # readable pictures
+
+
+class GroupBatches(IterableDataset[GroupBatch]):
+    """Every sample of some groups once, in order; at least one batch of each group.
+
+    Batches, and so the features to the bit, do not depend on the number of processes and workers.
+    """
+
+    def __init__(
+        self, dataset: DataSet, source: CacheableSource, groups: Sequence[int], batch_size: int
+    ) -> None:
+        # Captions are checked by the text processor of the training.
+        self.dataset = dataclasses.replace(dataset, text_processor=_any_text)
+        self.source = source
+        self.groups = groups
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[GroupBatch]:
+        workers, own = worker_place()
+        # A DataLoader takes its workers' batches in turn.
+        shares = itertools.islice(self._shares(), own, None, workers)
+        yield from itertools.starmap(self._read, shares)
+
+    def _shares(self) -> Iterator[tuple[int, list[tuple[int, RawSample | BadSample]]]]:
+        """Yield the encoded samples of each group with their units, a batch at a time."""
+        for group in self.groups:
+            units = units_of(self.source, group)
+            samples = ((unit, raw) for unit in units for raw in self.source.read(unit))
+            yield group, list(itertools.islice(samples, self.batch_size))
+            while share := list(itertools.islice(samples, self.batch_size)):
+                yield group, share
+
+    def _read(self, group: int, share: list[tuple[int, RawSample | BadSample]]) -> GroupBatch:
+        samples = [read_sample(raw, self.dataset, seed="") for _, raw in share]
+        good = [sample for sample in samples if not isinstance(sample, BadSample)]
+        rows = [
+            row_of(sample if isinstance(sample, BadSample) else raw)
+            for sample, (_, raw) in zip(samples, share, strict=True)
+        ]
+        batch = stack(good, self.dataset) if good else None
+        return GroupBatch(group, [unit for unit, _ in share], rows, batch)
+
+
 class _Work:
-    """One data set's groups, shared out over the processes."""
+    """One data set's groups, distributed over the processes."""
 
     def __init__(
         self,
@@ -121,7 +181,7 @@ class _Work:
         )
 
     def run(self) -> str:
-        """Make what is missing, and the index over all; return a line of figures."""
+        """Make the missing groups and the index; return a line of figures."""
         cache, name, since = self.cache, self.cache.dataset.name, time.monotonic()
         there = [entry["samples"] for entry in self.entries.values() if entry is not None]
         counted = self.processes.gather([(len(there), sum(there), len(self.todo))])
@@ -139,9 +199,8 @@ class _Work:
         samples, bad = (sum(entry[count] for entry in entries) for count in ("samples", "bad"))
         size = sum(sum(entry["written"].values()) for entry in entries)
         speed = (samples - before) / max(time.monotonic() - since, 1e-9)
-        line = f"{name}: {samples:,} samples, {bad:,} of them bad; {size:,} bytes; "
-        line += f"{speed:,.1f} samples/s"
-        return line + (f"; {before:,} samples were there already" if groups else "")
+        line = f"{name}: {samples:,} samples, {bad:,} of them bad; {size:,} bytes; {speed:,.1f}"
+        return f"{line} samples/s" + (f"; {before:,} were there already" if groups else "")
 
     def _make_groups(self, before: int) -> None:
         dataset, work = self.cache.dataset, self._encode()
@@ -162,7 +221,7 @@ class _Work:
                 bar.update(sum(done))
 
     def _encode(self) -> Iterator[int]:
-        """Make this process's groups; yield, after each batch, how many samples it had."""
+        """Make this process's groups; yield the number of samples of each batch."""
         for number, batches in itertools.groupby(self.loader, key=lambda batch: batch.group):
             self.cache.clear(number)
             counts = dict.fromkeys(units_of(self.cache.source, number), 0)
@@ -186,25 +245,26 @@ class _Work:
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> torch.Tensor:
-        """What the towers make of a batch, on the CPU, in the dtype in which it is kept."""
+        """Return the features of a batch on the CPU, in the dtype of the files."""
         image = to_device(batch, self.device)["image"]
         with self.towers.autocast(self.device):
             features = self.towers.encode_frozen(image)
         kept = features.to(self.cache.dtype)
         if not kept.isfinite().all():
             bad = int(kept.flatten(1).isfinite().all(dim=1).logical_not().nonzero()[0, 0])
-            fault = DataError(_overflow(keys_of_images(batch)[bad], features[bad]))
+            text = "the towers give Inf or NaN; compute in run.precision=bf16 or fp32"
+            if features[bad].isfinite().all():
+                largest = features[bad].abs().max().item()
+                text = f"features up to {largest:.3g} do not fit into fp16; use --dtype bf16"
+            fault = DataError(f"{keys_of_images(batch)[bad]}: {text}")
             fault.rank_local = True
             raise fault
         return kept.cpu()
 
 
-def _overflow(key: str, features: torch.Tensor) -> str:
-    if not features.isfinite().all():
-        return f"{key}: the towers give Inf or NaN; compute in run.precision=bf16 or fp32"
-    largest = features.abs().max().item()
-    return f"{key}: features up to {largest:.3g} do not fit into fp16; use --dtype bf16"
-
-
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _any_text(_: str) -> str:
+    return "text"

@@ -22,24 +22,16 @@ from minigpt4.tools.interpret.words import shown_word
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the T tokens of an answer looked, over N images of Q tokens each.
-
-    Attributes:
-        answer: The text.
-        tokens: Its T tokens as people read them.
-        to_tokens: ``[T, N, Q]``: the share of a token's attention that goes to each image token. A
-            token's shares of all positions, text among them, sum to 1.
-        maps: ``[T, N, rows, columns]``: the same, handed on to the patches of the picture.
-    """
+    """Where the T tokens of an answer look, in N images of Q tokens each."""
 
     answer: str
     tokens: list[str]
-    to_tokens: torch.Tensor
-    maps: torch.Tensor
+    to_tokens: torch.Tensor  # [T, N, Q]: share of the attention to each image token
+    maps: torch.Tensor  # [T, N, rows, columns]: the same, by patches of the image
 
     @property
     def image_share(self) -> torch.Tensor:
-        """``[T]``: how much of each token's attention goes to images at all."""
+        """``[T]``: share of each token's attention that goes to images at all."""
         return self.to_tokens.sum(dim=(1, 2))
 
 
@@ -54,24 +46,16 @@ def attention_to_image(
     """Return where each token of an answer looks in the images.
 
     A token's row is that of the position *before* it, which predicts it: the mean over heads, and
-    over the language model's layers unless one is chosen. With a Q-Former, the share of an image
-    token is handed on along its query's cross-attention to the patches, without the class token's
-    part (a map then sums to less than the token's share); without one, an image token is four
-    patches of a quarter each. What this leaves out: docs/looks.md.
-
-    The language model runs once more with its eager attention and is put back; other users of the
-    same chat wait meanwhile.
+    over the language model's layers unless one is chosen. With a Q-Former, an image token's share
+    is distributed by its query's cross-attention to the patches, without the class token's part;
+    without one, an image token is four patches of a quarter each. Limits: docs/looks.md.
 
     Args:
-        chat: Any whose language model can give attention weights.
-        images: Shown before the question.
-        question: Asked as in :meth:`minigpt4.chat.Chat.ask`.
-        answer: A text to look at instead of the model's own greedy answer.
+        chat: Chat whose language model can return attention weights.
+        images: Images before the question.
+        question: Question, as in :meth:`minigpt4.chat.Chat.ask`.
+        answer: Text to use instead of the model's own greedy answer.
         layer: Layer of the language model, from 0; None for the mean of all.
-
-    Raises:
-        ConfigError: for a layer that does not exist, or a model that gives no weights.
-        DataError: for a bad image, an empty question or answer, or a text that does not fit.
     """
     if not images:
         raise DataError("no image to look at; give one at least")
@@ -98,7 +82,7 @@ def attention_to_image(
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention that has weights to show, for as long as this lasts."""
+    """Use the attention that returns weights."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -108,9 +92,9 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _prompt_segments(chat: Chat, images: Sequence[ImageInput], question: str) -> list[Segment]:
-    """What the language model reads before the answer, as a chat has it."""
+    """Return the chat's prompt up to the answer."""
     session = chat.start([([*map(open_image, images), question], "")])
-    session.conversation.messages.pop()  # the answer, which is yet to come
+    session.conversation.messages.pop()  # the empty answer
     return chat.model.prompt_segments(session.conversation.prompt(), session.images)
 
 
@@ -122,7 +106,7 @@ def _check_layer(layer: int | None, layers: int) -> None:
 
 
 def _check_room(chat: Chat, prompt: Sequence[Segment], answer: int) -> None:
-    """Refuse what the language model cannot read; ``answer`` is in tokens."""
+    """Refuse an ``answer`` of more tokens than fit."""
     most, taken = chat.options.max_length, sum(map(len, prompt)) + answer
     positions = learned_positions(chat.model.llama_model)
     longest = most if positions is None else min(most, positions)
@@ -133,7 +117,7 @@ def _check_room(chat: Chat, prompt: Sequence[Segment], answer: int) -> None:
 
 
 def _greedy_ids(chat: Chat, prompt: Sequence[Segment]) -> list[int]:
-    """Return the model's own answer, without what ends it."""
+    """Return the model's own answer, without the stop text."""
     decode, stops = chat.model.tokenizer.decode, chat.template.stops
     options = replace(chat.options, do_sample=False, num_beams=1)
     _check_room(chat, prompt, options.max_new_tokens)
@@ -148,11 +132,7 @@ def _greedy_ids(chat: Chat, prompt: Sequence[Segment]) -> list[int]:
 def answer_attention(
     model: MiniGPT4, prompt: Sequence[Segment], ids: list[int], layer: int | None = None
 ) -> torch.Tensor:
-    """Return ``[T, S]``: for each position that predicts an id, the shares of all S positions.
-
-    Raises:
-        ConfigError: for a layer that does not exist, or a model that gives no weights.
-    """
+    """Return ``[T, S]``: for each position that predicts an id, the shares of all S positions."""
     language_model = model.llama_model
     row = splice([[*prompt, ids]], model.embed_tokens, model.device)
     with eager_attention(language_model):
@@ -162,7 +142,7 @@ def answer_attention(
             use_cache=False,
             output_attentions=True,
         )
-    # What RWKV calls attentions are no weights; hybrids have them in some layers only.
+    # RWKV's "attentions" are not weights; hybrids have weights in some layers only.
     square = (row.lengths[0],) * 2
     found = getattr(output, "attentions", None) or ()
     weights = [w for w in found if w is not None and w.shape[2:] == square]
@@ -174,13 +154,13 @@ def answer_attention(
     _check_layer(layer, len(weights))
     first = sum(map(len, prompt)) - 1
     chosen = weights if layer is None else [weights[layer]]
-    # One layer at a time: they may lie on several devices.
+    # One layer at a time: they may be on several devices.
     rows = [w[0, :, first : first + len(ids)].float().mean(0).cpu() for w in chosen]
     return torch.stack(rows).mean(0)
 
 
 def image_positions(prompt: Sequence[Segment]) -> list[range]:
-    """Where each image's tokens stand in a prompt."""
+    """Return the positions of each image's tokens in a prompt."""
     found, position = [], 0
     for segment in prompt:
         if isinstance(segment, torch.Tensor):
@@ -191,9 +171,9 @@ def image_positions(prompt: Sequence[Segment]) -> list[range]:
 
 @torch.no_grad()
 def patch_shares(model: MiniGPT4, pixels: torch.Tensor) -> torch.Tensor:
-    """Return ``[N, Q, P]``: the patches, row by row, that each image token was made of.
+    """Return ``[N, Q, P]``: the shares of the patches in each image token.
 
-    Pixels are ``[N, 3, s, s]``.
+    Pixels are ``[N, 3, s, s]``; patches are in row order.
     """
     former = model.q_former
     if former is None:

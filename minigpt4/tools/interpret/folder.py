@@ -27,17 +27,7 @@ def write_looks(
 ) -> Iterator[dict[str, Any]]:
     """Yield each image's entry of ``looks.json``, which is written after the last one.
 
-    Args:
-        chat: Of the model.
-        files: Pictures, each looked at on its own.
-        output: An existing folder.
-        prompt: Asked about every picture.
-        answer: To look at; without it the model's own greedy one.
-        layer: Of the language model, from 0; without it the mean over all.
-        count: Nearest words of each image token.
-
-    Raises:
-        MiniGPT4Error: as :func:`attention_to_image` has it, and where a file cannot be written.
+    Each image token gets ``count`` nearest words; the other options: :func:`attention_to_image`.
     """
     entries = []
     for number, file in enumerate(files):

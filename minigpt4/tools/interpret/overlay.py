@@ -18,38 +18,23 @@ _DIM = 0.7  # of the brightness, where nothing is covered: the eye goes to what 
 
 
 def pixels_seen(chat: Chat, images: Sequence[ImageInput]) -> torch.Tensor:
-    """Normalised pixels ``[N, 3, s, s]``, as the model reads them.
-
-    Raises:
-        ConfigError: where the image processor draws: then no two looks see the same.
-        DataError: for a file that is not a readable picture.
-    """
+    """Return normalised pixels ``[N, 3, s, s]``, as the model reads them."""
     processor = _steady(chat)
     return torch.stack([processor(open_image(image)) for image in images])
 
 
 def picture_seen(chat: Chat, image: ImageInput, side: int | None = None) -> Image.Image:
-    """Return the square that the model sees of an image, to look at.
-
-    Args:
-        chat: Its image processor is applied.
-        image: File or PIL image.
-        side: Side of the square in pixels; None for the model's own.
-
-    Raises:
-        ConfigError: as :func:`pixels_seen`.
-        DataError: as :func:`pixels_seen`.
-    """
+    """Return the square that the model sees of an image; ``side`` resizes it, for display."""
     pixels = _steady(chat).pixels(open_image(image))
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def overlay(picture: Image.Image, shares: torch.Tensor) -> Image.Image:
-    """A picture under the heat of ``[rows, columns]`` shares, row 0 at the top.
+    """Return a picture under a heat map of ``[rows, columns]`` shares, row 0 at the top.
 
-    A patch takes colour where it has more than the even share, and full colour where it has the
-    most, if that is twice the even share or more: what is nearly even stays nearly bare.
+    Colour begins above the mean share; it is full at the maximum, if that is at least twice the
+    mean.
     """
     even = shares.mean().clamp_min(torch.finfo(shares.dtype).tiny)
     above = shares / even - 1

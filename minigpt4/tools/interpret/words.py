@@ -1,4 +1,4 @@
-"""Nearest words: projected image tokens → the words of the language model that lie closest."""
+"""Nearest words: projected image tokens → the closest words of the language model."""
 
 from typing import NamedTuple
 
@@ -11,38 +11,27 @@ from minigpt4.models.tokenizer import Tokenizer
 
 
 class NearWord(NamedTuple):
-    """A word, a space in front where it begins one, and its cosine."""
+    """A token, with a space before it where it begins a word, and its cosine."""
 
     word: str
     cosine: float
 
 
 class ChanceCosines(NamedTuple):
-    """Mean cosine to the nearest word where nothing was learnt.
+    """Mean cosine to the nearest word without training."""
 
-    Attributes:
-        random: Of random directions.
-        untrained: Of the same pictures through a projection that is not trained.
-    """
-
-    random: float
-    untrained: float
+    random: float  # of random directions
+    untrained: float  # of the same pictures through an untrained projection
 
 
 @torch.no_grad()
 def nearest_words(
     model: MiniGPT4, image_tokens: torch.Tensor, count: int = 5, chunk: int = 4096
 ) -> list[list[list[NearWord]]]:
-    """For each image and each of its tokens, the nearest words by cosine, the nearest first.
+    """Return the nearest words by cosine, for each image and each of its tokens ``[B, Q, H]``.
 
-    Rows of the input embedding that stand for no word (special tokens, unused rows) do not take
-    part. A cosine says something only beside :func:`chance_cosines`.
-
-    Args:
-        model: Its language model's input embedding counts.
-        image_tokens: ``[B, Q, H]``, as ``model.encode_img`` or ``chat.encode_images`` gives them.
-        count: Words for each token; all of them where there are fewer.
-        chunk: Rows of the embedding that are looked at together; they are made fp32.
+    Special tokens and unused rows of the input embedding are left out; ``chunk`` rows are compared
+    at a time. Compare the cosines with :func:`chance_cosines`.
     """
     directions = functional.normalize(image_tokens.float().flatten(0, -2), dim=-1)
     ids = word_ids(model)
@@ -67,13 +56,9 @@ def nearest_words(
 def chance_cosines(
     model: MiniGPT4, pixels: torch.Tensor, seed: int = 0, directions: int = 256
 ) -> ChanceCosines:
-    """The cosines that mean nothing: the control beside :func:`nearest_words`.
+    """Return the control of :func:`nearest_words`, for the pixels ``[B, 3, s, s]`` of the images.
 
-    Args:
-        model: With its towers.
-        pixels: ``[B, 3, s, s]``, of the pictures that were looked at.
-        seed: Of the directions and of the untrained projection.
-        directions: How many random ones.
+    ``seed`` is that of the random ``directions`` and of the untrained projection.
     """
     with model.autocast(model.device):
         features = model.encode_frozen(pixels.to(model.device)).float()
@@ -93,7 +78,7 @@ def chance_cosines(
 
 
 def word_ids(model: MiniGPT4) -> torch.Tensor:
-    """Rows ``[n]`` of the input embedding that stand for words."""
+    """Return the rows ``[n]`` of the input embedding that are words."""
     tokenizer = model.tokenizer
     special = {i for word in tokenizer.special for i in tokenizer.encode(word)}
     special |= {tokenizer.eos_id, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])}
@@ -104,10 +89,9 @@ def word_ids(model: MiniGPT4) -> torch.Tensor:
 
 
 def shown_word(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token as people read it: a space where a word begins, ``<0x0A>`` for a lone byte.
+    """Return a token for display: a space where a word begins, ``<0x0A>`` for a lone byte.
 
-    Parts of a character in a byte-level vocabulary stand in angle brackets, as they are written
-    there.
+    Parts of a character in a byte-level vocabulary are put in angle brackets.
     """
     piece = tokenizer.piece(token_id)
     if "▁" in piece or piece.startswith("<0x"):

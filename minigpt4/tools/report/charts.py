@@ -16,14 +16,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-)
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from minigpt4.tools.report.runs import Points, finite
 
@@ -38,11 +31,10 @@ LINES = 8
 _FONT = "DejaVu Sans"  # comes with matplotlib, so that it is the same everywhere
 _DOTS_PER_INCH = 160
 _MAX_CROSSES = 80
-_MAX_POINTS = 600  # of one line; more cannot be told apart on a page
 _FEW = 30  # points that need no smoothing
-_SPANS = 25  # a smoothed curve looks back over one part in so many of the run
-_WIDE, _NARROW = (10.0, 3.5), (4.7, 2.65)  # inches; letters grow and shrink with the page's width
-# In the SVG each role is an own colour that nothing else has, put in as the page's variable after.
+_SPANS = 25  # a smoothed curve averages over 1/25 of the run
+_WIDE, _NARROW = (10.0, 3.5), (4.7, 2.65)  # inches; letters scale with the page's width
+# Unique colours in the SVG, which are then replaced by the page's variables.
 _MARKED = {role: f"#0a0b{number:02x}" for number, role in enumerate(PAPER)}
 _SETTINGS: dict[str, Any] = {
     "font.family": [_FONT],
@@ -50,6 +42,7 @@ _SETTINGS: dict[str, Any] = {
     "text.parse_math": False,  # a name with dollars is a name
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
+    "path.simplify_threshold": 0.5,  # a long log makes a small page
     "axes.formatter.useoffset": False,
 }
 _DRAWING = threading.Lock()  # matplotlib's settings are global
@@ -57,27 +50,17 @@ _DRAWING = threading.Lock()  # matplotlib's settings are global
 
 @dataclass
 class Line:
-    """One curve.
-
-    Attributes:
-        name: In the legend; of any script.
-        readings: By rising step.
-        colour: Number of the colour, from 0; after the last one they come again, dashed.
-        dashed: Whether it is a control.
-        smoothed: Whether it is drawn faint as it is and strong as it runs, given many points.
-        best: A point to be marked.
-    """
+    """One curve, by rising step."""
 
     name: str
     readings: Points
-    colour: int = 0
-    dashed: bool = False
-    smoothed: bool = True
-    best: tuple[float, float] | None = None
+    colour: int = 0  # after the last colour the first one is used again, dashed
+    dashed: bool = False  # a control
+    smoothed: bool = True  # drawn faint, and strong as a moving average
+    best: tuple[float, float] | None = None  # point to mark
 
     @cached_property
     def points(self) -> Points:
-        """The finite readings."""
         return finite(self.readings)
 
     @cached_property
@@ -87,7 +70,7 @@ class Line:
 
     @cached_property
     def course(self) -> Points:
-        """The points as they are drawn strong."""
+        """Points of the strong line."""
         return smooth(self.points) if self.smoothed and len(self.points) > _FEW else self.points
 
     @property
@@ -103,32 +86,23 @@ class Line:
 
 @dataclass
 class Chart:
-    """A chart and its texts.
+    """A chart and its texts."""
 
-    Attributes:
-        stem: Of the PNG's file name.
-        title: Above it.
-        lines: At least one with a reading.
-        note: Below it.
-        wide: Whether it takes the page's whole width.
-        svg: For the page; filled in by :func:`draw`.
-    """
-
-    stem: str
+    stem: str  # of the PNG's file name
     title: str
     lines: list[Line]
     note: str = ""
-    wide: bool = False
-    svg: str = ""
+    wide: bool = False  # as wide as the page
+    svg: str = ""  # filled in by draw()
 
     @property
     def alt(self) -> str:
-        """The chart in words, for those who cannot see it."""
-        told = []
-        for line in self.lines:
-            if line.points:
-                ends = [f"{y:.4g} at step {x:.0f}" for x, y in (line.points[0], line.points[-1])]
-                told.append(f"{line.name}: {', '.join(ends)}")
+        """Describe the chart for those who cannot see it."""
+        ends = [(line.name, line.points[0], line.points[-1]) for line in self.lines if line.points]
+        told = [
+            f"{name}: {y0:.4g} at step {x0:.0f}, {y1:.4g} at step {x1:.0f}"
+            for name, (x0, y0), (x1, y1) in ends
+        ]
         return f"Chart of {self.title}. {'; '.join(told)}"
 
 
@@ -143,20 +117,6 @@ def smooth(points: Points) -> Points:
     return smoothed
 
 
-def thin(points: Points) -> Points:
-    """Return few points: the lowest and the highest of each stretch, the first and the last."""
-    if len(points) <= _MAX_POINTS:
-        return points
-    stretches = _MAX_POINTS // 2 - 1
-    kept = {0, len(points) - 1}
-    for stretch in range(stretches):
-        begin = stretch * len(points) // stretches
-        members = range(begin, (stretch + 1) * len(points) // stretches)
-        kept.add(min(members, key=lambda i: points[i][1]))
-        kept.add(max(members, key=lambda i: points[i][1]))
-    return [points[i] for i in sorted(kept)]
-
-
 def draw(charts: Iterable[Chart], folder: Path) -> None:
     """Fill in each chart's ``svg`` and write ``<folder>/<stem>.png``.
 
@@ -167,20 +127,19 @@ def draw(charts: Iterable[Chart], folder: Path) -> None:
     with _DRAWING, matplotlib.rc_context(_SETTINGS):
         for chart in charts:
             chart.svg = _draw_svg(chart, _WIDE if chart.wide else _NARROW)
-            if chart.wide:  # on a phone the same chart would have letters that nobody can read
+            if chart.wide:  # unreadable on a phone
                 narrow = _draw_svg(chart, _NARROW)
                 chart.svg = f'<div class="wide">{chart.svg}</div><div class="narrow">{narrow}</div>'
             _draw_png(chart, folder / f"{chart.stem}.png")
 
 
 def _draw_svg(chart: Chart, size: tuple[float, float]) -> str:
-    """Return an SVG as a part of the page, whose colours and fonts it takes."""
+    """Return an SVG in the page's colours and fonts."""
     figure = Figure(figsize=size, layout="constrained")
     _draw_axes(figure, chart, _MARKED)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = file.getvalue().partition("<svg")[2]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every chart has the same names
     svg = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", svg)
@@ -200,16 +159,11 @@ def _draw_png(chart: Chart, path: Path) -> None:
     axes = _draw_axes(figure, chart, PAPER)
     axes.set_title(_drawable(chart.title), loc="left", color=PAPER["ink"], fontsize=11, pad=12)
     if len(chart.lines) > 1:
-        handles = [
-            Line2D([], [], color=PAPER[line.role], linestyle=line.style, lw=2)
-            for line in chart.lines
-        ]
-        # A name with "_" first would be hidden; hence the space.
-        names = [f" {_drawable(line.name)}" for line in chart.lines]
-        figure.legend(
-            handles, names, loc="outside lower left", ncols=2, frameon=False,
-            labelcolor=PAPER["ink"], fontsize=8,
-        )  # fmt: skip
+        for line in chart.lines:
+            label = f" {_drawable(line.name)}"  # matplotlib hides a label that begins with "_"
+            axes.plot([], [], color=PAPER[line.role], linestyle=line.style, lw=2, label=label)
+        style = {"ncols": 2, "frameon": False, "labelcolor": PAPER["ink"], "fontsize": 8}
+        figure.legend(loc="outside lower left", **style)
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
@@ -231,43 +185,38 @@ def _draw_axes(figure: Figure, chart: Chart, colours: dict[str, str]) -> Any:
     axes.set_axisbelow(True)
     axes.tick_params(colors=colours["muted"], length=0, labelsize=8.5, pad=5, which="both")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_step_text))
+    axes.xaxis.set_major_formatter(_step_text)
     axes.set_xlabel("step", color=colours["muted"], loc="right", labelpad=2, fontsize=8.5)
     return axes
 
 
 def _draw_line(axes: Any, line: Line, colours: dict[str, str]) -> None:
     colour = colours[line.role]
-    points = thin(line.course)
-    if points != line.points:
-        axes.plot(*_columns(thin(line.points)), color=colour, lw=0.9, alpha=0.28, zorder=2)
-    few = len(points) <= 12
+    if line.course is not line.points:
+        axes.plot(*_columns(line.points), color=colour, lw=0.9, alpha=0.28, zorder=2)
     axes.plot(
-        *_columns(points), color=colour, lw=1.9, linestyle=line.style, zorder=4,
-        marker="o" if few else None, ms=3.6, solid_capstyle="round", solid_joinstyle="round",
+        *_columns(line.course), color=colour, lw=1.9, linestyle=line.style, zorder=4, ms=3.6,
+        marker="o" if len(line.course) <= 12 else None, solid_capstyle="round",
     )  # fmt: skip
     if line.best is not None:
-        axes.plot(
-            *_columns([line.best]), "o", ms=10, mfc="none", mec=colours["ink"], mew=1.4, zorder=7,
-            clip_on=False,
-        )  # fmt: skip
+        ring = {"ms": 10, "mfc": "none", "mec": colours["ink"], "mew": 1.4}
+        axes.plot(*_columns([line.best]), "o", zorder=7, clip_on=False, **ring)
 
 
 def _scale(axes: Any, chart: Chart) -> None:
-    """A logarithmic axis where a linear one would press most of a curve onto its ground."""
+    """Choose a logarithmic axis where a linear one would flatten most of a curve."""
     drawn = [value for line in chart.lines for _, value in line.course]
     every = [value for line in chart.lines for _, value in line.points]
     axes.margins(x=0.015, y=0.08)
     if drawn and min(every) > 0 and max(drawn) > 40 * min(drawn):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0), numticks=8))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.minorticks_off()
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if drawn and max(every) > 3 * max(drawn) > 0:  # a few spikes must not flatten the curve
             axes.set_ylim(top=1.6 * max(drawn))
-    axes.yaxis.set_major_formatter(FuncFormatter(_value_text))
+    axes.yaxis.set_major_formatter(_value_text)
 
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:
@@ -285,6 +234,6 @@ def _value_text(value: float, _place: object = None) -> str:
 
 
 def _drawable(text: str) -> str:
-    """A text with a box for each letter that the drawing's font does not have."""
+    """Return the text with a box for each letter that the font lacks."""
     known = get_font(findfont(FontProperties(family=_FONT))).get_charmap()
     return "".join(letter if ord(letter) in known else "□" for letter in text)

@@ -1,42 +1,19 @@
-"""Evaluation folders: a table of figures with their intervals, and the samples that fail."""
+"""Evaluation folders: figures, their intervals and counts, and the samples that fail."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from minigpt4.tools.report.examples import Example, is_lower_better, lowest
-from minigpt4.tools.report.reading import (
-    JsonObject,
-    Notes,
-    count,
-    number,
-    part,
-    read_file,
-    read_rows,
-)
-
-_COUNTS = ("samples", "unreadable", "intervals")
-
-
-class MetricValue(NamedTuple):
-    """The figure of a metric and the ends of its interval, each NaN without one."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    lower_is_better: bool
+from minigpt4.tools.report.examples import Example, lowest
+from minigpt4.tools.report.reading import JsonObject, Notes, count, part, read_file, read_rows
 
 
 class EvaluatedSet(NamedTuple):
-    """A data set of an evaluation; ``counts`` are what its metrics counted, in words."""
+    """A data set of an evaluation, with its part of ``summary.json``."""
 
     name: str
-    samples: int | None
-    unreadable: int | None
-    figures: list[MetricValue]
+    content: JsonObject
     failures: list[Example]
-    counts: list[str]
 
 
 @dataclass
@@ -61,35 +38,9 @@ def read_evaluation(path: Path, notes: Notes) -> Evaluation:
             notes.add(f"{path / 'summary.json'}: {name} holds no figures and is left out")
             continue
         file = path / f"{name}.jsonl"
-        failures = []
-        if Path(name).name != name or not file.is_file():
+        if not file.is_file():
             notes.add(f"{file}: is missing, so that {name} has no failure examples")
-        else:
-            outputs = (row for row in read_rows(file, notes) if "error" not in row)
-            failures = lowest(outputs, path, f"{name} · {evaluation.name}")
-        figures = [
-            _metric_value(metric, value, content)
-            for metric, value in content.items()
-            if metric not in _COUNTS and not isinstance(value, dict | list | str)
-        ]
-        samples, unreadable = (count(content.get(key)) for key in ("samples", "unreadable"))
-        evaluation.data_sets.append(
-            EvaluatedSet(name, samples, unreadable, figures, failures, _counts(content))
-        )
+        outputs = (row for row in read_rows(file, notes) if "error" not in row)
+        failures = lowest(outputs, path, f"{name} · {evaluation.name}")
+        evaluation.data_sets.append(EvaluatedSet(name, content, failures))
     return evaluation
-
-
-def _metric_value(metric: str, value: Any, content: JsonObject) -> MetricValue:
-    ends = part(content, "intervals", metric)
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    return MetricValue(metric, number(value), number(low), number(high), is_lower_better(metric))
-
-
-def _counts(content: JsonObject) -> list[str]:
-    """Describe what each metric counted, such as how many texts failed in which way."""
-    found = content.get("counts")
-    return [
-        f"{metric}: {', '.join(f'{key} {value}' for key, value in counts.items())}"
-        for metric, counts in (found.items() if isinstance(found, dict) else ())
-        if isinstance(counts, dict)
-    ]

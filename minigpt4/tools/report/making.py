@@ -1,21 +1,19 @@
 """``report.html``: folders in, one page out that needs no other file."""
 
 import logging
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from minigpt4.errors import DataError, MiniGPT4Error, one_line
 from minigpt4.files import write_atomically
+from minigpt4.tools.report import examples, figures
 from minigpt4.tools.report.charts import draw
 from minigpt4.tools.report.evaluations import Evaluation, is_evaluation, read_evaluation
-from minigpt4.tools.report.examples import failures_of_run, make_sheet, read_looks
-from minigpt4.tools.report.facts import differing_keys, make_card
-from minigpt4.tools.report.figures import training_charts, validated, validation_charts
-from minigpt4.tools.report.reading import Notes
+from minigpt4.tools.report.reading import Notes, number
 from minigpt4.tools.report.runs import (
     Run,
     is_run,
@@ -30,24 +28,17 @@ _PAGE = Path(__file__).parent / "page"
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class Found:
     """What the folders hold."""
 
-    runs: list[Run] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    notes: Notes = field(default_factory=Notes)
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.evaluations: list[Evaluation] = []
+        self.notes = Notes()
 
 
 def make_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write ``report.html`` and the charts as PNG files.
-
-    Args:
-        folders: Of runs and evaluations.
-        output: Made where it is missing.
-
-    Returns:
-        The page.
+    """Write the charts as PNG files and ``report.html``, whose path is returned.
 
     Raises:
         MiniGPT4Error: where there is nothing to report on, or the output cannot be written.
@@ -68,7 +59,7 @@ def make_report(folders: Sequence[Path], output: Path) -> Path:
 
 
 def read_folders(folders: Sequence[Path]) -> Found:
-    """Runs and evaluations, each folder once.
+    """Read runs and evaluations, each folder once.
 
     Raises:
         DataError: for a folder that is neither, and where none has anything to show.
@@ -116,31 +107,38 @@ def _read_folder(folder: Path, found: Found) -> None:
 
 def _render(found: Found, output: Path) -> str:
     runs, notes = found.runs, found.notes
-    training, validation = training_charts(runs), validation_charts(runs)
+    training, validation = figures.training_charts(runs), figures.validation_charts(runs)
     draw([*training, *validation], output)
-    failures = [example for run in runs for example in failures_of_run(run)]
+    failures = [example for run in runs for example in examples.failures_of_run(run)]
     for evaluation in found.evaluations:
         failures += [example for part in evaluation.data_sets for example in part.failures]
-    examples, more_examples = make_sheet(runs, notes)
-    cards = [make_card(run, colour) for colour, run in enumerate(runs)]
+    sheet, more = examples.make_sheet(runs, notes)
     names = [*(run.name for run in runs), *(one.name for one in found.evaluations)]
     environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=ChainableUndefined,  # a config may lack whatever the page shows of it
     )
+    environment.filters["quote"] = shlex.quote
     return environment.get_template("report.html").render(
         title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         made=f"{datetime.now(timezone.utc):%-d %B %Y, %H:%M} UTC",
-        cards=cards,
+        runs=runs,
+        figures=figures,
+        number=number,
+        is_lower_better=examples.is_lower_better,
         training=training,
         validation=validation,
-        validation_legend=[name for *_, name in validated(runs)],
-        examples=examples,
-        more_examples=more_examples,
+        validation_legend=[name for *_, name in figures.validated(runs)],
+        examples=sheet,
+        more_examples=more,
         failures=failures,
         evaluations=found.evaluations,
-        looks=[(run, looks) for run in runs if (looks := read_looks(run.path, notes))],
+        looks=[(run, looks) for run in runs if (looks := examples.read_looks(run.path, notes))],
         bad_samples=[(r, groups) for r in runs if (groups := read_bad_samples(r.path, notes))],
         lost_steps=[(r, *steps) for r in runs if (steps := read_lost_steps(r.path, notes))[0]],
-        differences=differing_keys([run.config for run in runs]) if len(runs) > 1 else [],
+        differences=figures.differing_keys([run.config for run in runs]) if len(runs) > 1 else [],
         notes=notes.lines,
     )

@@ -17,11 +17,7 @@ _Kind = TypeVar("_Kind", JsonObject, list[Any])
 
 
 class Notes:
-    """What could not be read or was left out, for the reader of the report.
-
-    Attributes:
-        lines: Each thing once, in the order in which it was met.
-    """
+    """What could not be read or was left out, each thing once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -32,17 +28,17 @@ class Notes:
 
 
 def read_rows(path: Path, notes: Notes) -> Iterator[JsonObject]:
-    """Read the objects of a file of JSON lines; none when there is no file.
-
-    A last line that a kill cut short and lines that are no objects are left out and noted.
-    """
+    """Read the objects of a file of JSON lines; note a last line cut short and other lines."""
     broken: list[int] = []
     cut = False
     try:
         with open(path, "rb") as file:
             for place, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
-                row = _object(line)
-                if row is not None:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
                     yield row
                 elif line.strip():
                     cut = not line.endswith(b"\n") and len(line) < MAX_LINE
@@ -52,9 +48,8 @@ def read_rows(path: Path, notes: Notes) -> Iterator[JsonObject]:
     except OSError as error:
         notes.add(f"{path}: cannot be read ({one_line(error)})")
     if broken:
-        lines = "1 line is" if len(broken) == 1 else f"{len(broken):,} lines are"
-        first = "" if len(broken) == 1 else "the first is "
-        notes.add(f"{path}: {lines} no JSON objects and left out ({first}line {broken[0]})")
+        lines = f"{len(broken):,} lines are no JSON objects and left out"
+        notes.add(f"{path}: {lines} (the first is line {broken[0]})")
     if cut:
         notes.add(f"{path}: the last line was cut short, as by a kill, and is left out")
 
@@ -95,19 +90,10 @@ def number(value: Any) -> float:
 
 def count(value: Any) -> int | None:
     """Return a whole number from 0; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
-        return None
-    return value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value < 1 << 53 else None
 
 
 def short_path(value: object) -> str:
-    """Return the last two parts of a sample's path: which one it is, not where it was."""
+    """Return the last two parts of a sample's path."""
     return "/".join(str(value).rstrip("/").split("/")[-2:])
-
-
-def _object(line: bytes) -> JsonObject | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None

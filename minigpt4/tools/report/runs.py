@@ -3,13 +3,15 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 
 from minigpt4.tools.report.reading import (
     JsonObject,
@@ -24,44 +26,50 @@ from minigpt4.tools.report.reading import (
 _STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
 _NO_FIGURES = ("epoch", "step", "valid")
-_MAX_EXAMPLES, _MAX_LOST, _MAX_KEYS = 3, 20, 4
+_MAX_EXAMPLES, _MAX_LOST = 3, 20
 
 Points = list[tuple[float, float]]  # step, value; NaN where the log has no finite value
 
 
+class Environment(BaseModel):
+    """Content of ``environment.json``; a value of another kind counts as absent."""
+
+    started: datetime | None = None
+    command: list[str] = []
+    git: dict[str, Any] = {}
+    gpus: list[str] = []
+    processes: int = 1
+    platform: str = ""
+    python: str = ""
+    packages: dict[str, str] = {}
+    earlier_launches: list[Any] = []
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _leave_out(cls, value: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            return cls.model_fields[str(info.field_name)].get_default()
+
+
 @dataclass
 class Run:
-    """A run folder.
-
-    Attributes:
-        path: Of the folder.
-        name: Short, and unique among the runs of a report.
-        config: Content of ``config.yaml``.
-        environment: Content of ``environment.json``.
-        per_epoch: Steps of an epoch; None where it is not known.
-        total_steps: Steps that the config asks for.
-        last_step: Last step in the log.
-        epochs: Epochs that came to their end.
-        curves: By figure.
-        valid: Curves of the validations by data set and figure.
-        best: Metric, value, epoch and step of ``best.json``; empty without.
-        checkpoints: File names, the oldest first.
-        outputs: Rows of ``validation.jsonl`` by image and step.
-    """
+    """A run folder."""
 
     path: Path
-    name: str = ""
+    name: str = ""  # short, and unique in a report
     config: JsonObject = field(default_factory=dict)
-    environment: JsonObject = field(default_factory=dict)
-    per_epoch: int | None = None
-    total_steps: int | None = None
+    environment: Environment = field(default_factory=Environment)
+    per_epoch: int | None = None  # steps of an epoch
+    total_steps: int | None = None  # of the config
     last_step: int = 0
-    epochs: set[int] = field(default_factory=set)
-    curves: dict[str, Points] = field(default_factory=dict)
-    valid: dict[str, dict[str, Points]] = field(default_factory=dict)
-    best: JsonObject = field(default_factory=dict)
-    checkpoints: list[str] = field(default_factory=list)
-    outputs: dict[str, dict[int, JsonObject]] = field(default_factory=dict)
+    epochs: set[int] = field(default_factory=set)  # finished ones
+    curves: dict[str, Points] = field(default_factory=dict)  # of the training, by figure
+    valid: dict[str, dict[str, Points]] = field(default_factory=dict)  # by data set and figure
+    best: JsonObject = field(default_factory=dict)  # content of best.json
+    checkpoints: list[str] = field(default_factory=list)  # file names, the oldest first
+    outputs: dict[str, dict[int, JsonObject]] = field(default_factory=dict)  # by image and step
 
     @property
     def finished(self) -> bool:
@@ -80,13 +88,11 @@ class Run:
     def step_of(self, row: JsonObject) -> int | None:
         """Return the step of the run at which a row was written; None where it does not say."""
         epoch, step = count(row.get("epoch")), count(row.get("step"))
-        if epoch is None or step is None:
-            return None
-        return epoch * (self.per_epoch or 0) + step
+        return None if epoch is None or step is None else epoch * (self.per_epoch or 0) + step
 
 
 def finite(points: Points) -> Points:
-    """Return the points without those that the log has no finite value for."""
+    """Return the points with a finite value."""
     return [point for point in points if math.isfinite(point[1])]
 
 
@@ -100,7 +106,7 @@ def read_run(path: Path, notes: Notes) -> Run:
     if not (path / "config.yaml").exists():
         notes.add(f"{path / 'config.yaml'}: is missing, so the run's settings are not known")
     run.config = read_file(path / "config.yaml", notes, dict, yaml.safe_load)
-    run.environment = read_file(path / "environment.json", notes, dict)
+    run.environment = Environment(**read_file(path / "environment.json", notes, dict))
     rows = list(read_rows(path / "log.txt", notes))
     if not (path / "log.txt").exists():
         notes.add(f"{path}: has no log.txt, so no curves")
@@ -112,24 +118,25 @@ def read_run(path: Path, notes: Notes) -> Run:
     _read_log(run, rows, notes)
     _read_outputs(run, notes)
     run.best = _read_best(path / "best.json", notes)
-    run.checkpoints = _checkpoints(path)
+    found = (_CHECKPOINT.fullmatch(file.name) for file in path.glob("checkpoint_*.pth"))
+    numbered = sorted((int(match[1]), match[0]) for match in found if match)
+    run.checkpoints = [name for _, name in numbered]
+    if (path / "checkpoint_best.pth").exists():
+        run.checkpoints.append("checkpoint_best.pth")
     return run
 
 
 def name_runs(runs: Sequence[Run]) -> None:
-    """Give each run the shortest name that is its own: its folder, or what that lies in."""
-    short = [_short_name(run.path.resolve()) for run in runs]
-    for run, name in zip(runs, short, strict=True):
-        run.name = name if short.count(name) == 1 else f"{name}/{run.path.resolve().name}"
+    """Give each run the shortest name that is its own: its folder, or the one above."""
+    paths = [run.path.resolve() for run in runs]
+    stamped = [_STAMP.fullmatch(path.name) and path.parent.name for path in paths]
+    short = [above or path.name for above, path in zip(stamped, paths, strict=True)]
+    for run, name, path in zip(runs, short, paths, strict=True):
+        run.name = name if short.count(name) == 1 else f"{name}/{path.name}"
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
             run.name = str(run.path)
-
-
-def _short_name(path: Path) -> str:
-    stamped = _STAMP.fullmatch(path.name) and path.parent.name
-    return path.parent.name if stamped else path.name
 
 
 def _read_log(run: Run, rows: Sequence[JsonObject], notes: Notes) -> None:
@@ -148,8 +155,8 @@ def _read_log(run: Run, rows: Sequence[JsonObject], notes: Notes) -> None:
         else:
             odd += 1
     if odd:
-        lines = "1 line is" if odd == 1 else f"{odd:,} lines are"
-        notes.add(f"{run.path / 'log.txt'}: {lines} neither a step, an epoch nor a validation")
+        text = f"{odd:,} lines are neither a step, an epoch nor a validation"
+        notes.add(f"{run.path / 'log.txt'}: {text}")
     for at, row in sorted(steps.items()):
         _add_points(run.curves, at, row)
     for at, data_sets in sorted(valid.items()):
@@ -170,12 +177,11 @@ def _read_outputs(run: Run, notes: Notes) -> None:
     odd = 0
     path = run.path / "validation.jsonl"
     for row in read_rows(path, notes):
-        at = run.step_of(row)
-        name = row.get("picture") or row.get("image")
+        at, name = run.step_of(row), row.get("picture") or row.get("image")
         if at is None or not isinstance(name, str) or not isinstance(row.get("output"), str):
             odd += 1
-            continue
-        run.outputs.setdefault(name, {})[at] = row
+        else:
+            run.outputs.setdefault(name, {})[at] = row
     if odd:
         notes.add(f"{path}: {odd:,} lines without epoch, step, picture or output are left out")
 
@@ -189,58 +195,25 @@ def _read_best(path: Path, notes: Notes) -> JsonObject:
     return best
 
 
-def _checkpoints(path: Path) -> list[str]:
-    names = [file.name for file in path.glob("checkpoint_*.pth")]
-    numbered = [match for name in names if (match := _CHECKPOINT.fullmatch(name))]
-    numbered.sort(key=lambda match: int(match[1]))
-    best = "checkpoint_best.pth"
-    return [match[0] for match in numbered] + ([best] if best in names else [])
-
-
-class BadGroup(NamedTuple):
-    """Bad samples of one data set and one cause: how many, and a few of them."""
-
-    data_set: str
-    cause: str
-    total: int
-    examples: list[str]
-
-
-class LostStep(NamedTuple):
-    """A line of ``nonfinite.jsonl``, as words."""
-
-    where: str
-    loss: str
-    module: str
-    samples: str
-
-
-def read_bad_samples(folder: Path, notes: Notes) -> list[BadGroup]:
-    """Group a run's bad samples, the largest group first."""
+def read_bad_samples(folder: Path, notes: Notes) -> list[tuple[str, str, int, list[str]]]:
+    """Count a run's bad samples by data set and cause, with examples."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[str]] = {}
     for row in read_rows(folder / "bad_samples.jsonl", notes):
+        place = "/".join(str(row[name]) for name in ("shard", "key") if row.get(name))
+        text = f"{place}: {row['detail']}" if row.get("detail") else place
         group = str(row.get("dataset", "")), str(row.get("cause", "unknown"))
         counts[group] += 1
-        shown = examples.setdefault(group, [])
-        if len(shown) < _MAX_EXAMPLES:
-            place = "/".join(str(row[name]) for name in ("shard", "key") if row.get(name))
-            shown.append(f"{place}: {row['detail']}" if row.get("detail") else place)
-    return [BadGroup(*group, total, examples[group]) for group, total in counts.most_common()]
+        if counts[group] <= _MAX_EXAMPLES:
+            examples.setdefault(group, []).append(text)
+    return [(*group, total, examples[group]) for group, total in counts.most_common()]
 
 
-def read_lost_steps(folder: Path, notes: Notes) -> tuple[list[LostStep], int]:
+def read_lost_steps(folder: Path, notes: Notes) -> tuple[list[JsonObject], int]:
     """Return the first lost steps of a run, and how many more there are."""
     rows = read_rows(folder / "nonfinite.jsonl", notes)
-    return [_lost_step(row) for row in islice(rows, _MAX_LOST)], sum(1 for _ in rows)
-
-
-def _lost_step(row: JsonObject) -> LostStep:
-    keys: list[Any] = row["keys"] if isinstance(row.get("keys"), list) else []
-    more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
-    return LostStep(
-        f"epoch {row.get('epoch')}, step {row.get('step')}, rank {row.get('rank')}",
-        str(row.get("loss")),
-        str(row.get("module") or "every output of the forward pass is finite"),
-        ", ".join(map(str, keys[:_MAX_KEYS])) + more,
-    )
+    first = [
+        row | {"keys": row["keys"] if isinstance(row.get("keys"), list) else []}
+        for row in islice(rows, _MAX_LOST)
+    ]
+    return first, sum(1 for _ in rows)

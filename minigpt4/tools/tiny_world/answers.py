@@ -19,10 +19,9 @@ DESCRIBE = "Describe this image in detail."
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out scenes, their picture files and encoded pictures ``[N, Q, H]``."""
+    """Held-out scenes and their encoded pictures ``[N, Q, H]``."""
 
     scenes: list[Scene]
-    files: list[Path]
     images: torch.Tensor
 
 
@@ -30,7 +29,7 @@ def encode_split(chat: Chat, heldout: Sequence[tuple[Scene, Path]]) -> Split:
     """Every picture through the chat's own image path."""
     files = [file for _, file in heldout]
     batches = [chat.encode_images(files[i : i + _BATCH]) for i in range(0, len(files), _BATCH)]
-    return Split([scene for scene, _ in heldout], files, torch.cat(batches))
+    return Split([scene for scene, _ in heldout], torch.cat(batches))
 
 
 def _generate(

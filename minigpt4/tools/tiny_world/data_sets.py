@@ -1,10 +1,9 @@
-"""Scenes on disk in the formats that full-size data comes in.
+"""Scenes on disk in the formats of full-size data.
 
-``laion/`` and ``cc_sbu/`` are webdataset shards as img2dataset writes them, ``cc_sbu_align/`` and
-the held-out splits are ``filter_cap.json`` with ``image/``. A held-out split also holds
-``scenes.json``, the facts that answers are scored against. ``validation/`` has the first scenes of
-``heldout_seen/`` once more, as shards with captions for stage 1 and as a folder with descriptions
-for stage 2.
+``laion/`` and ``cc_sbu/`` are shards as img2dataset writes them; ``cc_sbu_align/`` and the held-out
+splits are ``filter_cap.json`` with ``image/``, the latter with ``scenes.json``, the facts that
+answers are scored against. ``validation/`` holds the first scenes of ``heldout_seen/`` for both
+stages.
 """
 
 import dataclasses
@@ -41,13 +40,7 @@ def write_data_sets(
     heldout: int = 300,
     shuffle_captions: bool = False,
 ) -> None:
-    """Draw and write everything; equal arguments give equal files.
-
-    A folder that was written whole with the same arguments is left as it is.
-
-    Raises:
-        MiniGPT4Error: when the folder cannot be written.
-    """
+    """Draw and write everything, unless the folder was written whole with the same arguments."""
     made_with = {
         "seed": seed,
         "pairs": pairs,
@@ -88,22 +81,12 @@ def write_data_sets(
         stamp.write_text(json.dumps(made_with))
     except OSError as error:
         raise MiniGPT4Error(f"{output}: cannot be written ({error})") from error
-    logger.info(
-        "scenes drawn into %s: %d pairs in shards, %d descriptions, %d held out in each of %s",
-        output,
-        pairs,
-        descriptions,
-        heldout,
-        " and ".join(HELDOUT_SPLITS),
-    )
+    text = "scenes drawn into %s: %d pairs in shards, %d descriptions, %d held out in each of %s"
+    logger.info(text, output, pairs, descriptions, heldout, " and ".join(HELDOUT_SPLITS))
 
 
 def read_heldout(folder: Path) -> list[tuple[Scene, Path]]:
-    """Scenes of a held-out split with their picture files.
-
-    Raises:
-        DataError: when the split is not there.
-    """
+    """Return the scenes of a held-out split with their picture files."""
     try:
         facts = json.loads((folder / "scenes.json").read_text())
     except (OSError, ValueError) as error:
@@ -121,7 +104,7 @@ def _encode(picture: Image.Image) -> bytes:
 
 
 def _write_shards(folder: Path, scenes: Sequence[Scene], captions: Sequence[str]) -> None:
-    """Tars of jpg, txt and json under keys ``{shard:05d}{index:04d}``, with ``_stats.json``."""
+    """Write tars of jpg, json and txt, with ``_stats.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard, first in enumerate(range(0, len(scenes), _SHARD_SIZE)):
         part = list(zip(scenes, captions, strict=True))[first : first + _SHARD_SIZE]
@@ -147,11 +130,8 @@ def _add_sample(tar: tarfile.TarFile, key: str, picture: Image.Image, text: str)
         "exif": "{}",
         "sha256": hashlib.sha256(pixels).hexdigest(),
     }
-    for suffix, content in (
-        ("jpg", pixels),
-        ("json", json.dumps(fields).encode()),
-        ("txt", text.encode()),
-    ):
+    files = {"jpg": pixels, "json": json.dumps(fields).encode(), "txt": text.encode()}
+    for suffix, content in files.items():
         entry = tarfile.TarInfo(f"{key}.{suffix}")
         entry.size = len(content)
         tar.addfile(entry, io.BytesIO(content))

@@ -1,8 +1,6 @@
-"""What can be said about a scene: captions, descriptions, questions, and reading them back.
+"""What can be said about a scene, and reading it back from generated text.
 
-Captions are the stage-1 text (lower case, no full stop: what ``blip_caption`` leaves as it is),
-descriptions the stage-2 text. :func:`read_back` undoes them, so that figures come from generated
-text scored against the scene.
+Captions are the text of stage 1 (``blip_caption`` leaves them unchanged), descriptions of stage 2.
 """
 
 import random
@@ -30,7 +28,7 @@ _BACKGROUND = re.compile(rf"\bon a ({'|'.join(BACKGROUNDS)}) background\b")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text says: colour-shape pairs in the order named, and the layout (None if unsaid)."""
+    """Colour-shape pairs that a text names, in order, and the layout."""
 
     pairs: tuple[tuple[str, str], ...]
     layout: str | None
@@ -72,14 +70,12 @@ def description(scene: Scene) -> str:
     else:
         way = "From left to right" if scene.layout == "row" else "From top to bottom"
         body = f"{way} there are {names[0]}, {names[1]} and {names[2]}."
-    noun = "object" if len(names) == 1 else "objects"
-    return (
-        f"The image shows {NUMBERS[len(names)]} {noun} on a {scene.background} background. {body}"
-    )
+    count = f"{NUMBERS[len(names)]} object{'s' if len(names) > 1 else ''}"
+    return f"The image shows {count} on a {scene.background} background. {body}"
 
 
 def read_back(text: str) -> Reading:
-    """Pairs and layout that a caption or a description names; unknown words are passed over."""
+    """Return the pairs and the layout that a caption or a description names."""
     pairs = tuple((color, shape) for _, color, shape in _THING.findall(text))
     places = _PLACE.findall(text)
     layout = None
@@ -99,10 +95,9 @@ def read_back(text: str) -> Reading:
 
 
 def is_failed_description(text: str) -> bool:
-    """Whether an answer to "describe this image" is no description: the paper's generation failure.
+    """Whether an answer to "describe this image" fails as in the paper.
 
-    Failed means unfinished (does not end in a full stop), repeated (a thing or a sentence said
-    twice), or of the wrong form (not two sentences, the first of which is ``The image shows …``).
+    It is unfinished, names a thing twice, or is not two sentences, first ``The image shows …``.
     """
     sentences = [part.strip() for part in text.strip().split(".")]
     if sentences[-1] != "" or len(sentences) != 3:
@@ -114,7 +109,7 @@ def is_failed_description(text: str) -> bool:
 
 
 def _opposites(scene: Scene) -> list[tuple[str, Thing, Thing]]:
-    """Neighbouring things as (relation of the first to the second, first, second)."""
+    """Return neighbouring things as (relation of the first to the second, first, second)."""
     across = scene.layout in ("beside", "row")
     forth, back = ("left of", "right of") if across else ("above", "below")
     result = []
@@ -128,11 +123,11 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     things = scene.things
     colors = [thing.color for thing in things]
     shapes = [thing.shape for thing in things]
+    number = "is one object" if len(things) == 1 else f"are {NUMBERS[len(things)]} objects"
+    ground = f"The background is {scene.background}."
     asked = [
-        Question("count", "How many objects are there?", f"There {_are(len(things))}."),
-        Question(
-            "background", "What is the background like?", f"The background is {scene.background}."
-        ),
+        Question("count", "How many objects are there?", f"There {number}."),
+        Question("background", "What is the background like?", ground),
     ]
     by_color = [thing for thing in things if colors.count(thing.color) == 1]
     by_shape = [thing for thing in things if shapes.count(thing.shape) == 1]
@@ -155,12 +150,8 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     return asked
 
 
-def _are(count: int) -> str:
-    return "is one object" if count == 1 else f"are {NUMBERS[count]} objects"
-
-
 def _yes_or_no(scene: Scene, rng: random.Random) -> Question:
-    """A question answered yes or no with equal odds; a wrong pair differs in one attribute."""
+    """Return a question answered yes or no with equal odds."""
     color, shape = rng.choice(scene.things).pair
     truth = rng.random() < 0.5
     while not truth and (color, shape) in scene.pairs:

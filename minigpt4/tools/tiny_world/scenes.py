@@ -1,8 +1,4 @@
-"""Scenes of one to three coloured shapes: sampled, drawn, and described as plain facts.
-
-First stop of the tiny world: everything else (captions, questions, tower pretraining, data sets on
-disk) starts from a :class:`Scene`.
-"""
+"""Scenes of one to three coloured shapes, sampled and drawn; the start of the tiny world."""
 
 import math
 import random
@@ -26,15 +22,9 @@ SHAPES = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "h
 SIZES = {"small": 10.0, "large": 16.0}  # radius in pixels
 BACKGROUNDS = {"light": 228, "grey": 150, "dark": 42}  # grey level
 PLACES = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "center",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
+    *("top left", "top", "top right"),
+    *("left", "center", "right"),
+    *("bottom left", "bottom", "bottom right"),
 )
 PAIR_LAYOUTS = ("beside", "above")  # left to right; top to bottom
 TRIPLE_LAYOUTS = ("row", "column")
@@ -50,7 +40,7 @@ _HALVES = (32.0, 80.0)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what it is and where its centre lies (pixels)."""
+    """One object, with its centre in pixels."""
 
     color: str
     shape: str
@@ -66,10 +56,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three things on a plain background; things are listed left to right, top to bottom.
+    """One to three things on a plain background, from left to right or from top to bottom.
 
     ``layout`` is a place of :data:`PLACES` for one thing, else ``beside``, ``above``, ``row`` or
-    ``column``; mosaics (tower pretraining only) have layout ``mosaic``.
+    ``column``.
     """
 
     things: tuple[Thing, ...]
@@ -82,8 +72,8 @@ class Scene:
         return frozenset(thing.pair for thing in self.things)
 
 
-def _random_pair(rng: random.Random, withheld: bool | None) -> tuple[str, str]:
-    """A colour-shape pair: any (None), never a withheld one (False), only withheld ones (True)."""
+def sample_pair(rng: random.Random, withheld: bool | None = None) -> tuple[str, str]:
+    """Sample a colour-shape pair: any (None), never a withheld one (False), or only those."""
     if withheld:
         return rng.choice(sorted(WITHHELD_PAIRS))
     while True:
@@ -92,8 +82,8 @@ def _random_pair(rng: random.Random, withheld: bool | None) -> tuple[str, str]:
             return pair
 
 
-def _positions(layout: str, rng: random.Random) -> list[tuple[float, float]]:
-    """Centres (x, y) for a layout, with jitter that leaves the layout readable."""
+def sample_centres(layout: str, rng: random.Random) -> list[tuple[float, float]]:
+    """Sample the centres (x, y) of a layout's things."""
 
     def jitter(width: float) -> float:
         return rng.uniform(-width, width)
@@ -107,44 +97,22 @@ def _positions(layout: str, rng: random.Random) -> list[tuple[float, float]]:
     return centres if layout in ("beside", "row") else [(y, x) for x, y in centres]
 
 
-def sample_scene(
-    rng: random.Random, count: int | None = None, pairs: str = "any", layout: str | None = None
-) -> Scene:
-    """A random scene.
-
-    Args:
-        rng: Source of all randomness but the pixel noise.
-        count: Number of things, 1 to 3; drawn evenly when left out.
-        pairs: ``any``, ``seen`` (no withheld pair) or ``withheld`` (at least one withheld pair).
-        layout: A layout that fits ``count``; drawn when left out.
-    """
+def sample_scene(rng: random.Random, count: int | None = None, pairs: str = "any") -> Scene:
+    """Sample a scene of ``count`` things; ``pairs`` are any, seen (no withheld one) or withheld."""
     count = count or rng.randint(1, 3)
-    layouts = (PLACES, PAIR_LAYOUTS, TRIPLE_LAYOUTS)[count - 1]
-    layout = layout or rng.choice(layouts)
+    layout = rng.choice((PLACES, PAIR_LAYOUTS, TRIPLE_LAYOUTS)[count - 1])
     special = rng.randrange(count) if pairs == "withheld" else None
     chosen: list[tuple[str, str]] = []
     while len(chosen) < count:
         withheld = None if pairs == "any" else len(chosen) == special
-        pair = _random_pair(rng, withheld)
+        pair = sample_pair(rng, withheld)
         if pair not in chosen:
             chosen.append(pair)
     things = tuple(
         Thing(color, shape, rng.choice(tuple(SIZES)), x, y, rng.uniform(-0.16, 0.16))
-        for (color, shape), (x, y) in zip(chosen, _positions(layout, rng), strict=True)
+        for (color, shape), (x, y) in zip(chosen, sample_centres(layout, rng), strict=True)
     )
     return Scene(things, layout, rng.choice(tuple(BACKGROUNDS)), rng.randrange(2**31))
-
-
-def sample_mosaic(rng: random.Random) -> Scene:
-    """A dense scene for tower pretraining: up to nine things on a 3 x 3 grid."""
-    things = []
-    for place in PLACES:
-        if rng.random() < 0.75:
-            ((x, y),) = _positions(place, rng)
-            color, shape = _random_pair(rng, None)
-            size = rng.choice(tuple(SIZES))
-            things.append(Thing(color, shape, size, x, y, rng.uniform(-0.16, 0.16)))
-    return Scene(tuple(things), "mosaic", rng.choice(tuple(BACKGROUNDS)), rng.randrange(2**31))
 
 
 def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
@@ -169,15 +137,11 @@ def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
                 turn = k * math.pi / 2
                 polar += [(1.05, turn - arm), (1.05, turn + arm), (0.43, turn + math.pi / 4)]
         case _:  # heart: the classic parametric curve, shrunk to unit radius
-            points = []
-            for k in range(24):
-                t = 2 * math.pi * k / 24
-                px = 16 * math.sin(t) ** 3
-                py = -(
-                    13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-                )
-                points.append((px / 16, py / 16))
-            polar = [(math.hypot(px, py), math.atan2(py, px)) for px, py in points]
+            polar = []
+            for t in (2 * math.pi * k / 24 for k in range(24)):
+                c1, c2, c3, c4 = (math.cos(k * t) for k in (1, 2, 3, 4))
+                px, py = 16 * math.sin(t) ** 3 / 16, -(13 * c1 - 5 * c2 - 2 * c3 - c4) / 16
+                polar.append((math.hypot(px, py), math.atan2(py, px)))
     return [
         (
             (thing.x + radius * r * math.cos(phi + thing.angle)) * scale,
@@ -187,24 +151,25 @@ def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
     ]
 
 
-def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
-    """The scene as an RGB picture of ``size`` x ``size`` pixels; equal scenes give equal pixels."""
+def draw_scene(scene: Scene) -> Image.Image:
+    """Draw an RGB picture of 112 x 112 pixels; equal scenes give equal pixels."""
     rng = random.Random(scene.noise_seed)
-    scale = 2 * size / IMAGE_SIZE  # drawn at twice the size, then halved: smooth edges
+    scale = 2.0  # drawn at twice the size, then halved: smooth edges
+    size = (2 * IMAGE_SIZE, 2 * IMAGE_SIZE)
 
     def tint(rgb: tuple[int, int, int], width: int) -> tuple[int, ...]:
         return tuple(min(255, max(0, value + rng.randint(-width, width))) for value in rgb)
 
     grey = BACKGROUNDS[scene.background] + rng.randint(-10, 10)
-    picture = Image.new("RGB", (2 * size, 2 * size), tint((grey, grey, grey), 4))  # type: ignore[arg-type]
+    picture = Image.new("RGB", size, tint((grey, grey, grey), 4))  # type: ignore[arg-type]
     canvas = ImageDraw.Draw(picture)
     for thing in scene.things:
         fill = tint(COLORS[thing.color], 12)
         radius, x, y = SIZES[thing.size] * scale, thing.x * scale, thing.y * scale
+        box = [x - radius, y - radius, x + radius, y + radius]
         if thing.shape == "circle":
-            canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
+            canvas.ellipse(box, fill=fill)
         elif thing.shape == "ring":
-            box = [x - radius, y - radius, x + radius, y + radius]
             canvas.ellipse(box, outline=fill, width=round(radius * 0.42))
         else:
             canvas.polygon(_outline(thing, scale), fill=fill)

@@ -1,7 +1,6 @@
-"""Scores of generated text about scenes: right things, right layout, failed descriptions.
+"""Scores of generated text about scenes, also as metrics.
 
-Registered as metrics, they score any data set whose references are captions or descriptions of
-scenes: ``plugins: [minigpt4.tools.tiny_world.scoring]`` and ``run.metrics: [scene_pairs, …]``.
+``plugins: [minigpt4.tools.tiny_world.scoring]`` and ``run.metrics: [scene_pairs, …]``.
 """
 
 from collections.abc import Sequence

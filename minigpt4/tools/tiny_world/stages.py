@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
-    """Stage 1 on ``scenes``; lands at ``output/stage1.pth``. Seconds of wall time."""
+    """Train stage 1 to ``output/stage1.pth``; return the seconds of wall time."""
     own = [
         *(f"datasets.{name}.build_info.storage={scenes}/{name}/" for name in ("laion", "cc_sbu")),
         *_validated("cc_sbu", scenes / VALIDATION / "captions", every=25),
@@ -32,7 +32,7 @@ def train_stage1(scenes: Path, output: Path, seed: int, options: Sequence[str] =
 
 
 def train_stage2(scenes: Path, output: Path, seed: int, options: Sequence[str] = ()) -> float:
-    """Stage 2 from ``output/stage1.pth``; lands at ``output/stage2.pth``. Seconds of wall time."""
+    """Train stage 2 to ``output/stage2.pth``; return the seconds of wall time."""
     own = [
         f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/",
         *_validated("cc_sbu_align", scenes / VALIDATION / "descriptions", every=100),
@@ -43,7 +43,7 @@ def train_stage2(scenes: Path, output: Path, seed: int, options: Sequence[str] =
 
 
 def _validated(data_set: str, held_out: Path, every: int) -> list[str]:
-    """Options: measure on held-out scenes while it learns, and with exchanged pictures."""
+    """Return options that validate on held-out scenes, and with exchanged pictures."""
     return [
         "plugins=[minigpt4.tools.tiny_world.scoring]",  # metrics that know scenes
         f"datasets.{data_set}.build_info.val_storage={held_out}",
@@ -69,15 +69,12 @@ def _train(stage: str, config: str, output: Path, options: list[str]) -> float:
     started = time.monotonic()
     status = subprocess.run([*launcher, "1", *arguments], check=False, env=environment).returncode
     seconds = time.monotonic() - started
-    checkpoints = sorted(runs.glob("*/checkpoint_[0-9]*.pth"), key=_epoch)
+    found = runs.glob("*/checkpoint_[0-9]*.pth")
+    checkpoints = sorted(found, key=lambda file: int(file.stem.removeprefix("checkpoint_")))
     if status != 0 or not checkpoints:
         raise MiniGPT4Error(f"{stage} failed (exit code {status}); its own message stands above")
     shutil.copyfile(checkpoints[-1], output / f"{stage}.pth")
     return round(seconds, 1)
-
-
-def _epoch(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("checkpoint_"))
 
 
 def run_of(output: Path, stage: str) -> Path:

@@ -12,18 +12,16 @@ from minigpt4.conversation import TEMPLATES
 from minigpt4.datasets.images import load_image
 from minigpt4.tools.alignment.describing import (
     ENOUGH,
+    QUESTION,
     Describing,
     describe_batch,
     paper_prompt,
     write_drafts,
-)
+)  # fmt: skip
 from minigpt4.tools.alignment.pictures import Picture, find_pictures
 from minigpt4.tools.alignment.work_folder import Journal
 
 SMALL = Describing(num_beams=2, max_new_tokens=16, batch_size=4)
-QUESTION = (
-    "Describe this image in detail. Give as many details as possible. Say everything you see."
-)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,9 @@ def pixels_of(chat: Chat, pictures: list[Picture]) -> list[torch.Tensor]:
 
 
 def test_the_prompt_is_the_papers_to_the_letter():
-    first = f"###Human: <Img><ImageHere></Img> {QUESTION} ###Assistant:"
+    question = "Describe this image in detail. Give as many details as possible. "
+    question += "Say everything you see."
+    first = f"###Human: <Img><ImageHere></Img> {question} ###Assistant:"
     for name in ("vicuna_v0", "vicuna_v0_first_release"):
         assert paper_prompt(TEMPLATES[name]) == first
         again = paper_prompt(TEMPLATES[name], "A dog.")

@@ -1,6 +1,5 @@
 """The paper's procedure as one command, killed and gone on with in each of its steps."""
 
-import json
 import logging
 import os
 import shutil
@@ -26,23 +25,22 @@ from tests.helpers.chat_server import (
     completion,
     failure,
     polished,
-)
+)  # fmt: skip
+from tests.helpers.data_files import read_rows, write_rows
 from tests.helpers.processes import started
-from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import EntryPoint
 from tests.helpers.repo import error_line as one_line
+from tests.helpers.training import STAGE2, train
 
 CONFIG = "eval_configs/tiny_eval.yaml"
 KEY = "sk-secret-0123456789"
 FAST = ["--num-beams", "2", "--max-new-tokens", "20", "--batch-size", "4"]
-FILES = {"settings.json", ".lock", "drafts.jsonl", "verdicts.jsonl", "reviews.jsonl"}
+FILES = {"settings.json", "drafts.jsonl", "verdicts.jsonl", "reviews.jsonl", "requests.jsonl",
+         "filter_cap.json", "image"}  # fmt: skip
 WAIT = 240.0  # seconds; nothing here takes as long unless it hangs
 
 Make = Callable[..., tuple[int, str]]
 Row = dict[str, Any]
-
-
-def rows_of(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def written(folder: Path) -> bytes:
@@ -75,11 +73,11 @@ def drafted(pictures: Path, projection: Path, tmp_path_factory: pytest.TempPathF
     with pytest.raises(SystemExit) as ended:
         main(["make-alignment-set", *arguments])
     assert ended.value.code == 1, "what an untrained model says is not kept"
-    rows = rows_of(folder / "drafts.jsonl")
+    rows = read_rows(folder / "drafts.jsonl")
     for row in rows:
         if "draft" in row:
             row["draft"] = f"A draft about {row['image']}"
-    (folder / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "drafts.jsonl", rows)
     return folder
 
 
@@ -116,10 +114,8 @@ def asking(server: ChatServer, *arguments: object) -> list[object]:
 def test_from_pictures_to_a_set(make: Make, server: ChatServer, output: Path, pictures: Path):
     code, told = make(output, *asking(server))
     assert code == 0, told
-    assert {entry.name for entry in output.iterdir()} == {
-        *FILES, "requests.jsonl", "filter_cap.json", "image",
-    }  # fmt: skip
-    drafts = rows_of(output / "drafts.jsonl")
+    assert {entry.name for entry in output.iterdir()} == FILES
+    drafts = read_rows(output / "drafts.jsonl")
     assert [row["image"] for row in drafts] == [*(f"{n}.jpg" for n in range(8)), "bad.png"]
     asked = {f"A draft about {n}.jpg": 1 for n in range(8)}
     assert server.asked == asked
@@ -129,15 +125,13 @@ def test_from_pictures_to_a_set(make: Make, server: ChatServer, output: Path, pi
         RawSample(str(n), output / "image" / f"{n}.jpg", GOOD.format(f"A draft about {n}.jpg"))
         for n in range(8)
     ]
-    content = json.loads((output / "filter_cap.json").read_text())
-    assert content["annotations"][3] == {"image_id": "3", "caption": entries[3].text}  # type: ignore[union-attr]
     assert "1 pictures cannot be read and are left out (first: bad.png)" in told
     assert "tokens so far: 800 read, 160 written" in told
     assert "filter: 8 of 9 pass (apology 0" in told
     assert f"{output}: 8 pairs" in told
     assert KEY not in told
     assert KEY.encode() not in written(output)
-    last = rows_of(output / "verdicts.jsonl")[-1]
+    last = read_rows(output / "verdicts.jsonl")[-1]
     assert (last["kept"], last["reason"]) == (False, "unreadable picture")
     before = written(output)
     code, told = make(output, *asking(server))
@@ -149,7 +143,6 @@ def test_from_pictures_to_a_set(make: Make, server: ChatServer, output: Path, pi
 
 def test_each_rule_of_the_filter_is_counted(make: Make, server: ChatServer, output: Path):
     replies = {
-        "0": "I'm sorry I made a mistake in the paragraph that you gave me.",
         "1": "I apologize for that, here is the paragraph without the error.",
         "2": "The paragraph is incomplete, so that nothing can be said about it.",
         "3": "Too short.",
@@ -158,13 +151,15 @@ def test_each_rule_of_the_filter_is_counted(make: Make, server: ChatServer, outp
         "6": GOOD.format("all of it") + " ###Human:",
         "7": GOOD.format("all of it"),
     }
-    server.answer = lambda text, _: completion(replies[text[-5]])
+    replied = {n: completion(text) for n, text in replies.items()}
+    server.answer = lambda text, _: replied.get(text[-5], failure(400))
     code, told = make(output, *asking(server))
     assert code == 0, told
-    line = "filter: 1 of 9 pass (apology 2, incomplete 1, control text 1, short 2, repetition 1, "
-    assert line + "unreadable picture 1)" in told
-    assert [row.get("reason") for row in rows_of(output / "verdicts.jsonl")] == [
-        *("apology", "apology", "incomplete", "short", "repetition", "short", "control text"),
+    line = "filter: 1 of 9 pass (apology 1, incomplete 1, control text 1, short 2, repetition 1, "
+    assert line + "no reply 1, unreadable picture 1)" in told
+    assert "1 texts without a reply: the same command asks again" in told
+    assert [row.get("reason") for row in read_rows(output / "verdicts.jsonl")] == [
+        *("no reply", "apology", "incomplete", "short", "repetition", "short", "control text"),
         *(None, "unreadable picture"),
     ]
     (entry,) = read_entries(output)
@@ -172,22 +167,11 @@ def test_each_rule_of_the_filter_is_counted(make: Make, server: ChatServer, outp
     assert (entry.key, entry.text) == ("7", replies["7"])
 
 
-def test_a_text_without_a_reply_is_left_for_the_next_run(
-    make: Make, server: ChatServer, output: Path
-):
-    server.answer = lambda text, _: failure(400) if text[-5] == "0" else polished(text)
-    code, told = make(output, *asking(server))
-    assert code == 0, told
-    assert "no reply 1" in told
-    assert "1 texts without a reply: the same command asks again" in told
-    assert len(read_entries(output)) == 7
-
-
 def test_by_rules_no_server_is_needed(make: Make, output: Path):
-    rows = rows_of(output / "drafts.jsonl")
+    rows = read_rows(output / "drafts.jsonl")
     whole = "A small red circle is on the left of a blue square on a dark background."
     rows[0]["draft"] = f"</Img> {whole} {whole} And then there"
-    (output / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(output / "drafts.jsonl", rows)
     code, told = make(output, "--polish", "rules")
     assert code == 0, told
     (entry,) = read_entries(output)
@@ -205,27 +189,14 @@ def test_reviews_count_also_without_the_page(make: Make, server: ChatServer, out
         {"image_id": "2", "verdict": "edit", "text": "Mine.", "polished": text.format(2)},
         {"image_id": "3", "verdict": "reject", "text": "old", "polished": "of an older text"},
     ]
-    (output / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(output / "reviews.jsonl", rows)
     code, told = make(output, *asking(server))
     assert code == 0
     assert "reviews: 1 accepted, 1 edited, 1 rejected" in told
-    texts = {
-        entry.key: entry.text for entry in read_entries(output) if isinstance(entry, RawSample)
-    }
+    texts = {e.key: e.text for e in read_entries(output) if isinstance(e, RawSample)}
     assert list(texts) == ["0", "2", "3", "4", "5", "6", "7"]
     assert texts["2"] == "Mine."
     assert not (output / "image" / "1.jpg").exists()
-
-
-def test_a_key_that_is_refused_is_one_line_and_shown_nowhere(
-    make: Make, server: ChatServer, output: Path
-):
-    server.answer = lambda *_: failure(401, f"Incorrect API key provided: {KEY}")
-    code, told = make(output, *asking(server))
-    assert code == 2
-    assert "401" in one_line(told)
-    assert KEY not in told
-    assert KEY.encode() not in written(output)
 
 
 def test_a_budget_stops_it_and_a_larger_one_goes_on(make: Make, server: ChatServer, output: Path):
@@ -245,9 +216,7 @@ def test_a_budget_stops_it_and_a_larger_one_goes_on(make: Make, server: ChatServ
     assert len(server.asked) == 8
 
 
-def test_other_settings_are_refused_by_name(
-    make: Make, server: ChatServer, output: Path, pictures: Path, run_entry: EntryPoint
-):
+def test_other_settings_are_refused_by_name(make: Make, server: ChatServer, output: Path):
     assert make(output, *asking(server))[0] == 0
     before = written(output)
     for named, arguments, options in (
@@ -341,7 +310,7 @@ def test_killed_while_it_describes_no_draft_differs(scenes: Path, projection: Pa
     with started([*PROGRAM, *common(images, killed), *few, *options]) as job:
         job.communicate(timeout=WAIT)
     assert drafts.read_bytes() == (alone / "drafts.jsonl").read_bytes()
-    assert [row["image_id"] for row in rows_of(drafts)] == [str(n) for n in range(24)]
+    assert [row["image_id"] for row in read_rows(drafts)] == [str(n) for n in range(24)]
 
 
 @pytest.mark.slow
@@ -354,12 +323,13 @@ def test_killed_while_it_polishes_nothing_received_is_asked_again(
     server.answer = lambda text, _: Answer(
         body=polished(text).body, after=0.0 if text[-5] in "012" else 3600.0
     )
-    journal = output / "requests.jsonl"
+
+    def two_under_way() -> bool:
+        kept = (output / "requests.jsonl").read_bytes().count(b"reply")
+        return server.asked.total() == 5 and kept == 3
+
     with started([*PROGRAM, *arguments]) as job:
-        wait_until(
-            job,
-            lambda: server.asked.total() == 5 and journal.read_bytes().count(b"reply") == 3,
-        )
+        wait_until(job, two_under_way)
         job.send_signal(signal.SIGKILL)
         job.wait()
     server.answer = lambda text, _: polished(text)
@@ -408,7 +378,7 @@ def test_killed_while_it_writes_the_set_is_whole_or_not_there(
         job.send_signal(signal.SIGKILL)
         job.wait()
     rows = [{"image_id": str(n), "image": f"{n:04d}.jpg", "draft": text} for n in range(3000)]
-    (work / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(work / "drafts.jsonl", rows)
     image = work / "image"
     for linked in (1, 500):
         with started([*PROGRAM, *arguments]) as job:
@@ -436,12 +406,9 @@ def test_stage_2_trains_on_the_set(
         *("run.max_epoch=2", "run.iters_per_epoch=null", "run.batch_size_train=4"),
         *("run.warmup_steps=0", "run.num_workers=0"),
     ]
-    command = [sys.executable, "train.py", "--cfg-path", "train_configs/tiny_stage2_finetune.yaml"]
-    result = subprocess.run(
-        [*command, "--options", *options], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = train(*options, config=STAGE2)
     assert result.returncode == 0, result.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    lines = [json.loads(line) for line in (run / "log.txt").read_text().splitlines()]
+    lines = read_rows(run / "log.txt")
     assert lines[-1]["train_loss"] < lines[0]["loss"]
     assert not (run / "bad_samples.jsonl").exists()

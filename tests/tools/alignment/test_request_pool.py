@@ -22,7 +22,7 @@ from tests.helpers.chat_server import (
     completion,
     failure,
     polished,
-)
+)  # fmt: skip
 from tests.helpers.messages import one_line
 
 KEY = "sk-secret-0123456789"
@@ -40,18 +40,12 @@ class Round:
 
     def __init__(self, server: ChatServer, folder: Path) -> None:
         self.path = folder / "requests.jsonl"
-        self.quick = Server(
-            server.api_base, "a-model", concurrency=1, attempts=2, retry_seconds=0.001, key=KEY
-        )
+        quick = {"concurrency": 1, "attempts": 2, "retry_seconds": 0.001, "key": KEY}
+        self.quick = Server(server.api_base, "a-model", **quick)  # type: ignore[arg-type]
 
     def ask(self, drafts: dict[str, str] = DRAFTS, **changes: object) -> RequestPool:
-        self.pool = RequestPool(
-            replace(self.quick, **changes),  # type: ignore[arg-type]
-            "Fix it.",
-            Journal(self.path),
-            0.7,
-            200,
-        )
+        asked = replace(self.quick, **changes)  # type: ignore[arg-type]
+        self.pool = RequestPool(asked, "Fix it.", Journal(self.path), 0.7, 200)
         self.pool.ask(drafts)
         return self.pool
 
@@ -67,15 +61,10 @@ def test_each_text_is_asked_about_once_in_the_authors_words(polishing: Round, se
         i: GOOD.format(text) for i, text in DRAFTS.items()
     }
     assert set(server.asked.values()) == {1}
-    assert server.requests[0] == {
-        "model": "a-model",
-        "messages": [
-            {"role": "system", "content": "Fix it."},
-            {"role": "user", "content": DRAFTS["0"]},
-        ],
-        "temperature": 0.7,
-        "max_tokens": 200,
-    }
+    system, user = server.requests[0].pop("messages")
+    assert system == {"role": "system", "content": "Fix it."}
+    assert user == {"role": "user", "content": DRAFTS["0"]}
+    assert server.requests[0] == {"model": "a-model", "temperature": 0.7, "max_tokens": 200}
     assert set(server.paths) == {"/v1/chat/completions"}
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert pool.spent == Tokens(600, 120)
@@ -187,20 +176,6 @@ def test_the_key_is_in_no_message_and_no_file(
     assert KEY not in repr(polishing.quick)
 
 
-def test_a_text_without_a_reply_is_left_and_asked_about_by_the_next_run(
-    polishing: Round, server: ChatServer
-):
-    bad = DRAFTS["2"]
-    server.answer = lambda text, _: failure(400, "no such text") if text == bad else polished(text)
-    pool = polishing.ask()
-    assert set(pool.replies) == set(DRAFTS) - {"2"}
-    assert "400 - no such text" in pool.failed["2"]
-    assert server.asked[bad] == 1, "400 is not asked again"
-    server.answer = lambda text, _: polished(text)
-    assert set(polishing.ask().replies) == set(DRAFTS)
-    assert server.asked == {text: 1 + (text == bad) for text in DRAFTS.values()}
-
-
 def test_a_server_that_goes_away_ends_the_run_and_the_next_goes_on(
     polishing: Round, server: ChatServer
 ):
@@ -218,12 +193,16 @@ def test_texts_that_a_server_cannot_process_do_not_block_the_others(
     polishing: Round, server: ChatServer
 ):
     hard = [DRAFTS[n] for n in "0123"]
-    server.answer = lambda text, _: failure(400) if text in hard else polished(text)
+    server.answer = lambda text, _: failure(400, "not so") if text in hard else polished(text)
     with one_line(ServerError, "no reply to 3 texts in a row"):
         polishing.ask()
+    assert server.asked[hard[0]] == 1, "400 is not asked again by the same run"
     pool = polishing.ask()
     assert set(pool.replies) == {"4", "5"}
     assert set(pool.failed) == set("0123")
+    assert "400 - not so" in pool.failed["2"]
+    server.answer = lambda text, _: polished(text)
+    assert set(polishing.ask().replies) == set(DRAFTS)
 
 
 def test_an_unreachable_server_is_one_line(polishing: Round):
@@ -315,10 +294,8 @@ def read(*arguments: str) -> Server | None:
     ],
 )
 def test_an_address_that_is_none_is_one_line(api_base: str, mention: str):
-    with pytest.raises(ConfigError) as error:
+    with one_line(ConfigError, "--api-base", mention) as error:
         read("--api-base", api_base)
-    assert "--api-base" in str(error.value)
-    assert mention in str(error.value)
     assert KEY not in str(error.value)
 
 
@@ -327,9 +304,8 @@ def test_a_key_that_no_header_takes_is_reported_without_showing_it(
     key: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError) as error:
+    with one_line(ConfigError, "$OPENAI_API_KEY: holds characters") as error:
         read("--api-base", "http://127.0.0.1/v1")
-    assert "$OPENAI_API_KEY: holds characters" in str(error.value)
     assert "sk-" not in str(error.value)
 
 

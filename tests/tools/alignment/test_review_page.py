@@ -1,7 +1,5 @@
 """The review page in a real browser: keys, buttons, and what is on disk when it is killed."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,10 +12,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from minigpt4.__main__ import main
 from minigpt4.datasets.cc_sbu_align import read_entries
 from minigpt4.datasets.samples import RawSample
+from tests.helpers.data_files import read_rows, write_rows
 from tests.helpers.page_client import free_port
-from tests.helpers.repo import ROOT
+from tests.helpers.repo import ROOT, TINY
 
 pytestmark = pytest.mark.browser
 
@@ -61,13 +61,18 @@ class Reviewer:
         return str(self.page.input_value("#draft textarea"))
 
 
+def arguments(folder: Path, scenes: Path, projection: Path) -> list[str]:
+    images = str(scenes / "cc_sbu_align" / "image")
+    given = ["make-alignment-set", "--cfg-path", TINY, "--options", f"model.ckpt={projection}"]
+    given += ["--images", images, "--output", str(folder), "--sample", "4"]
+    return [*given, "--num-beams", "1", "--max-new-tokens", "5"]
+
+
 @contextmanager
-def reviewing(browser: Any, folder: Path, images: Path, projection: Path) -> Iterator[Reviewer]:
+def reviewing(browser: Any, folder: Path, scenes: Path, projection: Path) -> Iterator[Reviewer]:
     port, log = free_port(), folder.parent / "log.txt"
-    command = [sys.executable, "-m", "minigpt4", "make-alignment-set", "--review"]
-    command += ["--cfg-path", "eval_configs/tiny_eval.yaml", "--images", str(images)]
-    command += ["--output", str(folder), "--port", str(port), "--num-beams", "1", "--sample", "4"]
-    command += ["--max-new-tokens", "5", "--options", f"model.ckpt={projection}"]
+    command = [sys.executable, "-m", "minigpt4", *arguments(folder, scenes, projection)]
+    command += ["--review", "--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True
@@ -88,32 +93,24 @@ def reviewing(browser: Any, folder: Path, images: Path, projection: Path) -> Ite
 @pytest.fixture(scope="module")
 def drafted(scenes: Path, projection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with four drafts that pass the filter."""
-    from minigpt4.__main__ import main
-
     folder = tmp_path_factory.mktemp("drafted") / "set"
-    images = scenes / "cc_sbu_align" / "image"
-    arguments = ["--cfg-path", "eval_configs/tiny_eval.yaml", "--images", str(images)]
-    arguments += ["--output", str(folder), "--num-beams", "1", "--sample", "4"]
-    arguments += ["--max-new-tokens", "5", "--options", f"model.ckpt={projection}"]
     with pytest.raises(SystemExit):
-        main(["make-alignment-set", *arguments])
-    rows = [json.loads(line) for line in (folder / "drafts.jsonl").read_text().splitlines()]
+        main(arguments(folder, scenes, projection))
+    rows = read_rows(folder / "drafts.jsonl")
     for number, row in enumerate(rows):
         row["draft"] = TEXT.format(number) + " And so"
-    (folder / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "drafts.jsonl", rows)
     return folder
 
 
 def decisions(folder: Path) -> list[tuple[str, str]]:
-    lines = (folder / "reviews.jsonl").read_text().splitlines()
-    return [(row["verdict"], row["text"]) for row in map(json.loads, lines)]
+    return [(row["verdict"], row["text"]) for row in read_rows(folder / "reviews.jsonl")]
 
 
 def test_a_person_reviews_is_killed_goes_on_and_the_set_is_what_was_said(
     browser: Any, drafted: Path, scenes: Path, projection: Path
 ):
-    images = scenes / "cc_sbu_align" / "image"
-    with reviewing(browser, drafted, images, projection) as person:
+    with reviewing(browser, drafted, scenes, projection) as person:
         person.open()
         person.wait_for("1 of 4")
         assert person.draft == TEXT.format(0) + " And so"
@@ -121,9 +118,6 @@ def test_a_person_reviews_is_killed_goes_on_and_the_set_is_what_was_said(
         assert polished == TEXT.format(0).replace("<b>&amp;</b>", "&amp;")
         assert person.page.locator("#picture img").evaluate("image => image.naturalWidth") > 0
         assert person.page.locator("#progress b").count() == 1
-        if folder := os.environ.get("REVIEW_SCREENSHOTS"):
-            time.sleep(1)  # the picture has to be drawn
-            person.page.screenshot(path=f"{folder}/review.png")
         person.press("a")
         person.wait_for("2 of 4")
         assert decisions(drafted) == [("accept", polished)]
@@ -139,7 +133,7 @@ def test_a_person_reviews_is_killed_goes_on_and_the_set_is_what_was_said(
         person.process.send_signal(signal.SIGKILL)
         person.process.wait()
 
-    with reviewing(browser, drafted, images, projection) as person:
+    with reviewing(browser, drafted, scenes, projection) as person:
         person.open()
         person.wait_for("3 of 4")
         person.page.click("#reject")
@@ -161,13 +155,8 @@ def test_a_person_reviews_is_killed_goes_on_and_the_set_is_what_was_said(
         person.wait_for("1 accepted, 1 edited, 2 rejected")
         person.page.click("#finish")
         assert person.process.wait(WAIT) == 0
-    assert [verdict for verdict, _ in decisions(drafted)] == [
-        "accept",
-        "edit",
-        "reject",
-        "reject",
-        "edit",
-    ]
+    told = [verdict for verdict, _ in decisions(drafted)]
+    assert told == ["accept", "edit", "reject", "reject", "edit"]
     entries = [entry for entry in read_entries(drafted) if isinstance(entry, RawSample)]
     assert [entry.text for entry in entries] == [polished, "A text of my own."]
     assert "reviews: 1 accepted, 1 edited, 2 rejected" in person.log.read_text()
@@ -177,7 +166,7 @@ def test_keys_in_quick_succession_decide_only_what_was_seen(
     browser: Any, drafted: Path, scenes: Path, projection: Path
 ):
     (drafted / "reviews.jsonl").write_text("")
-    with reviewing(browser, drafted, scenes / "cc_sbu_align" / "image", projection) as person:
+    with reviewing(browser, drafted, scenes, projection) as person:
         person.open()
         person.wait_for("1 of 4")
         # Before the page has come back: nobody has seen the second pair when R is pressed.
@@ -189,6 +178,6 @@ def test_keys_in_quick_succession_decide_only_what_was_seen(
         person.press("r")
         person.wait_for("3 of 4")
         # Of the three, whichever came first counted, and for the first pair alone.
-        rows = [json.loads(line) for line in (drafted / "reviews.jsonl").read_text().splitlines()]
+        rows = read_rows(drafted / "reviews.jsonl")
         assert len({row["image_id"] for row in rows}) == len(rows) == 2
         assert rows[1]["verdict"] == "reject"

@@ -1,8 +1,8 @@
 """check-data: what is in a data set, what of it is cut, and what is bad and where."""
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 
 from minigpt4.__main__ import main
 from minigpt4.errors import run_guarded
-from tests.helpers.data_files import with_pictures, write_rows, write_shards
-from tests.helpers.repo import ROOT
+from tests.helpers.data_files import read_rows, with_pictures, write_rows, write_shards
+from tests.helpers.processes import finished
+from tests.helpers.repo import error_line
 
 GOOD = [
     {"id": 1, "image": "a.jpg", "caption": "a red square"},
@@ -35,19 +36,21 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", GOOD)
 
 
-def check(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, what was printed, and what was complained of."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        run_guarded(lambda: main(["check-data", *map(str, arguments)]))
-    told = capsys.readouterr()
-    return int(exit_.value.code or 0), told.out, told.err
+Check = Callable[..., tuple[int, str, str]]
 
 
-def one_line(stderr: str) -> str:
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in stderr
-    return line
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """The command; exit code, what was printed, and the line of an error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            run_guarded(lambda: main(["check-data", *map(str, arguments)]))
+        told, code = capsys.readouterr(), int(exit_.value.code or 0)
+        return code, told.out, error_line(told.err) if code else ""
+
+    return run
 
 
 def write_yaml(tmp_path: Path, rows: Path, **model: Any) -> Path:
@@ -59,9 +62,9 @@ def write_yaml(tmp_path: Path, rows: Path, **model: Any) -> Path:
     return file
 
 
-def test_a_good_file_is_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: Path):
+def test_a_good_file_is_counted(check: Check, tmp_path: Path, rows: Path):
     figures = tmp_path / "figures.json"
-    code, out, _ = check(capsys, rows, "--image-root", tmp_path / "pictures", "--json", figures)
+    code, out, _ = check(rows, "--image-root", tmp_path / "pictures", "--json", figures)
     assert code == 0
     assert "3 rows, 0 of them bad" in out
     (told,) = json.loads(figures.read_text())
@@ -70,11 +73,9 @@ def test_a_good_file_is_counted(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert (told["unit"], told["answers"], told["longest_answer"]) == ("words", 4, 5)
 
 
-def test_a_yaml_shows_tokens_mask_and_what_is_cut(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: Path
-):
+def test_a_yaml_shows_tokens_mask_and_what_is_cut(check: Check, tmp_path: Path, rows: Path):
     config, figures = write_yaml(tmp_path, rows, max_txt_len=9), tmp_path / "figures.json"
-    code, out, _ = check(capsys, config, "--samples", 3, "--json", figures)
+    code, out, _ = check(config, "--samples", 3, "--json", figures)
     assert code == 0
     (told,) = json.loads(figures.read_text())
     assert (told["unit"], told["cut"], told["cut_share"]) == ("tokens", 1, 0.25)
@@ -90,9 +91,7 @@ def test_a_yaml_shows_tokens_mask_and_what_is_cut(
     assert sum(line.endswith("  the image") for line in out.splitlines()) == 4
 
 
-def test_each_bad_row_is_told_with_file_and_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
+def test_each_bad_row_is_told_with_file_and_line(check: Check, tmp_path: Path):
     root = with_pictures(tmp_path / "pictures", "a.jpg")
     (root / "broken.jpg").write_bytes(b"no picture")
     bad = [
@@ -106,23 +105,12 @@ def test_each_bad_row_is_told_with_file_and_line(
     with open(rows, "a") as file:
         file.write("nonsense\n")
     listed = tmp_path / "bad.jsonl"
-    code, out, stderr = check(capsys, rows, "--image-root", root, "--output", listed)
+    code, out, error = check(rows, "--image-root", root, "--output", listed)
     assert code == 2
-    assert f"6 of 7 rows are bad, more than --max-bad 0; the first is {rows}:2: " in one_line(
-        stderr
-    )
-    found = {
-        int(row["key"].rpartition(":")[2]): row["cause"]
-        for row in map(json.loads, listed.read_text().splitlines())
-    }
-    assert found == {
-        2: "missing image",
-        3: "unreadable image",
-        4: "image outside",
-        5: "no caption",
-        6: "duplicate id",
-        7: "unreadable row",
-    }
+    assert f"6 of 7 rows are bad, more than --max-bad 0; the first is {rows}:2: " in error
+    found = {int(row["key"].rpartition(":")[2]): row["cause"] for row in read_rows(listed)}
+    causes = ["missing image", "unreadable image", "image outside", "no caption", "duplicate id"]
+    assert found == dict(enumerate([*causes, "unreadable row"], 2))
     assert f"{rows}:3: unreadable image" in out
 
 
@@ -131,52 +119,43 @@ def test_each_bad_row_is_told_with_file_and_line(
     [("0", 2), ("1", 0), ("24%", 2), ("25%", 0), ("0.24", 2), ("0.25", 0), ("1.0", 0)],
 )
 def test_max_bad_is_a_number_of_rows_or_a_share(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    rows: Path,
-    allowed: str,
-    code: int,
+    check: Check, tmp_path: Path, rows: Path, allowed: str, code: int
 ):
     with open(rows, "a") as file:
         file.write('{"image": "a.jpg"}\n')
     arguments = [rows, "--image-root", tmp_path / "pictures", "--max-bad", allowed]
-    assert check(capsys, *arguments)[0] == code
+    assert check(*arguments)[0] == code
 
 
-def test_only_looking_whether_pictures_exist(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: Path
-):
+def test_only_looking_whether_pictures_exist(check: Check, tmp_path: Path, rows: Path):
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"no picture")
     root = ["--image-root", tmp_path / "pictures"]
-    assert check(capsys, rows, *root)[0] == 2
-    assert check(capsys, rows, *root, "--images", "exist")[0] == 0
-    assert check(capsys, rows, "--images", "exist")[0] == 2
-    assert check(capsys, rows, "--images", "skip")[0] == 0
+    assert check(rows, *root)[0] == 2
+    assert check(rows, *root, "--images", "exist")[0] == 0
+    assert check(rows, "--images", "exist")[0] == 2
+    assert check(rows, "--images", "skip")[0] == 0
 
 
 def test_shards_and_the_shipped_data_sets_are_checked_too(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes: Path
+    check: Check, tmp_path: Path, scenes: Path
 ):
     write_shards(tmp_path / "shards", 2, 3)
-    code, out, _ = check(capsys, tmp_path / "shards")
+    code, out, _ = check(tmp_path / "shards")
     assert code == 0
     assert "6 rows, 0 of them bad" in out
     stage2 = "train_configs/tiny_stage2_finetune.yaml"
     storage = f"datasets.cc_sbu_align.build_info.storage={scenes}/cc_sbu_align/"
-    code, out, _ = check(capsys, stage2, "--options", storage, "--images", "exist")
+    code, out, _ = check(stage2, "--options", storage, "--images", "exist")
     assert code == 0
     assert "cc_sbu_align: " in out
     assert "###Assistant: '" in out
 
 
 def test_without_a_readable_model_lengths_are_words(
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
-    rows: Path,
+    check: Check, caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: Path
 ):
     config = write_yaml(tmp_path, rows, llama_model="/path/to/vicuna")
-    code, out, _ = check(capsys, config)
+    code, out, _ = check(config)
     assert code == 0
     assert "words of an answer" in out
     assert "model.llama_model: '/path/to/vicuna' is a placeholder" in caplog.text
@@ -191,32 +170,23 @@ def test_without_a_readable_model_lengths_are_words(
         (["README.md"], "README.md"),
     ],
 )
-def test_a_target_that_is_none_is_one_line(
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    complaint: str,
-):
-    code, _, stderr = check(capsys, *arguments)
+def test_a_target_that_is_none_is_one_line(check: Check, arguments: list[str], complaint: str):
+    code, _, error = check(*arguments)
     assert code == 2
-    assert complaint in one_line(stderr)
+    assert complaint in error
 
 
 def test_a_list_that_breaks_off_is_one_line_of_the_real_program(tmp_path: Path):
     file = tmp_path / "rows.json"
     file.write_text('[{"question": "a", "answer": "b"},\n{"question": "c", "an')
-    command = [sys.executable, "-m", "minigpt4", "check-data", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = finished([sys.executable, "-m", "minigpt4", "check-data", file])
     assert done.returncode == 2
-    assert one_line(done.stderr) == f"error: {file}:2: breaks off in row 2"
+    assert error_line(done.stderr) == f"error: {file}:2: breaks off in row 2"
 
 
-def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: Path):
+def test_a_full_disk_is_one_line(check: Check, tmp_path: Path, rows: Path):
     root = ["--image-root", tmp_path / "pictures"]
-    code, _, stderr = check(capsys, rows, *root, "--json", "/dev/full/x")
-    assert code == 2
-    assert "/dev/full/x" in one_line(stderr)
+    assert "/dev/full/x" in check(rows, *root, "--json", "/dev/full/x")[2]
     with open(rows, "a") as file:
         file.write("nonsense\n")
-    code, _, stderr = check(capsys, rows, *root, "--output", "/dev/full")
-    assert code == 2
-    assert "/dev/full: cannot be written" in one_line(stderr)
+    assert "/dev/full: cannot be written" in check(rows, *root, "--output", "/dev/full")[2]

@@ -12,32 +12,23 @@ from pathlib import Path
 import pytest
 
 from minigpt4.__main__ import main
-from tests.helpers.data_files import pair, picture, write_shards, write_tar
-from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.data_files import pair, picture, read_rows, write_shards, write_tar
+from tests.helpers.processes import finished
+from tests.helpers.repo import ROOT, EntryPoint, error_line
 
 BAD = {"bad.jpg": b"no picture", "bad.json": b'{"caption": "x"}'}
 
 
-def test_good_shards_pass(
-    tmp_path: Path, run_entry: EntryPoint, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_shards_pass(tmp_path: Path, run_entry: EntryPoint) -> None:
     write_shards(tmp_path, 3, 4)
     figures = tmp_path / "deep" / "figures.json"
-    code, _ = run_entry(
-        main, "check-shards", f"{tmp_path}/{{00000..00002}}.tar", "--workers", 0, "--json", figures
-    )
-    assert code == 0
+    shards = f"{tmp_path}/{{00000..00002}}.tar"
+    run_entry.ok(main, "check-shards", shards, "--workers", 0, "--json", figures)
     told = json.loads(figures.read_text())
     assert told.pop("seconds") > 0
     assert told.pop("samples_per_second") > 0
-    assert told == {
-        "shards": 3,
-        "missing_shards": 0,
-        "samples": 12,
-        "good": 12,
-        "bad": {},
-        "repeated_keys": 0,
-    }
+    counted = {"shards": 3, "missing_shards": 0, "samples": 12, "good": 12, "repeated_keys": 0}
+    assert told == counted | {"bad": {}}
 
 
 def test_workers_count_every_cause_and_list_every_sample(tmp_path: Path) -> None:
@@ -47,8 +38,7 @@ def test_workers_count_every_cause_and_list_every_sample(tmp_path: Path) -> None
     listed, figures = tmp_path / "bad.jsonl", tmp_path / "figures.json"
     listed.write_text("from an earlier check\n")
     command = [sys.executable, "-m", "minigpt4", "check-shards", f"{tmp_path}/{{0..2}}.tar"]
-    command += ["--workers", "2", "--json", str(figures), "--output", str(listed)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = finished([*command, "--workers", 2, "--json", figures, "--output", listed])
     assert result.returncode == 1, result.stderr
     assert "3 shards, 1 of them missing; 6 samples, 3 of them good" in result.stdout
     assert "1 good samples have the key of an earlier one" in result.stdout
@@ -56,7 +46,7 @@ def test_workers_count_every_cause_and_list_every_sample(tmp_path: Path) -> None
     told = json.loads(figures.read_text())
     causes = ["unreadable image", "no json", "empty caption", "broken shard", "missing shard"]
     assert told["bad"] == dict.fromkeys(causes, 1)
-    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    rows = read_rows(listed)
     assert {(Path(row["shard"]).name, row.get("key", ""), row["cause"]) for row in rows} == {
         ("0.tar", "bad", "unreadable image"),
         ("0.tar", "c", "no json"),
@@ -83,26 +73,18 @@ def test_shards_without_a_sample_do_not_pass(tmp_path: Path, run_entry: EntryPoi
 def test_a_pattern_that_names_no_shard_is_a_mistake(
     run_entry: EntryPoint, pattern: str, complaint: str
 ) -> None:
-    code, error = run_entry(main, "check-shards", pattern)
-    assert code == 2
-    assert complaint in error
-    assert error.count("\n") == 1
+    assert complaint in run_entry.refused(main, "check-shards", pattern)
 
 
 def test_other_mistakes_are_one_line(tmp_path: Path, run_entry: EntryPoint) -> None:
     (shard,) = write_shards(tmp_path, 1, 1)
     for mistake in (("--workers", "-1"), ("--output", tmp_path), ("--json", tmp_path)):
-        code, error = run_entry(main, "check-shards", shard, "--workers", 0, *mistake)
-        assert code == 2
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        run_entry.refused(main, "check-shards", shard, "--workers", 0, *mistake)
 
 
-def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str], run_entry: EntryPoint):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["minigpt4", "check-shards", "--help"])
-        with pytest.raises(SystemExit):
-            main()
+def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["check-shards", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Exit code: 0 when every sample is good" in text
     assert '"status"' in text
@@ -113,15 +95,9 @@ def start_on_an_endless_shard(folder: Path) -> tuple[subprocess.Popen[str], int]
     write_shards(folder, 1, 1)
     os.mkfifo(folder / "1.tar")
     command = [sys.executable, "-m", "minigpt4", "check-shards", str(folder), "--workers", "1"]
+    pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Whoever runs the tests in the background ignores Ctrl-C, and what they start with them.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
     while True:
         assert process.poll() is None
@@ -161,5 +137,4 @@ def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=100)
     os.close(end)
     assert process.returncode == 2
-    assert error.startswith("error: a worker died")
-    assert error.count("\n") == 1
+    assert error_line(error).startswith("error: a worker died")

@@ -4,7 +4,6 @@ import itertools
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from minigpt4.errors import run_guarded
 from minigpt4.tools.export.deltas import COPIED, STAMP, apply_delta
 from minigpt4.tools.export.weights_folder import WeightsFolder
 from tests.helpers.llama_folders import Tensors, llama_tensors, write_llama
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import finished
 
 PADDED = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -56,24 +55,15 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("base_form", "delta_form"),
-    [
-        (("bin", 2), ("bin", 3)),
-        (("safetensors", 3), ("bin", 2)),
-        (("bin", 1), ("safetensors", 2)),
-        (("safetensors", 1), ("safetensors", 1)),
-    ],
-)
+    "forms", [("bin", 2, "bin", 3), ("safetensors", 3, "bin", 2), ("bin", 1, "safetensors", 2),
+              ("safetensors", 1, "safetensors", 1)],
+)  # fmt: skip
 def test_target_is_the_sum_and_loads(
-    tmp_path: Path,
-    base: Tensors,
-    delta: Tensors,
-    base_form: tuple[str, int],
-    delta_form: tuple[str, int],
+    tmp_path: Path, base: Tensors, delta: Tensors, forms: tuple[str, int, str, int]
 ) -> None:
     computed = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
-    write_llama(tmp_path / "llama", base | computed, *base_form)
-    write_llama(tmp_path / "delta", delta, *delta_form)
+    write_llama(tmp_path / "llama", base | computed, *forms[:2])
+    write_llama(tmp_path / "delta", delta, *forms[2:])
     target = tmp_path / "models" / "vicuna"
     apply_delta(tmp_path / "llama", tmp_path / "delta", target)
 
@@ -81,7 +71,7 @@ def test_target_is_the_sum_and_loads(
     assert_holds(target, expected)
     for name in PADDED:
         assert torch.equal(expected[name][32000], delta[name][32000]), "the pad row is the delta's"
-    assert len(list(target.glob("*.safetensors"))) == delta_form[1]
+    assert len(list(target.glob("*.safetensors"))) == forms[3]
     for file in COPIED:
         copied, source = target / file, tmp_path / "delta" / file
         assert copied.is_file() == source.is_file()
@@ -110,19 +100,14 @@ def test_a_base_with_the_pad_row_keeps_its_embedding(tmp_path: Path, delta: Tens
         assert not (written.read(name) == delta[name]).all(dim=1).any()
 
 
-def test_fp32_is_read_as_fp16(tmp_path: Path, base: Tensors, delta: Tensors) -> None:
-    write_llama(tmp_path / "llama", {name: value.float() for name, value in base.items()})
-    write_llama(tmp_path / "delta", {name: value.float() for name, value in delta.items()})
-    apply_delta(tmp_path / "llama", tmp_path / "delta", tmp_path / "vicuna")
-    assert_holds(tmp_path / "vicuna", expected_sum(base, delta))
-
-
-def test_a_later_vicuna_is_remarked_on(
+def test_fp32_is_read_as_fp16_and_a_later_vicuna_is_remarked_on(
     tmp_path: Path, base: Tensors, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_llama(tmp_path / "llama", base)
-    write_llama(tmp_path / "delta", llama_tensors(32000, seed=4))
+    later = llama_tensors(32000, seed=4)
+    write_llama(tmp_path / "llama", {name: value.float() for name, value in base.items()})
+    write_llama(tmp_path / "delta", {name: value.float() for name, value in later.items()})
     apply_delta(tmp_path / "llama", tmp_path / "delta", tmp_path / "vicuna")
+    assert_holds(tmp_path / "vicuna", expected_sum(base, later))
     assert "Vicuna v1.1 or later" in caplog.text
 
 
@@ -245,25 +230,15 @@ def test_peak_memory_is_about_a_shard(whole: tuple[Path, Path, Path], tmp_path: 
 
     Its control is what the same process measures when it holds the whole result.
     """
-    size = {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    }
+    size = {"hidden_size": 576, "intermediate_size": 1536}
+    size |= {"num_hidden_layers": 12, "num_attention_heads": 12}
     tensors, shards = llama_tensors(2000, seed=5, size=size), 6
     total = 2 * sum(value.numel() for value in tensors.values())
     write_llama(tmp_path / "llama", tensors, "bin", 1, size)
     write_llama(tmp_path / "delta", tensors, "safetensors", shards, size)
     small = [*whole[:2], tmp_path / "small"]
     large = [tmp_path / "llama", tmp_path / "delta", tmp_path / "vicuna"]
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, [*small, *large])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = finished([sys.executable, "-c", MEASURE, *small, *large])
     assert result.returncode == 0, result.stderr
     peak, control = map(int, result.stdout.split())
     assert control > total, "the measure sees a whole model"

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,12 +34,15 @@ def chat(projection: Path) -> Chat:
     return load_chat(ROOT / YAML, [f"model.ckpt={projection}"], device="cpu")
 
 
-def recorded_chat(small_activations: bool) -> tuple[Chat, Path]:
-    """A recorded model with random weights, and its tokenizer's file."""
+def exported_chat(
+    folder: Path, small_activations: bool = False, template: str = "vicuna_v0"
+) -> Chat:
+    """A recorded model with random weights, exported into ``hf`` in a folder."""
     case = one_case(small_activations=small_activations, q_former=True)
-    model = build_model(case)
-    side = case.facts["dims"]["vit"]["img_size"]
-    return Chat(model, ImageProcessor(side), GenerationOptions()), case.tokenizer_file
+    processor = ImageProcessor(case.facts["dims"]["vit"]["img_size"])
+    chat = Chat(build_model(case), processor, GenerationOptions(template=template))
+    save_hugging_face(chat, case.tokenizer_file, folder / "hf")
+    return chat
 
 
 @cache
@@ -76,56 +77,21 @@ def worst_difference(exported: Path, model: MiniGPT4, prompts: Sequence[str] | N
 # Logits
 
 
-@pytest.mark.parametrize("prompts", [None, [PROMPT] * 2], ids=["stage 1", "stage 2"])
-def test_logits_of_the_embedded_default(
-    exported: Path, chat: Chat, prompts: Sequence[str] | None
-) -> None:
-    assert worst_difference(exported, chat.model, prompts) < 1e-3
-
-
-@pytest.mark.parametrize("prompts", [None, [PROMPT] * 2], ids=["stage 1", "stage 2"])
-def test_logits_of_random_weights(tmp_path: Path, prompts: Sequence[str] | None) -> None:
-    other, tokenizer_file = recorded_chat(small_activations=False)
-    save_hugging_face(other, tokenizer_file, tmp_path / "hf")
-    assert worst_difference(tmp_path / "hf", other.model, prompts) < 1e-3
+def test_logits_of_both_stages(exported: Path, chat: Chat, tmp_path: Path) -> None:
+    """Of the embedded default and of random weights."""
+    other = exported_chat(tmp_path)
+    for prompts in (None, [PROMPT] * 2):
+        assert worst_difference(exported, chat.model, prompts) < 1e-3
+        assert worst_difference(tmp_path / "hf", other.model, prompts) < 1e-3
 
 
 def test_the_one_epsilon_shows_where_activations_are_small(tmp_path: Path) -> None:
     """The stated departure and no other: with ours set to 1e-6 too, the logits are equal."""
-    other, tokenizer_file = recorded_chat(small_activations=True)
-    save_hugging_face(other, tokenizer_file, tmp_path / "hf")
+    other = exported_chat(tmp_path, small_activations=True)
     before = worst_difference(tmp_path / "hf", other.model, None)
     assert other.model.ln_vision is not None
     other.model.ln_vision.eps = 1e-6
     assert worst_difference(tmp_path / "hf", other.model, None) < min(1e-4, before)
-
-
-def test_transformers_alone_loads_the_folder(exported: Path, chat: Chat, tmp_path: Path) -> None:
-    """In a fresh process, from another folder, with nothing of ours imported."""
-    image = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(2))
-    torch.save(image, tmp_path / "image.pt")
-    script = f"""
-import sys, torch
-from transformers import AutoProcessor, Blip2ForConditionalGeneration
-model = Blip2ForConditionalGeneration.from_pretrained({str(exported)!r})
-processor = AutoProcessor.from_pretrained({str(exported)!r})
-prompt = {PROMPT!r}.replace("<ImageHere>", "<image>" * model.config.num_query_tokens)
-text = processor.tokenizer(prompt, return_tensors="pt")
-with torch.no_grad():
-    logits = model(pixel_values=torch.load("image.pt", weights_only=True), **text).logits
-torch.save(logits, "logits.pt")
-assert not any(name.startswith("minigpt4") for name in sys.modules)
-"""
-    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True)
-    with torch.no_grad():
-        chat.model.end_sym, end_sym = "", chat.model.end_sym
-        ours = chat.model.logits(
-            chat.model.splice_batch(image, chat.model.stage_rows([""], [PROMPT]))
-        )
-        chat.model.end_sym = end_sym
-    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
-    assert theirs.shape == ours.shape
-    assert (theirs - ours).abs().max() < 1e-3
 
 
 def test_frozen_weights_are_written_as_short_as_they_were_read(exported: Path) -> None:
@@ -163,8 +129,7 @@ def test_pixels(exported: Path, chat: Chat) -> None:
 def test_ids_and_texts(which: str, exported: Path, tmp_path: Path) -> None:
     folder = exported
     if which.startswith("tests"):
-        other, tokenizer_file = recorded_chat(small_activations=False)
-        save_hugging_face(other, tokenizer_file, tmp_path / "hf")
+        exported_chat(tmp_path)
         folder = tmp_path / "hf"
     ours, theirs = load_tokenizer(which), AutoTokenizer.from_pretrained(folder)
     cases = json.loads((ROOT / "tests/golden/tokenizer_cases.json").read_text())["encode"]
@@ -190,9 +155,7 @@ def test_ids_of_a_prompt_with_an_image(exported: Path, chat: Chat) -> None:
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_the_chat_template_is_the_conversation(name: str, tmp_path: Path) -> None:
-    other, tokenizer_file = recorded_chat(small_activations=False)
-    other.options = GenerationOptions(template=name)
-    save_hugging_face(other, tokenizer_file, tmp_path / "hf")
+    exported_chat(tmp_path, template=name)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     conversation = Conversation(TEMPLATES[name])
     conversation.add_image()
@@ -200,15 +163,9 @@ def test_the_chat_template_is_the_conversation(name: str, tmp_path: Path) -> Non
     conversation.ask('What\'s "this"?')
     conversation.answer("two\nrings")
     conversation.ask("and\\that ")
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": 'What\'s "this"?'}]
     messages = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image"},
-                {"type": "image"},
-                {"type": "text", "text": 'What\'s "this"?'},
-            ],
-        },
+        {"role": "user", "content": parts},
         {"role": "assistant", "content": "two\nrings"},
         {"role": "user", "content": "and\\that "},
     ]
@@ -243,10 +200,9 @@ def test_the_exported_model_gives_our_answer(exported: Path, chat: Chat) -> None
 
 
 def test_what_a_killed_export_left_is_replaced(tmp_path: Path) -> None:
-    other, tokenizer_file = recorded_chat(small_activations=False)
     (tmp_path / ".hf.writing").mkdir()
     (tmp_path / ".hf.writing" / "model-00001-of-00002.safetensors").write_bytes(b"half")
     (tmp_path / "hf").mkdir()
-    save_hugging_face(other, tokenizer_file, tmp_path / "hf")
+    exported_chat(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["hf"]
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.chat import Chat
-from tests.tools.interpret.loading import load
+from tests.helpers.tiny_models import load_tiny_chat as load
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,7 @@ from minigpt4.tools.interpret.attention import answer_attention, image_positions
 from minigpt4.tools.tiny_world.scenes import Scene, Thing, draw_scene
 from tests.helpers.other_llms import save_gpt_neox, save_model, save_tokenizer
 from tests.helpers.repo import ROOT
-from tests.tools.interpret.loading import load
+from tests.helpers.tiny_models import load_tiny_chat as load
 
 QUESTION, ANSWER = "Describe this image in detail.", "There is a large red circle at the top."
 
@@ -160,11 +160,7 @@ def test_a_model_without_attention_is_told(
     ],
 )
 def test_a_mistake_is_told(
-    chat: Chat,
-    pictures: list[Path],
-    given: dict[str, Any],
-    error: type[Exception],
-    expected: str,
+    chat: Chat, pictures: list[Path], given: dict[str, Any], error: type[Exception], expected: str
 ):
     with pytest.raises(error, match=expected):
         attention_to_image(chat, **{"images": pictures[:1], "question": QUESTION} | given)

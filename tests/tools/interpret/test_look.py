@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from PIL import Image
 from minigpt4.__main__ import main
 from minigpt4.chat import load_chat
 from minigpt4.tools.interpret import nearest_words
-from tests.helpers.repo import EntryPoint
+from tests.helpers.repo import ROOT, EntryPoint
+from tests.helpers.repo import TINY as CONFIG
 
-CONFIG = "eval_configs/tiny_eval.yaml"
 PROMPT = "Describe this image in detail."
 Output = pytest.CaptureFixture[str]
 
@@ -92,10 +93,7 @@ def test_a_mistake_is_one_line(
 ):
     given = ["--cfg-path", CONFIG, "--options", f"model.ckpt={projection}"]
     given += ["--image", "assets/examples/1.png", "--output", str(tmp_path / "looks"), *arguments]
-    code, error = run_entry(main, "look", *given)
-    assert code == 2
-    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert expected in line
+    assert expected in run_entry.refused(main, "look", *given)
     assert not (tmp_path / "looks" / "looks.json").exists()
 
 
@@ -108,7 +106,20 @@ def test_a_disk_that_fills_up_is_one_line(
     monkeypatch.setattr(os, "fsync", full)
     given = ["--cfg-path", CONFIG, "--options", f"model.ckpt={projection}"]
     given += ["--image", "assets/examples/1.png", "--output", str(tmp_path), "--answer", "a ring"]
-    code, error = run_entry(main, "look", *given)
-    assert code == 2
-    assert "No space left on device" in error
+    assert "No space left on device" in run_entry.refused(main, "look", *given)
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_the_python_of_its_page_runs(projection: Path, tmp_path: Path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/looks.md").read_text(), flags=re.S)
+    file = tmp_path / "token_3.png"
+    for given, instead in (
+        ('load_chat("eval_configs/tiny_eval.yaml")', "load_chat(*chat_of_the_test)"),
+        ('"token_3.png"', repr(str(file))),
+    ):
+        assert given in code
+        code = code.replace(given, instead)
+    options = [f"model.ckpt={projection}", "chat.max_new_tokens=8"]
+    exec(code, {"chat_of_the_test": (CONFIG, options)})
+    with Image.open(file) as picture:
+        assert picture.size == (448, 448)

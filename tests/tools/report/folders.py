@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import yaml
 
 from minigpt4.tools.tiny_world.phrases import caption
 from minigpt4.tools.tiny_world.scenes import draw_scene, sample_scene
+from tests.helpers.data_files import write_rows
 
 # Hostile, of other scripts, of both directions.
 HOSTILE = '<script>alert("no")</script><img src="https://example.com/x.png" onerror=alert(1)>'
 TEXTS = ["红色的圆在左边", "مربع أخضر على اليمين", "a 🔴 circle 🙂", HOSTILE, "$x_1$ & {{ 7 * 7 }}"]
 TINY = {"laion": {"sample_ratio": 4}, "cc_sbu": {"sample_ratio": 1}}
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+PARTS = ("runs", "curves", "validation", "samples", "failures", "evaluations", "looks", "bad",
+         "differences")  # fmt: skip
 
 
 def settings(stage: int = 1, **run: Any) -> dict[str, Any]:
@@ -33,21 +32,19 @@ def settings(stage: int = 1, **run: Any) -> dict[str, Any]:
     return {"model": model, "datasets": data, "run": own}
 
 
-def log_rows(
-    epochs: int = 4, per_epoch: int = 100, every: int = 10, start: float = 1.7, end: float = 0.002
-) -> list[dict[str, Any]]:
-    """A log whose loss falls as a power from start to end."""
+def log_rows(epochs: int = 4, start: float = 1.7, end: float = 0.002) -> list[dict[str, Any]]:
+    """A log of 100 steps per epoch, whose loss falls as a power from start to end."""
     rows: list[dict[str, Any]] = []
-    total = epochs * per_epoch
-    for at in range(every, total + 1, every):
-        epoch, step = (at - 1) // per_epoch, (at - 1) % per_epoch + 1
+    total = 100 * epochs
+    for at in range(10, total + 1, 10):
+        epoch, step = (at - 1) // 100, (at - 1) % 100 + 1
         loss = start * (end / start) ** min(1, at / total * 2)
         rows.append(
             {"epoch": epoch, "step": step, "loss": loss, "lr": 0.01 * (1 - at / total) + 1e-4,
              "grad_norm": loss / 2 + 0.1, "samples_per_second": 140.0, "tokens_per_second": 4e3,
              "data_wait": 0.02, "memory_gb": 1.0, "eta_seconds": 3.0}
         )  # fmt: skip
-        if step == per_epoch:
+        if step == 100:
             rows.append({"epoch": epoch, "train_loss": loss, "train_lr": 0.01})
     return rows
 
@@ -63,7 +60,7 @@ def valid_row(epoch: int, step: int, loss: float, data_set: str = "cc_sbu") -> d
 
 def make_run(
     folder: Path,
-    rows: Iterable[Mapping[str, Any]] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
     config: dict[str, Any] | None = None,
     started: str = "2026-11-22T08:16:15+00:00",
 ) -> Path:
@@ -77,33 +74,28 @@ def make_run(
         "cuda": None, "gpus": ["Tesla T4", "Tesla T4"], "earlier_launches": [],
     }  # fmt: skip
     (folder / "environment.json").write_text(json.dumps(environment))
-    write_lines(folder / "log.txt", log_rows() if rows is None else rows)
+    write_rows(folder / "log.txt", log_rows() if rows is None else rows)
     (folder / "checkpoint_0.pth").write_bytes(b"")
     (folder / "checkpoint_3.pth").write_bytes(b"")
     return folder
 
 
-def add_validation(
-    folder: Path,
-    says: Mapping[tuple[int, int], str],
-    pictures: int = 3,
-    data_set: str = "cc_sbu",
-) -> None:
-    """Generated texts for a few scenes; ``says`` has a text for each (epoch, step)."""
+def add_validation(folder: Path, says: Mapping[tuple[int, int], str]) -> None:
+    """Generated texts for three scenes; ``says`` has a text for each (epoch, step)."""
     (folder / "pictures").mkdir(exist_ok=True)
     rows = []
-    for number in range(pictures):
+    for number in range(3):
         scene = sample_scene(random.Random(number), pairs="seen")
         name = f"pictures/{number}.png"
         draw_scene(scene).save(folder / name)
         for (epoch, step), text in says.items():
             rows.append(
-                {"epoch": epoch, "step": step, "data_set": data_set, "image": f"0000/{number}",
+                {"epoch": epoch, "step": step, "data_set": "cc_sbu", "image": f"0000/{number}",
                  "picture": name, "reference": caption(scene),
                  "output": text.format(caption=caption(scene)),
                  "score": {"contains": float("{" in text), "bleu": number / 10}}
             )  # fmt: skip
-    write_lines(folder / "validation.jsonl", rows)
+    write_rows(folder / "validation.jsonl", rows)
 
 
 def make_evaluation(folder: Path) -> Path:
@@ -113,7 +105,7 @@ def make_evaluation(folder: Path) -> Path:
         for n, text in enumerate(TEXTS)
     ]
     rows.append({"image": "broken", "error": "unreadable image"})
-    write_lines(folder / "heldout.jsonl", rows)
+    write_rows(folder / "heldout.jsonl", rows)
     summary = {"heldout": {"samples": 6, "unreadable": 1, "contains": 0.42, "length": 7.25,
                            "intervals": {"contains": [0.31, 0.5]},
                            "counts": {"contains": {"found": 2, "missed": 3}}}}  # fmt: skip
@@ -131,15 +123,15 @@ def make_full_runs(folder: Path) -> list[Path]:
     (one / "best.json").write_text('{"metric": "loss", "value": 0.25, "epoch": 2, "step": 100}')
     (one / "checkpoint_best.pth").write_bytes(b"")
     add_validation(one, {(0, 0): "the the the the", (1, 100): "a circle", (3, 100): "{caption}"})
-    write_lines(one / "bad_samples.jsonl", [
+    write_rows(one / "bad_samples.jsonl", [
         {"dataset": "laion", "shard": "00001.tar", "key": str(n), "cause": "unreadable image",
          "detail": TEXTS[n % 5]} for n in range(7)
     ] + [{"dataset": "cc_sbu", "shard": "00003.tar", "cause": "broken shard"}])  # fmt: skip
-    write_lines(one / "nonfinite.jsonl", [
+    write_rows(one / "nonfinite.jsonl", [
         {"epoch": 0, "step": 60, "rank": 0, "loss": "nan", "module": "llama_model.layers.3",
          "keys": ["00001/5", "00001/6"]}
     ])  # fmt: skip
-    rows = log_rows(5, 100, start=0.15, end=0.0006)
+    rows = log_rows(5, start=0.15, end=0.0006)
     rows += [valid_row(n, 100, 0.4 / (n + 1), "cc_sbu_align") for n in range(5)]
     config = settings(2, init_lr=0.005, max_epoch=5, batch_size_train=12)
     two = make_run(folder / "stage2" / "20261122-091615", rows, config, "2026-11-22T09:16:15+00:00")

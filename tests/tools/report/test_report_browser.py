@@ -6,12 +6,9 @@ from typing import Any
 import pytest
 
 from minigpt4.tools.report.making import make_report
-from tests.tools.report.folders import HOSTILE, make_full_runs
+from tests.tools.report.folders import HOSTILE, PARTS, make_full_runs
 
 pytestmark = pytest.mark.browser
-
-PARTS = ("runs", "curves", "validation", "samples", "failures", "evaluations", "looks", "bad",
-         "differences")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,24 @@
-"""Nearest words: a word's own row finds it, whatever the chunks; what is no word is left out."""
+"""Nearest words, and overlays over the picture as the model sees it."""
 
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.chat import Chat
-from minigpt4.tools.interpret import chance_cosines, nearest_words, pixels_seen, shown_word
+from minigpt4.tools.interpret import (
+    chance_cosines,
+    nearest_words,
+    overlay,
+    picture_seen,
+    pixels_seen,
+    shown_word,
+)
 from tests.helpers.other_llms import save_qwen2
-from tests.tools.interpret.loading import load
+from tests.helpers.tiny_models import load_tiny_chat as load
 
 
 def test_the_row_of_a_word_is_nearest_to_this_word(chat: Chat):
@@ -69,3 +78,40 @@ def test_chance_is_the_same_every_time_and_draws_from_nobody(chat: Chat, picture
     exact = nearest_words(chat.model, load().encode_images(pictures))
     untrained = [words[0].cosine for image in exact for words in image]
     assert found.untrained == pytest.approx(sum(untrained) / len(untrained), abs=0.05)
+
+
+def changed(picture: Image.Image, shares: torch.Tensor) -> np.ndarray:
+    """How much redder each pixel becomes."""
+    over, bare = overlay(picture, shares), overlay(picture, torch.full((8, 8), 1 / 64))
+    return np.asarray(over, dtype=int)[..., 0] - np.asarray(bare, dtype=int)[..., 0]
+
+
+def test_color_lies_on_the_patch_and_nowhere_else():
+    shares = torch.full((8, 8), 0.01)
+    shares[1, 6] = 0.37
+    warmer = changed(Image.new("RGB", (160, 160), (90, 90, 90)), shares)
+    y, x = np.unravel_index(warmer.argmax(), warmer.shape)
+    assert (int(y) // 20, int(x) // 20) == (1, 6)
+    assert warmer.max() > 60
+    assert not warmer[80:].any()
+    assert not warmer[:, :80].any()
+
+
+def test_what_is_nearly_even_stays_nearly_bare():
+    grey = Image.new("RGB", (160, 160), (90, 90, 90))
+    slight = torch.full((8, 8), 1.0)
+    slight[1, 6] = 1.1
+    strong = slight.clone()
+    strong[1, 6] = 3
+    assert 0 < changed(grey, slight).max() < changed(grey, strong).max() / 4
+    nothing = overlay(grey, torch.zeros(8, 8))
+    assert len({*nothing.get_flattened_data()}) == 1
+
+
+def test_the_picture_is_what_the_model_sees(chat: Chat):
+    wide = Image.linear_gradient("L").resize((300, 90)).convert("RGB")
+    seen = picture_seen(chat, wide)
+    assert seen.size == (112, 112)
+    expected = np.asarray(wide.resize((112, 112), Image.Resampling.BICUBIC), dtype=int)
+    assert abs(np.asarray(seen, dtype=int) - expected).max() <= 1
+    assert picture_seen(chat, wide, 224).size == (224, 224)
