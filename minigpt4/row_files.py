@@ -159,9 +159,7 @@ class RowFile:
             except csv.Error as error:
                 values, fault = [], f"is no row of a csv ({one_line(error)}); a stray quote?"
                 if "new-line" in str(error):
-                    fault = (
-                        "has line ends that are neither \\n nor \\r\\n; save it with others"
-                    )
+                    fault = "has line ends that are neither \\n nor \\r\\n; save it with others"
             if not fault and not any(value.strip() for value in values):
                 continue
             if not fault and named and len(values) != len(self.columns):

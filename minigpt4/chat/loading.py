@@ -11,7 +11,7 @@ from minigpt4.checked import CheckedConfig, check_sections
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
 from minigpt4.processors import ImageProcessor
-from minigpt4.registry import IMAGE_PROCESSORS, build_named
+from minigpt4.registry import IMAGE_PROCESSORS
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu", "mps"], gpu_id: int = 0) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from minigpt4.registry import Fault
+from minigpt4.errors import Fault
 
 
 class VisionTower(Protocol):
