@@ -147,9 +147,9 @@ def test_weights_of_something_else(checked: Checked, tmp_path: Path, key: str, k
     ("option", "text"),
     [
         ("model.visual_encoder.embed_dim=64", "patch_embed.proj.weight is [128, 3, 14, 14]"),
-        ("model.visual_encoder.depth=9", "blocks.5.attn.qkv.weight is not there"),
+        ("model.visual_encoder.depth=9", "52 missing (first: blocks.5.attn.proj.bias"),
         ("model.num_query_token=8", "query_tokens is [1, 16, 128], the model wants [1, 8, 128]"),
-        ("model.q_former.num_hidden_layers=3", "layer.2.attention.self.query.weight is not there"),
+        ("model.q_former.num_hidden_layers=3", "missing (first: Qformer.bert.encoder.layer.2."),
         ("model.visual_encoder.num_heads=3", "128 is no multiple of the number of heads, 3"),
         ("model.image_size=7", "7 pixels are less than a patch (14)"),
         ("model.has_qformer=False", "llama_proj.weight is [160, 128], this model wants [160, 512]"),
@@ -184,7 +184,7 @@ def test_every_weight_of_a_tower_is_compared(
     torch.save(content, tmp_path / file)
     code, (line,) = checked(f"model.{key}={tmp_path}/{file}")
     assert code == 2
-    assert f"{tmp_path}/{file}: {name} is not there, the model wants [" in line
+    assert f"{tmp_path}/{file}: does not fit this model: 1 missing (first: {name})" in line
 
 
 def test_more_blocks_and_positions_in_a_visual_encoder_are_no_fault(
