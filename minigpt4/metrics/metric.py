@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -72,8 +71,10 @@ class Figure:
         return np.array(pairs), lambda sums: float(sums[0] / sums[1])
 
 
-class Metric(ABC):
+class Metric:
     """A metric over rows; a subclass is registered under the name of its figure.
+
+    It defines :meth:`score`, or :meth:`measure` where the figure is not the mean of row scores.
 
     A constructor may take any of the parts that :class:`~minigpt4.metrics.scoring.Parts`
     has, by name and ``Hidden``.
@@ -86,9 +87,13 @@ class Metric(ABC):
     lower_is_better: ClassVar[bool] = False
     needs: ClassVar[str] = "reference"
 
-    @abstractmethod
     def measure(self, rows: Sequence[Row]) -> Figure:
         """Return the figure of the rows; at least one."""
+        return Figure([self.score(row) for row in rows])
+
+    def score(self, row: Row) -> float | None:
+        """Return the score of a row; None where it lacks what the metric needs."""
+        raise NotImplementedError
 
 
 def words_of(text: str) -> list[str]:

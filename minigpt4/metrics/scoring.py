@@ -123,11 +123,8 @@ class _Plain(Metric):
         self._function = function
         self._best = min if lower_is_better(name) else max
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row["output"], row["references"]) for row in rows])
-
-    def _score(self, output: str, references: Sequence[str]) -> float | None:
-        scores = [self._score_pair(output, reference) for reference in references]
+    def score(self, row: Row) -> float | None:
+        scores = [self._score_pair(row["output"], reference) for reference in row["references"]]
         return self._best(scores) if scores else None
 
     def _score_pair(self, output: str, reference: str) -> float:
