@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import secrets
 import socket
 import subprocess
@@ -17,7 +16,8 @@ from typing import Any
 import httpx
 
 from minigpt4.errors import MiniGPT4Error
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import started
+from tests.helpers.repo import TINY
 
 _API = "gradio_api"
 
@@ -34,7 +34,7 @@ class Server:
     """
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     log: Path
     uploads: Path
 
@@ -62,25 +62,18 @@ def serve(
 ) -> Iterator[Server]:
     """The page with the tiny model on a free port; stopped at the end."""
     port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/tiny_eval.yaml"]
-    command += ["--device", "cpu", "--port", str(port), *arguments]
-    command += ["--options", *options] if options else []
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")} | (env or {})
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    server = Server(f"http://127.0.0.1:{port}/", process, log, folder / "uploads")
-    try:
+    command = [sys.executable, "demo.py", "--cfg-path", TINY, "--device", "cpu"]
+    command += ["--port", str(port), *arguments, *(["--options", *options] if options else [])]
+    added = {"GRADIO_TEMP_DIR": str(folder / "uploads")} | (env or {})
+    with (
+        log.open("wb") as output,
+        started(command, stdout=output, stderr=output, env=added) as process,
+    ):
+        server = Server(f"http://127.0.0.1:{port}/", process, log, folder / "uploads")
         server.wait_until("the page is open")
         yield server
-    finally:
         process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait(30)
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """A server in a process of its own: ``python -m minigpt4 serve`` with the embedded tiny model."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.repo import ROOT
+from tests.helpers.processes import started
+from tests.helpers.repo import TINY
 
 _PATIENCE = 120  # seconds, for liveness only
 _SERVING = re.compile(r"^serving \S+ at (http://\S+)/v1$", re.MULTILINE)
@@ -22,7 +21,7 @@ _SERVING = re.compile(r"^serving \S+ at (http://\S+)/v1$", re.MULTILINE)
 class ServerProcess:
     """A running server; ``url`` is ``http://127.0.0.1:PORT``."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     log_file: Path
     url: str = ""
 
@@ -48,28 +47,15 @@ def running_server(
         arguments: Of ``serve``.
         options: ``--options``; the projection is an untrained one unless they name another.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "minigpt4",
-        "serve",
-        "--cfg-path",
-        "eval_configs/tiny_eval.yaml",
-    ]
+    command = [sys.executable, "-m", "minigpt4", "serve", "--cfg-path", TINY]
     command += ["--device", "cpu", "--port", "0", *arguments]
     command += ["--options", "model.ckpt=", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         log_file = Path(folder) / "server.log"
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        server = ServerProcess(process, log_file)
-        try:
+        with log_file.open("wb") as log, started(command, stdout=log, stderr=log) as process:
+            server = ServerProcess(process, log_file)
             server.url = _address(server)
             yield server
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
 
 
 def _address(server: ServerProcess) -> str:

@@ -23,21 +23,18 @@ from minigpt4.preflight.machine import (
     part_bytes,
     shortage,
 )
-from tests.helpers.llama_folders import write_config
+from tests.helpers.llama_folders import SIZES, write_config
 from tests.helpers.recorded import GOLDEN
 
 STAGE2 = ("model.prompt_path=prompts/alignment.txt", "model.max_txt_len=160")
-SIZES = {  # width, feed-forward, layers and heads
-    "7B": (4096, 11008, 32, 32),
-    "13B": (5120, 13824, 40, 40),
-}
 KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 Vicuna = Callable[..., Draft]
 
 
 def write_vicuna(folder: Path, size: str, **more: object) -> Path:
     folder.mkdir()
-    write_config(folder, rows=32001, **dict(zip(KEYS, SIZES[size], strict=True)), **more)
+    rows, *sizes = SIZES[f"Vicuna-{size}"]
+    write_config(folder, rows, **dict(zip(KEYS, sizes, strict=True)), **more)
     return folder
 
 
@@ -45,7 +42,7 @@ def write_vicuna(folder: Path, size: str, **more: object) -> Path:
 def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Vicuna:
     """Draft of a Vicuna with the full-size towers: size, purpose, device, options."""
     folder = tmp_path_factory.mktemp("llama")
-    for size in SIZES:
+    for size in ("7B", "13B"):
         write_vicuna(folder / size, size)
     return cache(lambda size, *more: draft_of(folder / size, *more))
 

@@ -87,7 +87,7 @@ def test_faults_of_every_kind_come_at_once(
         "model.max_text_len: unknown key; did you mean 'max_txt_len'?",
         "model.end_sym: [1]: input should be a valid string",
         f"model.vit_model: {tmp_path}/broken.pth: damaged or cut short",
-        "model.ckpt: ",
+        f"model.ckpt: {tmp_path}/7b.pth: llama_proj.weight is [4096, 768], this model",
         f"model.prompt_path: {tmp_path}/prompts.txt has no line with <ImageHere>",
         "datasets.laion.build_info.storage: '/path/to/laion' is a placeholder",
         "datasets.cc_sbu: no readable sample at the start of",
@@ -322,13 +322,13 @@ def test_a_folder_of_pairs_without_what_is_read(
         ("run.batch_size_train=null", "run.batch_size_train: missing, and datasets.laion has no"),
         ("run.lr_sched=linear_warmup_step_lr", "run.lr_decay_rate: linear_warmup_step_lr needs it"),
         ("model.precision=fp16", "model.precision: fp16 needs a GPU"),
-        ("run.max_epoch=1000000000", "checkpoints of 247.7 KB need about"),
+        ("datasets.laion.sample_ratio=0 datasets.cc_sbu.sample_ratio=0", "every sample_ratio is 0"),
     ],
 )
 def test_a_fault_of_the_run(checked: Checked, change: str, text: str) -> None:
-    code, (line,) = checked(change, "run.device=cpu")
+    code, (line,) = checked(*change.split(), "run.device=cpu")
     assert code == 2
-    assert text.split(" of 247.7 KB")[0] in line
+    assert text in line
 
 
 def test_a_config_json_of_impossible_dimensions_is_no_traceback(
@@ -340,12 +340,6 @@ def test_a_config_json_of_impossible_dimensions_is_no_traceback(
     for width in widths:
         (folder / "config.json").write_text(json.dumps({**settings, "hidden_size": width}))
         checked(f"model.llama_model={folder}", f"model.ckpt={projection}")
-
-
-def test_every_sample_ratio_0(checked: Checked) -> None:
-    code, (line,) = checked("datasets.laion.sample_ratio=0", "datasets.cc_sbu.sample_ratio=0")
-    assert code == 2
-    assert "every sample_ratio is 0" in line
 
 
 def test_a_disk_without_room_for_the_checkpoints(
