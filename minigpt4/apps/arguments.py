@@ -70,7 +70,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     config = load_config(arguments.cfg_path, arguments.options)
 
     from minigpt4.chat import choose_device
-    from minigpt4.preflight.preflight import chat_memory, described, preflight
+    from minigpt4.preflight.preflight import described, memory_report, preflight
     from minigpt4.registry import Fault
 
     if arguments.print_config:
@@ -85,7 +85,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     assert device is not None  # else that was a fault
     if arguments.print_config:
         return None
-    if memory := chat_memory(checked, device.type):
+    if memory := memory_report(checked, device.type):
         logger.info("%s", memory)
     return ChatPlan(checked, device)
 

@@ -28,12 +28,11 @@ class Figure:
     """What a metric finds in rows.
 
     Attributes:
-        scores: One for each row; None where the row lacks what the metric needs.
-        sums: ``[rows, k]``, added up over rows where the figure is not the mean of the scores
-            (BLEU).
-        of_sums: Sums ``[k]`` → the figure.
-        notes: What the metric says about each row beside its score, or empty.
-        counts: What was met how often, by name.
+        scores: Score of each row; None where the row lacks what the metric needs.
+        sums: Sums ``[rows, k]`` over rows, where the figure is not the mean of the scores (BLEU).
+        of_sums: Function from sums ``[k]`` to the figure.
+        notes: Notes on each row in addition to its score, or empty.
+        counts: Counts by name.
     """
 
     scores: Sequence[float | None]
@@ -64,7 +63,6 @@ class Figure:
         return float(low), float(high)
 
     def _additive(self) -> tuple[Floats, Callable[[Floats], float]]:
-        """Sums of the rows that could be scored, and what they make."""
         if self.sums is not None and self.of_sums is not None:
             return self.sums[self.known], self.of_sums
         pairs = [(score, 1.0) for score in self.scores if score is not None]
@@ -102,11 +100,7 @@ def words_of(text: str) -> list[str]:
 
 
 def load_library(metric: str, module: str) -> Any:
-    """Import a module of the extra ``metrics``.
-
-    Raises:
-        MiniGPT4Error: where it is not installed; the message names the extra.
-    """
+    """Import a module of the extra ``metrics``, or raise a MiniGPT4Error that names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

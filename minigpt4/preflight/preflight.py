@@ -76,16 +76,14 @@ def purpose_of(config: Config) -> Purpose:
     return "training" if {"max_epoch", "init_lr"} & config.run.keys() else "chat"
 
 
-def memory_report(checked: CheckedConfig) -> str | None:
-    """Return the estimate of the memory that a run needs; None where dimensions are unknown."""
-    need = estimate(Draft(checked, _device(checked, None)))
-    return memory_table(need) if need else None
+def memory_report(checked: CheckedConfig, device: str | None = None) -> str | None:
+    """Return the estimate of the memory that is needed; None where dimensions are unknown.
 
-
-def chat_memory(checked: CheckedConfig, device: str) -> str | None:
-    """Return the estimate of the memory that a chat needs where it will run, in one line."""
-    need = estimate(Draft(checked, device))
-    return memory_line(need) if need else None
+    It is a table, and one line where the ``device`` of a chat is known.
+    """
+    need = estimate(Draft(checked, _device(checked, device)))
+    table = memory_line if device else memory_table
+    return table(need) if need else None
 
 
 def described(config: Config) -> str:
