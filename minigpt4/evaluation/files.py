@@ -1,5 +1,6 @@
 """Evaluation files: rows of outputs ↔ a folder, their scores, and the summary of both."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,10 +43,8 @@ class OutputFolder:
 
     def write_outputs(self, name: str, rows: Sequence[Row]) -> None:
         """Write the rows of a data set; an older summary is removed."""
-        try:
+        with contextlib.suppress(OSError):  # the writing fails then, too
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._fault(f"cannot be written ({error})") from error
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         self._write(f"{name}.jsonl", "".join(lines))
         (self.path / _SUMMARY).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
@@ -275,13 +275,10 @@ class Validation:
             self.rows.append(*lines)
 
     def _keep_picture(self, path: Path, content: bytes) -> None:
-        if path.exists():
-            return
-        try:
+        with suppress(OSError):  # the writing fails then, too
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise MiniGPT4Error(f"{path.parent}: cannot be written ({error})") from error
-        write_atomically(path, lambda file: file.write(content))
+        if not path.exists():
+            write_atomically(path, lambda file: file.write(content))
 
 
 @contextmanager

@@ -132,9 +132,8 @@ def _settings(model: TowerOptions) -> dict[str, Any]:
 
 def _same_weights(origin: str, recorded: Mapping[str, Any]) -> bool:
     file, before = cached(origin), FileFact(*recorded["file"])
-    if not file.is_file():  # a URL, which need not be fetched
-        return bool(recorded["origin"] == origin)
-    return describe(file, before).digest == before.digest
+    known = file.is_file()  # a URL need not be fetched
+    return describe(file, before).digest == before.digest if known else recorded["origin"] == origin
 
 
 @functools.cache

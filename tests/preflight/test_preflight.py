@@ -320,7 +320,6 @@ def test_a_folder_of_pairs_without_what_is_read(
     [
         ("run.iters_per_epoch=null", "run.iters_per_epoch: missing; streams of shards have no"),
         ("run.batch_size_train=null", "run.batch_size_train: missing, and datasets.laion has no"),
-        ("run.lr_sched=linear_warmup_step_lr", "run.lr_decay_rate: linear_warmup_step_lr needs it"),
         ("model.precision=fp16", "model.precision: fp16 needs a GPU"),
         ("datasets.laion.sample_ratio=0 datasets.cc_sbu.sample_ratio=0", "every sample_ratio is 0"),
     ],
