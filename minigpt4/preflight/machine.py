@@ -121,10 +121,9 @@ def disk_faults(draft: Draft) -> Iterator[Fault]:
 
 def estimate(draft: Draft) -> Need | None:
     """Return the memory that is needed where it will run; None: dimensions are unknown."""
+    need_of = _training_need if draft.checked.purpose == "training" else _answering_need
     try:
-        return (
-            _training_need(draft) if draft.checked.purpose == "training" else _answering_need(draft)
-        )
+        return need_of(draft)
     except UnknownOptionError:
         return None
 

@@ -108,11 +108,7 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], orig
 def check_fit(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], origin: str
 ) -> None:
-    """Check that ``weights`` have the names and sizes of a module's own.
-
-    Raises:
-        CheckpointError: naming the file and the first entries that do not fit.
-    """
+    """Raise a CheckpointError unless ``weights`` have the names and sizes of a module's own."""
     if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
         raise CheckpointError(f"{origin}: does not fit this model: {_differences(own, weights)}")
 
