@@ -240,11 +240,11 @@ def memory_line(need: Need) -> str:
 
 def shortage(need: Need, memory: int) -> str:
     """Return what to say of a memory that does not hold the batch."""
-    kind, place = ("GPU", "GPU") if need.gpu else ("main", "machine")
-    text = (
-        f"a batch of {need.batch} needs about {gigabytes(need.total)} of {kind} memory, "
-        f"this {place} has {gigabytes(memory)}"
-    )
+    text = f"a batch of {need.batch} needs about {gigabytes(need.total)} "
+    if need.gpu:
+        text += f"of GPU memory, this GPU has {gigabytes(memory)}"
+    else:
+        text += f"of main memory, this machine has {gigabytes(memory)}"
     if largest := need.largest_batch(memory):
         return f"{text}; {largest} should fit"
     return f"{text}; not one sample fits: model.quantize makes the language model smaller"
