@@ -67,9 +67,9 @@ def train(checked: "CheckedConfig") -> None:
     start = find_resume_point(processes, checked.config.resolved(), checked.run, steps)
     validation = None
     if checked.run.valid_splits:
-        from minigpt4.evaluation.validation import build_validation
+        from minigpt4.evaluation.validation import Validation
 
-        validation = build_validation(checked, model, datasets, processes, start.folder.path)
+        validation = Validation(checked, model, datasets, processes, start.folder.path)
     runner = assembly.build_runner(checked, processes, model, datasets, steps, start, validation)
     runner.train()
     accelerator.end_training()

@@ -87,7 +87,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
 
     from minigpt4.chat import choose_device
     from minigpt4.errors import Fault
-    from minigpt4.preflight.preflight import chat_memory, described, preflight
+    from minigpt4.preflight.preflight import described, memory_report, preflight
 
     if arguments.print_config:
         sys.stdout.write(described(config))
@@ -101,7 +101,7 @@ def plan_chat(arguments: argparse.Namespace) -> ChatPlan | None:
     assert device is not None  # else that was a fault
     if arguments.print_config:
         return None
-    if memory := chat_memory(checked, device.type):
+    if memory := memory_report(checked, device.type):
         logger.info("%s", memory)
     return ChatPlan(checked, device)
 

@@ -16,16 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minigpt4.assembly import (
-    build_accelerator,
-    build_datasets,
-    build_model,
-    build_task,
-)
+from minigpt4.assembly import build_accelerator, build_datasets, build_model, build_task
 from minigpt4.chat.core import Chat
 from minigpt4.chat.likelihood import output_fields
 from minigpt4.checked import CheckedConfig
-from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.samples import DataSet, reference, to_device
 from minigpt4.errors import ConfigError, MiniGPT4Error
 from minigpt4.evaluation.files import (
@@ -50,102 +44,66 @@ logger = logging.getLogger(__name__)
 def run_evaluation(
     checked: CheckedConfig, parts: Parts | None = None, question: str | None = None
 ) -> Summary:
-    """Run the evaluation that a config describes, up to its files.
+    """Generate for every sample without sampling, score, and write what came out.
+
+    ``<output_dir>/<data set>.jsonl`` holds a row for each sample, ``<output_dir>/summary.json`` the
+    summary; each is written whole or not at all, by the main process. Outputs are written before
+    they are scored, so a metric that fails loses none. The number of processes changes no file.
 
     Args:
         checked: The config.
-        parts: What metrics may need beside outputs and references.
-        question: Asked of every sample instead of what the model was trained with.
+        parts: Parts that metrics need in addition to rows.
+        question: Question for every sample; None: as the model was trained.
+
+    Returns:
+        For each data set the number of its samples, of those that cannot be read, and each metric's
+        mean over the others with its interval; empty in other processes than the main one.
 
     Raises:
+        DataError: for a data set without a single sample that can be read.
         MiniGPT4Error: for an error in the weights, the data or a metric.
     """
     run = checked.run
-    build_metrics(run.metrics, parts)  # what one lacks shows before hours of work
-    OutputFolder(Path(run.output_dir)).check([*checked.datasets])
+    build_metrics(run.metrics, parts)  # a missing part is reported before hours of work
+    folder = OutputFolder(Path(run.output_dir))
+    folder.check([*checked.datasets])
     accelerator = build_accelerator(run)
     set_seed(run.seed)  # an untrained projection must be the same in every process
     datasets = build_datasets(checked, images=True)
     model = build_model(checked, accelerator.device)
-    if accelerator.is_main_process and not checked.config.model.get("ckpt"):
+    main = accelerator.is_main_process
+    if main and not checked.config.model.get("ckpt"):
         logger.warning("model.ckpt names no projection: an untrained one is evaluated")
     task = _build_task(checked, model, accelerator.process_index, question)
-    summary = evaluate(model, task, datasets, accelerator, run, checked.generation, parts, question)
+    options = replace(checked.generation, do_sample=False)
+    rows: dict[str, list[Row]] = {}
+    for dataset in datasets:
+        processor = dataset.eval_image_processor or dataset.image_processor
+        if main and isinstance(processor, ImageProcessor) and processor.random:
+            text = "datasets.%s: its image processor is random; vis_processor.eval can name another"
+            logger.warning(text, dataset.name)
+        own = _evaluate_data_set(task, Chat(model, processor, options), dataset, accelerator, run)
+        if question is not None:
+            own = [row if "error" in row else {**row, "question": question} for row in own]
+        check_outputs(dataset.name, own)
+        if main:
+            folder.write_outputs(dataset.name, own)
+        rows[dataset.name] = own
+    summary: Summary = {}
+    try:
+        if main:
+            summary = _score(folder, rows, run.metrics, parts)
+    except MiniGPT4Error as error:
+        advice = f"evaluate --rescore --output {folder.path} scores them without generating"
+        fault = MiniGPT4Error(f"{error}; the outputs are safe: {advice}")
+        fault.exit_code = error.exit_code
+        raise fault from error
     accelerator.end_training()
     return summary
 
 
-def evaluate(
-    model: MiniGPT4,
-    task: Task,
-    datasets: Sequence[DataSet],
-    accelerator: Accelerator,
-    run: RunOptions,
-    options: GenerationOptions,
-    parts: Parts | None = None,
-    question: str | None = None,
-) -> Summary:
-    """Generate for every sample without sampling, score, and write what came out.
-
-    ``<output_dir>/<data set>.jsonl`` holds a row for each sample, ``<output_dir>/summary.json`` the
-    summary; each is written whole or not at all, by the main process. Outputs are there before they
-    are scored: a metric that fails loses none.
-
-    Args:
-        model: With the projection to evaluate.
-        task: What is asked of a sample.
-        datasets: At least one.
-        accelerator: Processes and device; the number of processes does not change the files.
-        run: Options of the run.
-        options: How to generate; always without sampling.
-        parts: What metrics may need beside outputs and references.
-        question: Asked of every sample instead of what the model was trained with.
-
-    Returns:
-        For each data set the number of its samples, of those that cannot be read, and each metric's
-        mean over the others with its interval; in the main process, which alone scores.
-
-    Raises:
-        DataError: for a data set without a single sample that can be read.
-        MiniGPT4Error: for a metric that fails.
-    """
-    folder = OutputFolder(Path(run.output_dir))
-    rows: dict[str, list[Row]] = {}
-    for dataset in datasets:
-        processor = dataset.eval_image_processor or dataset.image_processor
-        if (
-            accelerator.is_main_process
-            and isinstance(processor, ImageProcessor)
-            and processor.random
-        ):
-            text = "datasets.%s: its image processor is random; vis_processor.eval can name another"
-            logger.warning(text, dataset.name)
-        chat = Chat(model, processor, replace(options, do_sample=False))
-        own = _evaluate_data_set(task, chat, dataset, accelerator, run)
-        if question is not None:
-            own = [row if "error" in row else {**row, "question": question} for row in own]
-        rows[dataset.name] = own
-        check_outputs(dataset.name, rows[dataset.name])
-        if accelerator.is_main_process:
-            folder.write_outputs(dataset.name, rows[dataset.name])
-    if not accelerator.is_main_process:
-        return {}
-    try:
-        return _score(folder, rows, run.metrics, parts)
-    except MiniGPT4Error as error:
-        mend = f"evaluate --rescore --output {folder.path} scores them without generating"
-        fault = MiniGPT4Error(f"{error}; the outputs are safe: {mend}")
-        fault.exit_code = error.exit_code
-        raise fault from error
-
-
 def rescore(path: Path, metrics: Sequence[str], parts: Parts | None = None) -> Summary:
-    """Score the outputs of an earlier evaluation again, in its folder; nothing is generated.
-
-    Args:
-        path: The evaluation's folder.
-        metrics: Their scores take the place of those that are there.
-        parts: What metrics may need beside outputs and references.
+    """Score the outputs of an earlier evaluation again, in its folder; new scores replace old ones.
 
     Raises:
         MiniGPT4Error: for a folder without outputs, or a metric that fails.
@@ -161,10 +119,7 @@ def _score(
     metrics: Sequence[str],
     parts: Parts | None,
 ) -> Summary:
-    """Scores and summary of every data set, written and told."""
-    summary = {
-        name: score_outputs(name, own, metrics, parts or Parts()) for name, own in rows.items()
-    }
+    summary = {name: score_outputs(name, own, metrics, parts) for name, own in rows.items()}
     folder.write_scores(rows, summary)
     logger.info("%s\noutputs and scores: %s", table(summary), folder.path)
     return summary
@@ -186,21 +141,18 @@ def _evaluate_data_set(
     accelerator: Accelerator,
     run: RunOptions,
 ) -> list[Row]:
-    """A row for each sample, in the order of the data set; the same in every process."""
+    """Return a row for each sample, in the order of the data set; the same in every process."""
     share = (accelerator.process_index, accelerator.num_processes)
     batches = OrderedBatches(dataset, run.batch_size_eval, *share)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=run.num_workers))
     rows: list[Row] = []
-    calm = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; few in a log file
-    with (
-        logging_redirect_tqdm(),
-        tqdm(
-            desc=dataset.name,
-            total=batches.dataset.source.units if dataset.length else None,
-            disable=not accelerator.is_main_process,
-            mininterval=calm,
-        ) as bar,
-    ):
+    bar = tqdm(
+        desc=dataset.name,
+        total=batches.dataset.source.units if dataset.length else None,
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,  # seconds between lines; few in a file
+    )
+    with logging_redirect_tqdm(), bar:
         # The processes go in step, batch by batch; one whose batches are all done adds nothing.
         while found := gather_object(_answer(task, chat, next(loader, None))):
             rows += found
@@ -220,8 +172,7 @@ def _answer(task: Task, chat: Chat, batch: OrderedBatch | None) -> list[Row]:
         outputs = task.evaluation_step(chat, ready, batch.numbers)
         keys, texts = ready["keys"], map(reference, ready["text"])
         facts = ready.get("facts") or [{} for _ in keys]
-        told = zip(batch.numbers, keys, texts, facts, outputs, strict=True)
-        for number, key, text, known, output in told:
-            told_of = {"image": key, "reference": text, **known}
-            rows[number] = {**told_of, **output_fields(output)}
+        answered = zip(batch.numbers, keys, texts, facts, outputs, strict=True)
+        for number, key, text, known, output in answered:
+            rows[number] = {"image": key, "reference": text, **known, **output_fields(output)}
     return [rows[number] for number in sorted(rows)]

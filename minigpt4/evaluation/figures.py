@@ -1,10 +1,13 @@
-"""Figures of a validation: what is measured over target tokens, and which value is the best."""
+"""Figures of a validation: sums over target tokens, and which value is the best."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minigpt4.metrics import lower_is_better
+
+if TYPE_CHECKING:
+    from minigpt4.models.minigpt4 import TargetScores
 
 FIGURES = ("loss", "token_accuracy", "perplexity")  # without generating anything
 SHUFFLED = "shuffled_"  # in front of a figure's name: with another sample's picture
@@ -25,16 +28,16 @@ class Best:
 
 @dataclass
 class Sums:
-    """Over the target tokens of a data set."""
+    """Sums over the target tokens of a data set."""
 
     tokens: int = 0
     loss: float = 0.0
     hits: int = 0
 
-    def add(self, other: Sequence[float]) -> None:
-        self.tokens += int(other[0])
-        self.loss += other[1]
-        self.hits += int(other[2])
+    def add(self, other: "Sums | TargetScores") -> None:
+        self.tokens += other.tokens
+        self.loss += other.loss
+        self.hits += other.hits
 
     def figures(self) -> dict[str, float]:
         loss = self.loss / self.tokens
@@ -53,9 +56,7 @@ def is_smaller_better(name: str, mode: str = "auto") -> bool:
 
 
 def best_value(name: str, figures: Figures) -> float | None:
-    """A figure's value: of one data set where it is named so, else the mean; None where it is no
-    number.
-    """
+    """Return a figure of one data set, or its mean over all; None where it is not finite."""
     dataset, _, figure = name.rpartition("/")
     values = [own[figure] for key, own in figures.items() if figure in own and dataset in ("", key)]
     mean = sum(values) / len(values) if values else math.nan

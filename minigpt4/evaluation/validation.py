@@ -1,17 +1,20 @@
 """Validation: what a training's model makes of the samples that its data sets hold out."""
 
 import hashlib
+import io
 import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from minigpt4.assembly import build_task
@@ -19,7 +22,6 @@ from minigpt4.chat.core import Chat
 from minigpt4.chat.generation import NonFiniteLogitsError
 from minigpt4.chat.likelihood import output_fields
 from minigpt4.checked import CheckedConfig
-from minigpt4.conversation.options import GenerationOptions
 from minigpt4.datasets.loaders import leave_signals_to_the_trainer
 from minigpt4.datasets.samples import Batch, DataSet, reference, to_device
 from minigpt4.errors import ConfigError, DataError, MiniGPT4Error
@@ -31,51 +33,30 @@ from minigpt4.evaluation.figures import (
     best_value,
     is_smaller_better,
 )
+from minigpt4.evaluation.files import Row, with_references
 from minigpt4.evaluation.ordered_batches import OrderedBatches
-from minigpt4.evaluation.validation_batches import as_png, encoded, first_of, with_other_pictures
 from minigpt4.files import JsonLines, write_atomically
 from minigpt4.metrics import build_metrics, score_rows
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
-from minigpt4.runners.options import RunOptions
 from minigpt4.runners.trainer import Validated
 from minigpt4.tasks import Task
-
-Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
-def build_validation(
-    checked: CheckedConfig,
-    model: MiniGPT4,
-    datasets: Sequence[DataSet],
-    processes: Distributed,
-    folder: Path,
-) -> "Validation | None":
-    """Return the validation of a training; None where the run has none.
-
-    Arguments and errors are those of :class:`Validation`.
-    """
-    if not checked.run.valid_splits:
-        return None
-    task = build_task(checked, model, rank=0)
-    return Validation(checked.run, datasets, task, processes, folder, checked.generation)
-
-
 class Validation:
-    """Measures a model on what data sets hold out, and remembers the best.
+    """Measures a model on validation sets, and remembers the best.
 
-    Nothing of the training feels it: random numbers are put back. The number of processes changes
-    no figure but in its last digits, since each sample is read by one of them.
+    Does not affect the training: the RNG state is restored. Each sample is read by one process; the
+    number of processes changes only the last digits of figures.
 
     Args:
-        run: Options of the run.
-        datasets: Data sets of the training; those without a validation set are passed over.
-        task: Task of the training, with one rank's prompts for all.
+        checked: Config of the training.
+        model: Model of the training; only its prompts are kept.
+        datasets: Data sets of the training; those without a validation set are ignored.
         processes: All processes of the run.
-        folder: The run's folder: ``validation.jsonl`` and ``pictures/`` go there.
-        options: How texts are generated; always without sampling.
+        folder: Folder of the run, for ``validation.jsonl`` and ``pictures/``.
 
     Raises:
         ConfigError: where no data set has a validation set.
@@ -88,20 +69,21 @@ class Validation:
 
     def __init__(
         self,
-        run: RunOptions,
+        checked: CheckedConfig,
+        model: MiniGPT4,
         datasets: Sequence[DataSet],
-        task: Task,
         processes: Distributed,
         folder: Path,
-        options: GenerationOptions,
     ) -> None:
         self._datasets = [dataset for dataset in datasets if dataset.eval_source is not None]
         if not self._datasets:
             raise ConfigError("run.valid_splits: no data set holds anything out")
-        self._run, self._task, self._processes, self._folder = run, task, processes, folder
+        self._run, self._processes, self._folder = checked.run, processes, folder
+        run = self._run
         if run.valid_captions:
-            build_metrics(run.metrics)  # one whose library is missing is told before the first step
-        self._options = replace(options, do_sample=False)
+            build_metrics(run.metrics)  # a missing library is reported before the first step
+        self._task = build_task(checked, model, rank=0)  # one rank's prompts for all
+        self._options = replace(checked.generation, do_sample=False)
         self._smallest = is_smaller_better(run.best_metric, run.best_mode)
         self.rows = JsonLines(folder / "validation.jsonl")
         self.best: Best | None = None
@@ -110,16 +92,16 @@ class Validation:
     def run(
         self, model: MiniGPT4, epoch: int, step: int, stopped: Callable[[], bool]
     ) -> Validated | None:
-        """Every held-out sample once; the generated texts are written down.
+        """Measure every held-out sample once, and write the generated texts.
 
         Args:
-            model: In train mode, which it is in again afterwards.
-            epoch: Of the training, from 0.
-            step: Within the epoch; 0 before the first.
-            stopped: Whether the run was told to stop; the validation is left then.
+            model: Model, which is in train mode again afterwards.
+            epoch: Epoch of the training, from 0.
+            step: Step within the epoch; 0 before the first.
+            stopped: Returns whether the run was told to stop, which ends the validation.
 
         Returns:
-            Figures of each data set, the same in every process; None where it was left.
+            Figures of each data set, the same in every process; None if the run was stopped.
 
         Raises:
             DataError: for a data set that holds out no readable sample.
@@ -129,7 +111,12 @@ class Validation:
         rows: list[Row] = []
         with _undisturbed(model):
             for dataset in self._datasets:
-                found = self._gathered(model, dataset, stopped)
+                try:
+                    own = self._own_share(model, dataset, stopped)
+                except MiniGPT4Error as error:
+                    error.rank_local = True  # the other processes do not know of it
+                    raise
+                found = self._summarise(dataset.name, self._processes.gather([own]))
                 if found is None:
                     return None
                 figures[dataset.name], told = found
@@ -166,17 +153,6 @@ class Validation:
         if self._processes.main:
             self.rows.truncate(own["bytes"])
 
-    def _gathered(
-        self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
-    ) -> tuple[dict[str, float], list[Row]] | None:
-        """Figures and generated rows of one data set, of all processes."""
-        try:
-            own = self._own_share(model, dataset, stopped)
-        except MiniGPT4Error as error:
-            error.rank_local = True  # the others do not know of it
-            raise
-        return self._summarise(dataset.name, self._processes.gather([own]))
-
     def _own_share(
         self, model: MiniGPT4, dataset: DataSet, stopped: Callable[[], bool]
     ) -> dict[str, Any]:
@@ -206,29 +182,29 @@ class Validation:
             if found.batch is None:
                 continue
             pixels = found.batch["image"]
-            batch = encoded(model, to_device(found.batch, model.device))
+            batch = _encoded(model, to_device(found.batch, model.device))
             targets = self._task.rows(model, batch, found.numbers[0])
             sums.add(model.target_scores(batch["image"], targets))
-            other = with_other_pictures(batch) if self._run.valid_control else None
+            other = _with_other_pictures(batch) if self._run.valid_control else None
             if other is not None:
                 shuffled.add(model.target_scores(other["image"], targets))
             wanted = sum(number < self._run.valid_captions for number in found.numbers)
             if wanted:
-                asked = [first_of(each, wanted) for each in (batch, other) if each is not None]
+                asked = [_first_of(each, wanted) for each in (batch, other) if each is not None]
                 rows += self._generated(chat, asked, found.numbers[:wanted], pixels)
         own: dict[str, Any] = {"counts": counts, "bad": first_bad, "rows": rows}
-        return own | {"sums": _numbers(sums), "shuffled": _numbers(shuffled)}
+        return own | {"sums": sums, "shuffled": shuffled}
 
     def _generated(
         self, chat: Chat, asked: Sequence[Batch], numbers: list[int], pixels: torch.Tensor
     ) -> list[Row]:
-        """What the model says to the samples of a batch, with their pictures as they were read.
+        """Return rows with the model's answers to the samples of a batch, and their images.
 
         Args:
-            chat: Of the model.
-            asked: The batch; where there is a control, also with other pictures.
-            numbers: Of its samples.
-            pixels: Of its images, as the workers gave them.
+            chat: Chat with the model.
+            asked: The batch; with a control, also the batch with other images.
+            numbers: Places of its samples in the data set.
+            pixels: Pixels of its images, as the workers gave them.
         """
         try:
             said, *others = [self._task.evaluation_step(chat, each, numbers) for each in asked]
@@ -243,7 +219,7 @@ class Validation:
             if others:
                 row["shuffled"] = str(others[0][index])
             if count:
-                row["thumbnail"] = as_png(pixels[place])
+                row["thumbnail"] = _as_png(pixels[place])
             rows.append(row)
             place += count
         return rows
@@ -267,7 +243,7 @@ class Validation:
         if not total["unreadable"]:
             del figures["unreadable"]
         figures |= sums.figures()
-        rows = sorted((row for share in shares for row in share["rows"]), key=_number)
+        rows = sorted((row for share in shares for row in share["rows"]), key=itemgetter("number"))
         figures |= self._score(rows, "output", "score")
         if shuffled.tokens:
             figures |= {SHUFFLED + key: value for key, value in shuffled.figures().items()}
@@ -280,17 +256,14 @@ class Validation:
         """Means of the metrics over rows, to each of which its own scores are added."""
         if not rows:
             return {}
-        asked = [
-            {**row, "output": row[field], "references": row.get("references") or [row["reference"]]}
-            for row in rows
-        ]
-        scores = score_rows(self._run.metrics, asked)
+        answered = with_references([{**row, "output": row[field]} for row in rows])
+        scores = score_rows(self._run.metrics, answered)
         for row, own in zip(rows, scores.rows, strict=True):
             row[into] = own
         return scores.means
 
     def _write(self, rows: Sequence[Row]) -> None:
-        """Rows behind each other; each picture once, under a name that its pixels give."""
+        """Append the rows; each image is kept once, under a name made from its pixels."""
         lines = []
         for row in rows:
             kept = {key: value for key, value in row.items() if key not in ("number", "thumbnail")}
@@ -303,13 +276,10 @@ class Validation:
             self.rows.append(*lines)
 
     def _keep_picture(self, path: Path, content: bytes) -> None:
-        if path.exists():
-            return
-        try:
+        with suppress(OSError):  # the writing fails then, too
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise MiniGPT4Error(f"{path.parent}: cannot be written ({error})") from error
-        write_atomically(path, lambda file: file.write(content))
+        if not path.exists():
+            write_atomically(path, lambda file: file.write(content))
 
 
 @contextmanager
@@ -329,9 +299,41 @@ def _undisturbed(model: MiniGPT4) -> Iterator[None]:
         model.train(training)
 
 
-def _numbers(sums: Sums) -> tuple[float, ...]:
-    return sums.tokens, sums.loss, sums.hits
+@torch.no_grad()
+def _encoded(model: MiniGPT4, batch: Batch) -> Batch:
+    """Return the batch with features in place of its images, which are used several times."""
+    if not len(batch["image"]):
+        return batch
+    with model.autocast(model.device):
+        features = model.encode_frozen(batch["image"])
+    return Batch(**{**batch, "image": features})  # type: ignore[typeddict-item]
 
 
-def _number(row: Row) -> int:
-    return int(row["number"])
+def _with_other_pictures(batch: Batch) -> Batch | None:
+    """Return the batch with each image replaced by the next; None where there is no other."""
+    if len(batch["image"]) < 2:
+        return None
+    return Batch(**{**batch, "image": batch["image"].roll(-1, 0)})  # type: ignore[typeddict-item]
+
+
+def _first_of(batch: Batch, count: int) -> Batch:
+    """Return the first samples of a batch."""
+    counts = batch["image_counts"][:count]
+    return Batch(
+        keys=batch["keys"][:count],
+        image=batch["image"][: sum(counts)],
+        image_counts=counts,
+        text=batch["text"][:count],
+        facts=batch["facts"][:count],
+        normalise=batch["normalise"],
+    )
+
+
+def _as_png(pixels: torch.Tensor) -> bytes:
+    """Return an image ``[3, s, s]``, bytes or normalised numbers, as a PNG file."""
+    if pixels.dtype != torch.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
+    return file.getvalue()

@@ -43,21 +43,15 @@ class Judge(Protocol):
 class _Coverage(Metric):
     """Scores each row by the verdicts on its captions; only yes and no count.
 
-    Args:
-        judge: Gives the verdicts.
-        note: Name of the verdicts in a row's notes.
-        score: Whether each caption is covered (one at least) → the score of the row.
+    ``note`` names the verdicts in a row's notes; ``score`` takes whether each caption is covered.
     """
 
     def __init__(self, judge: Judge, note: str, score: Callable[[Sequence[bool]], float]) -> None:
-        self._judge = judge
-        self._note = note
-        self._score = score
+        self._judge, self._note, self._score = judge, note, score
 
     def measure(self, rows: Sequence[Row]) -> Figure:
-        verdicts = self._judge.judge(
-            [(r["output"], text) for r in rows for text in r["references"]]
-        )
+        pairs = [(row["output"], text) for row in rows for text in row["references"]]
+        verdicts = self._judge.judge(pairs)
         left = iter(verdicts)
         scores: list[float | None] = []
         notes: list[dict[str, list[Verdict]]] = []

@@ -84,5 +84,5 @@ class Length(Metric):
 
     needs = "output"
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([float(len(words_of(row["output"]))) for row in rows])
+    def score(self, row: Row) -> float:
+        return float(len(words_of(row["output"])))

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -29,12 +28,11 @@ class Figure:
     """What a metric finds in rows.
 
     Attributes:
-        scores: One for each row; None where the row lacks what the metric needs.
-        sums: ``[rows, k]``, added up over rows where the figure is not the mean of the scores
-            (BLEU).
-        of_sums: Sums ``[k]`` → the figure.
-        notes: What the metric says about each row beside its score, or empty.
-        counts: What was met how often, by name.
+        scores: Score of each row; None where the row lacks what the metric needs.
+        sums: Sums ``[rows, k]`` over rows, where the figure is not the mean of the scores (BLEU).
+        of_sums: Function from sums ``[k]`` to the figure.
+        notes: Notes on each row in addition to its score, or empty.
+        counts: Counts by name.
     """
 
     scores: Sequence[float | None]
@@ -65,15 +63,16 @@ class Figure:
         return float(low), float(high)
 
     def _additive(self) -> tuple[Floats, Callable[[Floats], float]]:
-        """Sums of the rows that could be scored, and what they make."""
         if self.sums is not None and self.of_sums is not None:
             return self.sums[self.known], self.of_sums
         pairs = [(score, 1.0) for score in self.scores if score is not None]
         return np.array(pairs), lambda sums: float(sums[0] / sums[1])
 
 
-class Metric(ABC):
+class Metric:
     """A metric over rows; a subclass is registered under the name of its figure.
+
+    It defines :meth:`score`, or :meth:`measure` where the figure is not the mean of row scores.
 
     A constructor may take any of the parts that :class:`~minigpt4.metrics.scoring.Parts`
     has, by name and ``Hidden``.
@@ -86,9 +85,13 @@ class Metric(ABC):
     lower_is_better: ClassVar[bool] = False
     needs: ClassVar[str] = "reference"
 
-    @abstractmethod
     def measure(self, rows: Sequence[Row]) -> Figure:
         """Return the figure of the rows; at least one."""
+        return Figure([self.score(row) for row in rows])
+
+    def score(self, row: Row) -> float | None:
+        """Return the score of a row; None where it lacks what the metric needs."""
+        raise NotImplementedError
 
 
 def words_of(text: str) -> list[str]:
@@ -97,11 +100,7 @@ def words_of(text: str) -> list[str]:
 
 
 def load_library(metric: str, module: str) -> Any:
-    """Import a module of the extra ``metrics``.
-
-    Raises:
-        MiniGPT4Error: where it is not installed; the message names the extra.
-    """
+    """Import a module of the extra ``metrics``, or raise a MiniGPT4Error that names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

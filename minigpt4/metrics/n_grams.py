@@ -80,11 +80,8 @@ class RougeL(Metric):
         """Return the words of a text, as rouge-score asks for them."""
         return words_of(text)
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row["output"], row["references"]) for row in rows])
-
-    def _score(self, output: str, references: Sequence[str]) -> float | None:
-        found = (self._scorer.score(other, output)["rougeL"] for other in references)
+    def score(self, row: Row) -> float | None:
+        found = (self._scorer.score(text, row["output"])["rougeL"] for text in row["references"])
         return max((float(score.fmeasure) for score in found), default=None)
 
 

@@ -1,9 +1,8 @@
 """Question answering: exact match, VQA accuracy, and the right one of several choices."""
 
 import re
-from collections.abc import Sequence
 
-from minigpt4.metrics.metric import Figure, Metric, Row
+from minigpt4.metrics.metric import Metric, Row
 from minigpt4.registry import METRICS
 
 _AGREEING = 3  # people who make an answer right
@@ -55,12 +54,9 @@ class VqaAccuracy(Metric):
 
     needs = "answers, a list of what people said, or an answer"
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row["output"], row["references"]) for row in rows])
-
-    def _score(self, output: str, references: Sequence[str]) -> float | None:
-        said = plain_answer(output)
-        hits = [plain_answer(other) == said for other in references]
+    def score(self, row: Row) -> float | None:
+        said = plain_answer(row["output"])
+        hits = [plain_answer(other) == said for other in row["references"]]
         if len(hits) < 2:
             return float(hits[0]) if hits else None
         others = (sum(hits) - hit for hit in hits)
@@ -74,10 +70,7 @@ class MultipleChoice(Metric):
 
     needs = "choices, a list in the row, with an answer that is one of them"
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row) for row in rows])
-
-    def _score(self, row: Row) -> float | None:
+    def score(self, row: Row) -> float | None:
         if "choice" not in row:
             return None
         return float(row["output"] == row["choices"][row["choice"]])
@@ -87,7 +80,7 @@ class MultipleChoice(Metric):
 class MultipleChoicePerToken(MultipleChoice):
     """Likewise by the mean over a choice's tokens, which does not favour short ones."""
 
-    def _score(self, row: Row) -> float | None:
+    def score(self, row: Row) -> float | None:
         if "choice" not in row or "log_probabilities" not in row:
             return None
         means = [p / n for p, n in zip(row["log_probabilities"], row["tokens"], strict=True)]

@@ -16,17 +16,11 @@ from minigpt4.registry import METRICS
 
 @dataclass(frozen=True)
 class Parts:
-    """What metrics may need in addition to rows; each takes what its constructor names.
-
-    Attributes:
-        judge: Says whether a description covers a caption.
-        object_words: Words for objects; None for those of COCO's 80 categories.
-        image_objects: Objects of images, by file name without suffix.
-    """
+    """What metrics may need in addition to rows; each takes what its constructor names."""
 
     judge: Judge | None = None
-    object_words: ObjectWords | None = None
-    image_objects: Mapping[str, Sequence[str]] | None = None
+    object_words: ObjectWords | None = None  # those of COCO's 80 categories by default
+    image_objects: Mapping[str, Sequence[str]] | None = None  # by file name without suffix
 
 
 @dataclass(frozen=True)
@@ -35,10 +29,9 @@ class Scores:
 
     Attributes:
         rows: Scores of each row by metric, without those that the row cannot have.
-        means: Figure of each metric over all rows: their mean, or what takes its place. Left
-            out where a judge was clear about no row.
-        notes: What metrics say about each row in addition to its scores.
-        counts: What each metric met how often; ``unscored`` are rows that lack what it needs.
+        means: Figure of each metric over all rows, if any was scored: a mean, or what replaces it.
+        notes: Notes of metrics on each row.
+        counts: Counts of each metric; ``unscored`` are rows that lack what it needs.
         figures: Figures of the metrics in ``means``.
     """
 
@@ -54,12 +47,7 @@ class Scores:
 
 
 def score_rows(names: Sequence[str], rows: Sequence[Row], parts: Parts | None = None) -> Scores:
-    """Score rows with every named metric.
-
-    Args:
-        names: Registered metrics.
-        rows: Each with ``output``, ``references`` and what else a metric looks at.
-        parts: What metrics may need in addition to rows.
+    """Score rows (``output``, ``references`` and what metrics need) with every named metric.
 
     Raises:
         MiniGPT4Error: when a metric fails, gives anything but a number, or finds no row that it
@@ -123,11 +111,8 @@ class _Plain(Metric):
         self._function = function
         self._best = min if lower_is_better(name) else max
 
-    def measure(self, rows: Sequence[Row]) -> Figure:
-        return Figure([self._score(row["output"], row["references"]) for row in rows])
-
-    def _score(self, output: str, references: Sequence[str]) -> float | None:
-        scores = [self._score_pair(output, reference) for reference in references]
+    def score(self, row: Row) -> float | None:
+        scores = [self._score_pair(row["output"], reference) for reference in row["references"]]
         return self._best(scores) if scores else None
 
     def _score_pair(self, output: str, reference: str) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from minigpt4.config.checks import check_layers
 from minigpt4.errors import CheckpointError, one_line
 from minigpt4.models import DeviceMap, Quantize
 from minigpt4.models.tokenizer import SentencePieceTokenizer, Tokenizer, sentencepiece_file
@@ -114,9 +115,12 @@ def learned_positions(language_model: PreTrainedModel) -> int | None:
 def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """Return it on the meta device, by ``config.json``; see :func:`load_language_model`."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        # Code that lies with a model is not run here, nor asked about.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unusable(folder, f"cannot be loaded: {one_line(error)}") from error
+    if fault := check_layers(config.get_text_config().num_hidden_layers):
+        raise _unusable(folder, f"num_hidden_layers: {fault}")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

@@ -11,7 +11,8 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,14 +94,11 @@ def files_difference(recorded: Sequence[Sequence[Any]], files: Sequence[Path]) -
 
 
 def identity_of(draft: Draft, dataset: DataSet, arithmetic: torch.dtype, dtype: torch.dtype) -> Any:
-    """Return what the features of a data set depend on but its files, as json holds it.
+    """Return what the features of a data set depend on except its files, as JSON holds it.
 
-    Args:
-        draft: Checked config.
-        dataset: Data set with its pictures.
-        arithmetic: Dtype in which the towers compute.
-        dtype: Dtype in which features are kept.
+    The towers compute in ``arithmetic``; features are kept in ``dtype``.
     """
+    assert isinstance(dataset.source, CacheableSource)
     settings = _settings(draft.model)
     weights = {
         name: {"origin": value, "file": describe(cached(value))}
@@ -111,7 +109,7 @@ def identity_of(draft: Draft, dataset: DataSet, arithmetic: torch.dtype, dtype: 
         "format": FORMAT,
         "towers": settings | weights,
         "image_processor": _processed(dataset, seed=0),
-        "val_fraction": _val_fraction(dataset),
+        "val_fraction": dataset.source.side.val_fraction,
         "arithmetic": _SHORT[arithmetic],
         "dtype": _SHORT[dtype],
     }
@@ -134,15 +132,8 @@ def _settings(model: TowerOptions) -> dict[str, Any]:
 
 def _same_weights(origin: str, recorded: Mapping[str, Any]) -> bool:
     file, before = cached(origin), FileFact(*recorded["file"])
-    if not file.is_file():  # a URL, which need not be fetched
-        return bool(recorded["origin"] == origin)
-    return describe(file, before).digest == before.digest
-
-
-def _val_fraction(dataset: DataSet) -> float:
-    """Return the share of the data set's pictures that its training does not read."""
-    assert isinstance(dataset.source, CacheableSource)
-    return dataset.source.side.val_fraction
+    known = file.is_file()  # a URL need not be fetched
+    return describe(file, before).digest == before.digest if known else recorded["origin"] == origin
 
 
 @functools.cache
@@ -159,7 +150,7 @@ def _test_picture() -> bytes:
 
 def _processed(dataset: DataSet, seed: int) -> str:
     """Return a digest of what the image processor makes of one picture, on its way to the model."""
-    wordless = dataclasses.replace(dataset, text_processor=str)
+    wordless = replace(dataset, text_processor=str)
     sample = read_sample(RawSample("", _test_picture(), "text"), wordless, str(seed))
     if isinstance(sample, BadSample):
         raise DataError(f"a picture to try its image processor with gives {sample.reason}")
@@ -180,21 +171,17 @@ def _random_fault(dataset: DataSet) -> str | None:
     return None
 
 
-def tower_faults(draft: Draft) -> list[Fault]:
-    """Why a model's features cannot be cached, or be trained from."""
-    trained = {"q_former", "query_tokens", "ln_vision"} & {*draft.model.trainable}
-    faults = []
-    if trained:
+def tower_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield why a model's features cannot be cached, or be trained from."""
+    if trained := {"q_former", "query_tokens", "ln_vision"} & {*draft.model.trainable}:
         text = (
             f"{', '.join(sorted(trained))}: what is trained there changes the features at every "
             "step; with cached ones train llama_proj and lora alone"
         )
-        faults.append(Fault("model.trainable", text))
+        yield Fault("model.trainable", text)
     arch = draft.checked.config.arch
     if arch in MODELS.names() and MODELS.get(arch) is not build_minigpt4:
-        text = f"{arch}: only features of minigpt4's own towers can be cached"
-        faults.append(Fault("model.arch", text))
-    return faults
+        yield Fault("model.arch", f"{arch}: only features of minigpt4's own towers can be cached")
 
 
 def check_cacheable(datasets: Sequence[DataSet]) -> None:
@@ -209,15 +196,19 @@ def check_cacheable(datasets: Sequence[DataSet]) -> None:
             raise DataError(f"datasets.{dataset.name}: {complaint}")
 
 
-def feature_faults(draft: Draft) -> list[Fault]:
-    """Caches that are not finished, damaged, or were made of something else."""
-    bound = draft.checked.datasets.items()
-    named = {n: b.options.features for n, b in bound if getattr(b.options, "features", None)}
-    faults = tower_faults(draft) if named else []
-    if faults:
-        return faults
-    for dataset in _data_sets(draft, named):
-        folder = Path(named[dataset.name]) / dataset.name
+def feature_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield caches that are not complete, are damaged, or were made of something else."""
+    faults = [*tower_faults(draft)]
+    yield from faults
+    for name, bound in draft.checked.datasets.items():
+        features = getattr(bound.options, "features", None)
+        if faults or not features:
+            continue
+        folder, alone = Path(features) / name, replace(draft.checked, datasets={name: bound})
+        try:
+            (dataset,) = build_datasets(alone, images=True)
+        except (MiniGPT4Error, UnknownOptionError):
+            continue  # where a key is wrong, the error is reported already
         try:
             complaint = _random_fault(dataset) or _cache_fault(draft, dataset, folder)
         except MiniGPT4Error as error:
@@ -225,18 +216,7 @@ def feature_faults(draft: Draft) -> list[Fault]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             complaint = f"{folder}: damaged ({type(error).__name__}: {one_line(error)}); {ADVICE}"
         if complaint:
-            faults.append(Fault(f"datasets.{dataset.name}.features", complaint))
-    return faults
-
-
-def _data_sets(draft: Draft, names: Iterable[str]) -> Iterator[DataSet]:
-    """Data sets with their pictures, as far as they can be built."""
-    for name in names:
-        alone = {name: draft.checked.datasets[name]}
-        try:
-            yield from build_datasets(dataclasses.replace(draft.checked, datasets=alone), True)
-        except (MiniGPT4Error, UnknownOptionError):
-            continue  # where a key is wrong, the error is reported already
+            yield Fault(f"datasets.{name}.features", complaint)
 
 
 def _cache_fault(draft: Draft, dataset: DataSet, folder: Path) -> str | None:
@@ -273,7 +253,8 @@ def identity_difference(recorded: Mapping[str, Any], draft: Draft, dataset: Data
         return f"of format {recorded['format']}, this program writes {FORMAT}"
     if recorded["image_processor"] != _processed(dataset, seed=0):
         return "made with another image processor: it gives other pixels (size, mean, std, resize)"
-    before, now = recorded.get("val_fraction", 0.0), _val_fraction(dataset)
+    assert isinstance(dataset.source, CacheableSource)
+    before, now = recorded.get("val_fraction", 0.0), dataset.source.side.val_fraction
     if before != now:
         return f"made with val_fraction {before}, now {now}: of other samples"
     return None
@@ -283,21 +264,7 @@ def _data_difference(index: Index, source: CacheableSource) -> str | None:
     """Return the first file that is another than when its group was cached."""
     if difference := groups_difference(index, source):
         return difference
-    groups = [(group["files"], files_of(source, n)) for n, group in enumerate(index.groups)]
-    pairs = [pair for facts, files in groups for pair in zip(facts, files, strict=False)]
-    touched = {
-        file: FileFact(*fact).size
-        for fact, file in pairs
-        if file.is_file() and file.stat().st_mtime_ns != FileFact(*fact).mtime_ns
-    }
-    if touched:
-        logger.info(
-            "%d files (%.1f GB; first: %s) were touched since their features were computed: their "
-            "content is compared; cache-features once more notes their new times",
-            len(touched),
-            sum(touched.values()) / 1e9,
-            next(iter(touched)),
-        )
+    groups = ((group["files"], files_of(source, n)) for n, group in enumerate(index.groups))
     return next(filter(None, (files_difference(*group) for group in groups)), None)
 
 

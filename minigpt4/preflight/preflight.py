@@ -18,12 +18,16 @@ from minigpt4.assembly import build_schedule
 from minigpt4.checked import CheckedConfig, Purpose, bind_sections, run_check
 from minigpt4.config import Config, raise_faults
 from minigpt4.conversation.options import GenerationOptions
-from minigpt4.datasets.features import CachedFeatures
-from minigpt4.datasets.images import load_image
 from minigpt4.datasets.options import DataSetOptions
-from minigpt4.datasets.samples import BadSample, RawSample, Source, text_fault
+from minigpt4.datasets.samples import BadSample, DataSet, Source, read_sample
 from minigpt4.errors import ConfigError, DataError, Fault
-from minigpt4.preflight.draft import Draft
+from minigpt4.preflight.draft import (
+    Draft,
+    ckpt_faults,
+    language_model_faults,
+    resumed_faults,
+    tower_faults,
+)
 from minigpt4.preflight.machine import (
     device_faults,
     disk_faults,
@@ -31,12 +35,6 @@ from minigpt4.preflight.machine import (
     memory_line,
     memory_table,
     memory_warning,
-)
-from minigpt4.preflight.weight_files import (
-    ckpt_faults,
-    language_model_faults,
-    resumed_faults,
-    tower_faults,
 )
 from minigpt4.registry import Bound
 
@@ -51,16 +49,9 @@ logger = logging.getLogger(__name__)
 def preflight(
     config: Config, purpose: Purpose, device: str | None = None, others: Sequence[Fault] = ()
 ) -> CheckedConfig:
-    """Find everything that is wrong with a config and this machine for it.
+    """Check a config and this machine, and warn of a memory that seems too small.
 
-    Args:
-        config: As loaded.
-        purpose: What will be done with it.
-        device: Device of a chat, which the command line names; else the run's.
-        others: Errors of the command line, reported with those of the config.
-
-    Returns:
-        The config with its typed options; a memory that seems too small has been warned of.
+    The ``device`` of a chat and ``others`` (errors) come from its command line.
 
     Raises:
         ConfigError: one line for every error.
@@ -85,16 +76,14 @@ def purpose_of(config: Config) -> Purpose:
     return "training" if {"max_epoch", "init_lr"} & config.run.keys() else "chat"
 
 
-def memory_report(checked: CheckedConfig) -> str | None:
-    """Return the estimate of the memory that a run needs; None where dimensions are unknown."""
-    found = estimate(Draft(checked, _device(checked, None)))
-    return memory_table(*found) if found else None
+def memory_report(checked: CheckedConfig, device: str | None = None) -> str | None:
+    """Return the estimate of the memory that is needed; None where dimensions are unknown.
 
-
-def chat_memory(checked: CheckedConfig, device: str) -> str | None:
-    """Return the estimate of the memory that a chat needs where it will run, in one line."""
-    found = estimate(Draft(checked, device))
-    return memory_line(*found) if found else None
+    It is a table, and one line where the ``device`` of a chat is known.
+    """
+    need = estimate(Draft(checked, _device(checked, device)))
+    table = memory_line if device else memory_table
+    return table(need) if need else None
 
 
 def described(config: Config) -> str:
@@ -105,8 +94,7 @@ def described(config: Config) -> str:
 
 
 def _device(checked: CheckedConfig, device: str | None) -> str | None:
-    if device is None:
-        device = "auto" if checked.purpose == "chat" else checked.config.run.get("device", "auto")
+    device = device or checked.config.run.get("device", "auto")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device if device in ("cuda", "cpu", "mps") else None
@@ -154,15 +142,14 @@ def _ratio_faults(draft: Draft) -> Iterator[Fault]:
 
 
 def _image_size_faults(draft: Draft) -> Iterator[Fault]:
+    wanted = draft.model.tower.image_size
     for name, bound in draft.checked.datasets.items():
         processors: dict[str, Bound] = getattr(bound.options, "vis_processor", None) or {}
         for split, processor in processors.items():
-            size = getattr(processor.options, "image_size", None)
-            wanted = draft.model.tower.image_size
-            if size not in (None, wanted):
+            if (size := getattr(processor.options, "image_size", None)) not in (None, wanted):
                 key = f"datasets.{name}.vis_processor.{split}.image_size"
                 yield Fault(key, f"{size}, but {draft.model.tower_key('image_size')} is {wanted}")
-        if draft.purpose == "chat":
+        if draft.checked.purpose == "chat":
             return  # it takes the first one's
 
 
@@ -205,16 +192,12 @@ def _device_map_faults(draft: Draft) -> Iterable[Fault]:
 
 def _spread_faults(draft: Draft) -> Iterator[Fault]:
     """What ``model.device_map: auto`` does not go with."""
-    if draft.purpose == "training":
+    if draft.checked.purpose == "training":
         text = "auto is to chat with or evaluate; to train, run.shard: fsdp spreads the layers"
         yield Fault("model.device_map", text)
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         text = "auto takes all GPUs for one process; start one without torchrun, or set none"
         yield Fault("model.device_map", text)
-
-
-def _dimension_faults(draft: Draft) -> Iterable[Fault]:
-    return draft.model.errors()
 
 
 def _evaluation_faults(draft: Draft) -> Iterator[Fault]:
@@ -231,20 +214,24 @@ def _validation_faults(draft: Draft) -> Iterable[Fault]:
     stored = [own.stored for own in options if isinstance(own, DataSetOptions)]
     held_out = any(each.val_storage is not None or each.val_fraction for each in stored)
     if not (run.valid_splits or run.eval_every_steps is not None or held_out):
-        return []
+        return ()
     from minigpt4.preflight.validation_checks import validation_faults
 
     return validation_faults(draft)
 
 
 def _feature_faults(draft: Draft) -> Iterable[Fault]:
-    options = (bound.options for bound in draft.checked.datasets.values())
-    if draft.purpose != "caching" and not any(getattr(own, "features", None) for own in options):
-        return []
-    from minigpt4.preflight import feature_identity
+    if not any(getattr(b.options, "features", None) for b in draft.checked.datasets.values()):
+        return ()
+    from minigpt4.preflight.feature_identity import feature_faults
 
-    caching = draft.purpose == "caching"
-    return (feature_identity.tower_faults if caching else feature_identity.feature_faults)(draft)
+    return feature_faults(draft)
+
+
+def _caching_faults(draft: Draft) -> Iterable[Fault]:
+    from minigpt4.preflight.feature_identity import tower_faults
+
+    return tower_faults(draft)
 
 
 def _sample_faults(draft: Draft) -> Iterator[Fault]:
@@ -255,7 +242,7 @@ def _sample_faults(draft: Draft) -> Iterator[Fault]:
 
 
 def _first_faults(draft: Draft, name: str, options: DataSetOptions) -> Iterator[Fault]:
-    cached = draft.purpose == "training" and getattr(options, "features", None) is not None
+    cached = draft.checked.purpose == "training" and getattr(options, "features", None) is not None
     # Of cached features the images are not read.
     for storage in (None if cached else options.stored.storage, options.stored.val_storage):
         try:
@@ -266,47 +253,30 @@ def _first_faults(draft: Draft, name: str, options: DataSetOptions) -> Iterator[
 
 
 def _read_one(origin: str, source: Source) -> None:
-    """Read up to the first good sample.
-
-    Raises:
-        DataError: when there is none; it says what is the matter with the first.
-    """
-    first = None
+    """Raise a DataError with the first problem unless one of the first samples can be read."""
+    unprocessed = DataSet("", source, lambda _: torch.empty(0), str)
     samples = itertools.chain.from_iterable(map(source.read, range(source.units)))
-    for sample in itertools.islice(samples, _TRIED):
-        reason = _complaint(sample)
-        if reason is None:
+    first = None
+    for raw in itertools.islice(samples, _TRIED):
+        sample = read_sample(raw, unprocessed, seed="")
+        if not isinstance(sample, BadSample):
             return
-        first = first or f"{sample.key}: {reason}"
+        first = first or f"{sample.key}: {sample.reason}"
     raise DataError(f"no readable sample at the start of {origin}; the first: {first}")
-
-
-def _complaint(sample: RawSample | BadSample) -> str | None:
-    if isinstance(sample, BadSample):
-        return sample.reason
-    try:
-        if fault := text_fault(sample.text):
-            return ": ".join(fault)
-        for image in sample.images:
-            assert not isinstance(image, CachedFeatures)
-            load_image(image)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "all": (
-        _dimension_faults,
+        lambda draft: draft.model.errors(),
         _image_size_faults,
         _device_map_faults,
         language_model_faults,
         ckpt_faults,
-        resumed_faults,
         tower_faults,
         device_faults,
     ),
     "training": (
+        resumed_faults,
         _precision_faults,
         _sharding_faults,
         _schedule_faults,
@@ -319,6 +289,6 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         disk_faults,
     ),
     "evaluation": (_precision_faults, _sharding_faults, _evaluation_faults, _sample_faults),
-    "caching": (_precision_faults, _sample_faults, _feature_faults),
+    "caching": (_precision_faults, _sample_faults, _caching_faults),
     "chat": (),
 }

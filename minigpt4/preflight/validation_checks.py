@@ -1,4 +1,4 @@
-"""Validation checks: what is wrong with its settings, reported before anything is loaded."""
+"""Validation checks: contradictions among its settings, reported before anything is loaded."""
 
 from collections.abc import Iterator, Sequence
 

@@ -16,7 +16,13 @@ from safetensors.torch import load_file
 
 from minigpt4.errors import CheckpointError, one_line
 from minigpt4.files import write_atomically
-from minigpt4.weights.names import TRAINABLE, Tensors, convert_q_former, trained_part
+from minigpt4.weights.names import (
+    TRAINABLE,
+    Tensors,
+    convert_q_former,
+    published_name,
+    trained_part,
+)
 
 # Persistent buffers that the original's checkpoints also hold; nothing of ours needs them.
 _SAVED_BUFFERS = re.compile(
@@ -88,21 +94,27 @@ def kind_of_file(content: Any) -> str:
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Load exactly these weights, the tensors themselves with their dtype, not copies.
 
-    Raises:
-        CheckpointError: naming the file and the first entries that do not fit.
+    Errors are those of :func:`check_fit`.
     """
-    own = module.state_dict()
-    if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
-        text = _differences(own, weights) + kind_of_file(weights)
-        raise CheckpointError(f"{origin}: does not fit this model: {text}")
+    check_fit(module.state_dict(), weights, origin)
     module.load_state_dict(dict(weights), assign=True)
 
 
+def check_fit(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], origin: str
+) -> None:
+    """Raise a CheckpointError unless ``weights`` have the names and sizes of a module's own."""
+    if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
+        text = _differences(own, weights) + kind_of_file(weights)
+        raise CheckpointError(f"{origin}: does not fit this model: {text}")
+
+
 def _differences(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
-    missing = sorted(own.keys() - weights.keys())
-    surplus = sorted(weights.keys() - own.keys())
+    missing = sorted(map(published_name, own.keys() - weights.keys()))
+    surplus = sorted(map(published_name, weights.keys() - own.keys()))
     sizes = [
-        f"{name} is {list(weights[name].shape)}, the model wants {list(own[name].shape)}"
+        f"{published_name(name)} is {list(weights[name].shape)}, "
+        f"the model wants {list(own[name].shape)}"
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]

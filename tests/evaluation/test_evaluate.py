@@ -258,7 +258,7 @@ def test_any_text_is_scored_again(run_entry: EntryPoint, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("nothing\n", "mine.jsonl:1: not json"),
+        ("nothing\n", "mine.jsonl:1: is not json"),
         ('{"image": "a", "caption": "b"}\n', "mine.jsonl:1: has neither reference and output"),
         ("", "datasets.mine: holds no sample to evaluate"),
         ('{"image": "a", "error": "gone"}\n', "datasets.mine: no readable sample; the first: a: "),

@@ -250,12 +250,7 @@ def test_a_metric_that_fails_is_one_line_and_no_output_is_lost(
         ("run.metrics=[exact_mach]", "run.metrics: unknown metric 'exact_mach'; known: "),
         ("run.metrcs=[exact_match]", "did you mean 'metrics'?"),
         ("run.batch_size_eval=0", "run.batch_size_eval: 0 must be greater than 0"),
-        ("run.batch_size_eval=x", "run.batch_size_eval: 'x': input should be a valid integer"),
         ("run.output_dir=README.md/out", "run.output_dir: README.md/out: "),
-        ("chat.num_beams=0", "chat.num_beams: 0 must be greater than 0"),
-        ("datasets.laion.build_info.storage=none.tar", "none of the 1 shards exists"),
-        ("datasets.laion.vis_processor.eval.name=blip2", "unknown image processor 'blip2'"),
-        ("model.ckpt=gone.pth", "model.ckpt: no such file: gone.pth"),
         ("run.resume_ckpt_path=README.md", "name the projection to evaluate in model.ckpt"),
     ],
 )

@@ -1,75 +1,50 @@
 """The estimate of memory compared with recorded sizes and with figures that people reported."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from minigpt4.checked import Purpose, bind_sections
 from minigpt4.config import load_config
-from minigpt4.models import Precision
-from minigpt4.models.build import build_towers, choose_dtype
-from minigpt4.models.language_model import empty_language_model
-from minigpt4.models.options import TowerOptions
 from minigpt4.preflight import machine
-from minigpt4.preflight.draft import META, Draft, MetaModel
+from minigpt4.preflight.draft import Draft
 from minigpt4.preflight.machine import (
     GIB,
-    chat_need,
+    Need,
     estimate,
     memory_line,
     memory_table,
     memory_warning,
     part_bytes,
-    too_small,
-    trained_numbers,
-    training_need,
+    shortage,
 )
-from tests.helpers.llama_folders import write_config
+from tests.helpers.llama_folders import SIZES, write_config
 from tests.helpers.recorded import GOLDEN
 
-STAGE1 = (66, 33)  # tokens of the longest sample, and those with a target
-STAGE2 = (220, 161)
-SIZES = {  # width, feed-forward, layers and heads
-    "7B": (4096, 11008, 32, 32),
-    "13B": (5120, 13824, 40, 40),
-}
+STAGE2 = ("model.prompt_path=prompts/alignment.txt", "model.max_txt_len=160")
 KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
+Vicuna = Callable[..., Draft]
 
 
 def write_vicuna(folder: Path, size: str, **more: object) -> Path:
     folder.mkdir()
-    write_config(folder, rows=32001, **dict(zip(KEYS, SIZES[size], strict=True)), **more)
+    rows, *sizes = SIZES[f"Vicuna-{size}"]
+    write_config(folder, rows, **dict(zip(KEYS, sizes, strict=True)), **more)
     return folder
 
 
 @pytest.fixture(scope="module")
-def language_models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], object]:
+def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Vicuna:
+    """Draft of a Vicuna with the full-size towers: size, purpose, device, options."""
     folder = tmp_path_factory.mktemp("llama")
-    folders = {size: write_vicuna(folder / size, size) for size in SIZES}
-    return {
-        (size, precision): empty_language_model(str(place), choose_dtype(precision, META))
-        for size, place in folders.items()
-        for precision in PRECISIONS
-    }
-
-
-@pytest.fixture(scope="module")
-def models(language_models: dict[tuple[str, str], PreTrainedModel]) -> dict[str, MetaModel]:
-    """Vicuna with the full-size towers, in half precision and in fp32, and without a Q-Former."""
-    with META:
-        half = build_towers(TowerOptions(), META, torch.bfloat16)
-        fp32 = build_towers(TowerOptions(), META, torch.float32)
-        without = build_towers(TowerOptions(has_qformer=False), META, torch.bfloat16)
-    return {
-        "7B": MetaModel(half, language_models["7B", "bf16"], 768),
-        "13B": MetaModel(half, language_models["13B", "bf16"], 768),
-        "7B fp32": MetaModel(fp32, language_models["7B", "fp32"], 768),
-        "7B without Q-Former": MetaModel(without, language_models["7B", "bf16"], 4 * 1408),
-    }
+    for size in ("7B", "13B"):
+        write_vicuna(folder / size, size)
+    return cache(lambda size, *more: draft_of(folder / size, *more))
 
 
 def draft_of(
@@ -80,6 +55,12 @@ def draft_of(
     return Draft(bind_sections(config, purpose)[0], device)
 
 
+def needed(draft: Draft, batch: int = 1) -> Need:
+    found = estimate(draft)
+    assert found is not None
+    return replace(found, batch=batch)
+
+
 def recorded(manifest: str) -> dict[str, int]:
     """How many numbers each recorded weight has."""
     facts = json.loads((GOLDEN / "manifests" / f"{manifest}.json").read_text())
@@ -87,12 +68,12 @@ def recorded(manifest: str) -> dict[str, int]:
     return {name: torch.Size(entry["shape"]).numel() for name, entry in entries.items()}
 
 
-def test_parameters_are_counted_exactly(models: dict[str, MetaModel]) -> None:
+def test_parameters_are_counted_exactly(vicuna: Vicuna) -> None:
     eva = sum(recorded("eva_vit_g_expected").values())
     blip2 = recorded("blip2_flant5xxl_qformer_expected")
     blip2.pop("Qformer.bert.embeddings.position_ids")
     ln_vision = sum(count for name, count in blip2.items() if name.startswith("ln_vision."))
-    sizes = part_bytes(models["7B fp32"])
+    sizes = part_bytes(vicuna("7B", "chat", "cpu"))
     assert sizes["visual encoder"] == 4 * (eva + ln_vision)
     assert sizes["Q-Former"] == 4 * (sum(blip2.values()) - ln_vision)
     assert sizes["language model"] == 4 * 6_738_423_808
@@ -101,112 +82,108 @@ def test_parameters_are_counted_exactly(models: dict[str, MetaModel]) -> None:
     assert sum(sizes.values()) == 4 * whole["n_params"]
 
 
-def test_trained_parameters_are_counted_exactly(models: dict[str, MetaModel]) -> None:
-    def trained(name: str, *trainable: str) -> dict[str, int]:
-        return trained_numbers(models[name], trainable or ("llama_proj",))
-
-    assert trained("7B") == {"projection": 3_149_824}
-    assert trained("13B") == {"projection": 3_937_280}
-    assert trained("7B without Q-Former") == {"projection": 23_072_768}
-    towers = trained("7B", "q_former", "ln_vision")
-    assert towers == {
-        "Q-Former": part_bytes(models["7B"])["Q-Former"] // 4,
-        "visual encoder": 2 * 1408,
-    }
-
-
-def test_known_sizes_of_weights(models: dict[str, MetaModel]) -> None:
-    assert part_bytes(models["7B"])["language model"] == pytest.approx(13.5e9, rel=0.01)
-    assert part_bytes(models["13B"])["language model"] == pytest.approx(26.0e9, rel=0.01)
-    assert part_bytes(models["7B"])["visual encoder"] == pytest.approx(2.0e9, rel=0.03)
-    int8 = part_bytes(models["7B"], "int8")["language model"]
-    assert int8 == pytest.approx(7e9, rel=0.02)
-    assert part_bytes(models["7B"], "nf4")["language model"] < 0.65 * int8
-    assert "Q-Former" not in part_bytes(models["7B without Q-Former"])
-
-
-def test_reported_figures_of_trainings(models: dict[str, MetaModel]) -> None:
-    stage1 = training_need(models["7B"], *STAGE1)
-    assert stage1.total(16) == pytest.approx(22.2e9, rel=0.1)
-    # The original's own figure; its attention keeps the weights too, which ours does not.
-    stage2 = training_need(models["7B"], *STAGE2)
-    assert stage2.total(12) == pytest.approx(36e9, rel=0.25)
-    assert stage2.total(12) < 36e9
-    # 158 counts the mean sample, the estimate the longest.
-    assert 100 < training_need(models["13B"], *STAGE1).largest_batch(80 * GIB) < 158
-
-
-def test_reported_figures_of_chats(models: dict[str, MetaModel]) -> None:
-    int8 = chat_need(models["7B"], 2000, quantize="int8")
-    assert int8.total(1) == pytest.approx(11.5e9, rel=0.1)
-    assert 16e9 < chat_need(models["7B"], 2000).total(1) < 20e9
-
-
-def test_the_largest_batch_fits_and_one_more_does_not(models: dict[str, MetaModel]) -> None:
-    need = training_need(models["7B"], *STAGE1)
-    largest = need.largest_batch(24 * GIB)
-    assert need.total(largest) <= 24 * GIB < need.total(largest + 1)
-    assert need.largest_batch(GIB) == 0
-
-
-def test_a_gpu_that_is_too_small_is_told_with_the_batch_that_fits(
-    models: dict[str, MetaModel],
+@pytest.mark.parametrize(
+    ("size", "option", "trained"),
+    [
+        ("7B", "model.trainable=[llama_proj]", {"projection": 3_149_824}),
+        ("13B", "model.trainable=[llama_proj]", {"projection": 3_937_280}),
+        ("7B", "model.has_qformer=False", {"projection": 23_072_768}),
+        (
+            "7B",
+            "model.trainable=[q_former, ln_vision]",
+            {"visual encoder": 2 * 1408, "Q-Former": 105_162_240},
+        ),
+    ],
+)
+def test_trained_parameters_are_counted_exactly(
+    vicuna: Vicuna, size: str, option: str, trained: dict[str, int]
 ) -> None:
-    need = training_need(models["7B"], *STAGE1)
-    assert too_small(need, 4, 24 * GIB) is None
-    text = too_small(need, 64, 24 * GIB)
-    assert text is not None
+    sizes = part_bytes(vicuna(size, "training", "cuda", option))
+    assert {part: count for part, count in sizes.items() if part.endswith("AdamW")} == {
+        f"{part}'s AdamW": 12 * count for part, count in trained.items()
+    }
+    assert sizes["Q-Former"] == 4 * 105_162_240 if "has" not in option else "Q-Former" not in sizes
+
+
+def test_known_sizes_of_weights(vicuna: Vicuna, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = part_bytes(vicuna("7B", "chat", "cuda"))
+    assert half["language model"] == pytest.approx(13.5e9, rel=0.01)
+    assert half["visual encoder"] == pytest.approx(2.0e9, rel=0.03)
+    large = part_bytes(vicuna("13B", "chat", "cuda"))
+    assert large["language model"] == pytest.approx(26.0e9, rel=0.01)
+    monkeypatch.setattr("minigpt4.models.speed.quantization.lack", lambda: None)
+    int8, nf4 = (
+        part_bytes(vicuna("7B", "chat", "cuda", f"model.quantize={kind}"))["language model"]
+        for kind in ("int8", "nf4")
+    )
+    assert int8 == pytest.approx(7e9, rel=0.02)
+    assert nf4 < 0.65 * int8
+
+
+def test_reported_figures_of_trainings(vicuna: Vicuna) -> None:
+    assert needed(vicuna("7B", "training", "cuda"), 16).total == pytest.approx(22.2e9, rel=0.1)
+    # The original's own figure; its attention keeps the weights too, which ours does not.
+    stage2 = needed(vicuna("7B", "training", "cuda", *STAGE2), 12)
+    assert stage2.total == pytest.approx(36e9, rel=0.25)
+    assert stage2.total < 36e9
+    # 158 counts the mean sample, the estimate the longest.
+    assert 100 < needed(vicuna("13B", "training", "cuda")).largest_batch(80 * GIB) < 158
+
+
+def test_reported_figures_of_chats(vicuna: Vicuna, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4.models.speed.quantization.lack", lambda: None)
+    given = ("chat.kept_tokens=0", "chat.max_length=2000")
+    int8 = needed(vicuna("7B", "chat", "cuda", "model.quantize=int8", *given))
+    assert int8.total == pytest.approx(11.5e9, rel=0.1)
+    assert 16e9 < needed(vicuna("7B", "chat", "cuda", *given)).total < 20e9
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(vicuna: Vicuna) -> None:
+    need = needed(vicuna("7B", "training", "cuda"))
+    largest = need.largest_batch(24 * GIB)
+    assert replace(need, batch=largest).total <= 24 * GIB < replace(need, batch=largest + 1).total
+    assert need.largest_batch(GIB) == 0
+    text = shortage(replace(need, batch=64), 24 * GIB)
     assert "of GPU memory, this GPU has" in text
-    assert f"{need.largest_batch(24 * GIB)} should fit" in text
-    assert "not one sample fits" in (too_small(need, 1, 8 * GIB) or "")
+    assert f"{largest} should fit" in text
+    assert "not one sample fits" in shortage(need, 8 * GIB)
 
 
-def test_the_table_names_every_part(models: dict[str, MetaModel]) -> None:
-    need = training_need(models["7B"], *STAGE1)
-    table = memory_table(need, 16)
+def test_the_table_names_every_part(vicuna: Vicuna) -> None:
+    need = needed(vicuna("7B", "training", "cuda"), 16)
+    table = memory_table(need)
     assert table.startswith("GPU memory of one process")
+    assert {"projection", "projection's AdamW", "CUDA and buffers"} <= need.parts.keys()
     assert all(part in table for part in need.parts)
     assert "13.5 GB" in table
     assert "activations of 66 tokens, × 16" in table
     assert "in 80 GiB" in table
 
 
-def test_every_trained_part_has_a_row_of_its_own(models: dict[str, MetaModel]) -> None:
-    need = training_need(models["7B"], *STAGE1, trainable=("llama_proj", "q_former"))
-    assert {"projection + AdamW", "Q-Former's AdamW"} <= need.parts.keys()
-    assert need.parts["Q-Former's AdamW"] == 3 * need.parts["Q-Former"]
-
-
 # The main memory, where there is no GPU
 
 
-def test_a_cpu_needs_main_memory_in_its_own_precision(tmp_path: Path) -> None:
-    folder = write_vicuna(tmp_path / "llama", "7B")
-    found = estimate(draft_of(folder))
-    assert found is not None
-    table = memory_table(*found)
+def test_a_cpu_needs_main_memory_in_its_own_precision(vicuna: Vicuna) -> None:
+    need = needed(vicuna("7B", "training", "cpu"))
+    table = memory_table(need)
     assert table.startswith("Main memory of one process")
     assert "CUDA" not in table
     assert "GiB" not in table
-    assert found[0].parts["language model"] == 4 * 6_738_423_808
+    assert need.parts["language model"] == 4 * 6_738_423_808
     for option in ("run.precision=bf16", "model.precision=bf16"):
-        half = estimate(draft_of(folder, "training", "cpu", option))
-        assert half is not None
-        assert half[0].parts["language model"] == 2 * 6_738_423_808
-        assert 2 * half[0].per_sample == pytest.approx(found[0].per_sample, rel=0.1)
-    on_gpu = estimate(draft_of(folder, "training", "cuda"))
-    assert on_gpu is not None
-    assert on_gpu[0].parts["language model"] == 2 * 6_738_423_808
-    chat = estimate(draft_of(folder, "chat"))
-    assert chat is not None
-    assert memory_line(*chat).startswith("main memory needed, estimated: 3")
+        half = needed(vicuna("7B", "training", "cpu", option))
+        assert half.parts["language model"] == 2 * 6_738_423_808
+        assert 2 * half.per_sample == pytest.approx(need.per_sample, rel=0.1)
+    on_gpu = needed(vicuna("7B", "training", "cuda"))
+    assert on_gpu.parts["language model"] == 2 * 6_738_423_808
+    chat = memory_line(needed(vicuna("7B", "chat", "cpu")))
+    assert chat.startswith("main memory needed, estimated: 3")
 
 
 def test_a_machine_with_too_little_main_memory_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vicuna: Vicuna, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_vicuna(tmp_path / "llama", "7B")
-    draft = draft_of(folder, "training", "cpu", "run.batch_size_train=2")
+    draft = vicuna("7B", "training", "cpu", "run.batch_size_train=2")
     monkeypatch.setattr(machine, "total_memory", lambda _: 64 * GIB)
     assert memory_warning(draft) is None
     monkeypatch.setattr(machine, "total_memory", lambda _: 16 * GIB)
@@ -247,8 +224,7 @@ def test_a_language_model_of_unknown_dimensions_has_no_estimate(
 def test_grouped_keys_and_tied_embeddings_are_counted(tmp_path: Path) -> None:
     tied = write_vicuna(tmp_path / "tied", "7B", num_key_value_heads=8, tie_word_embeddings=True)
     whole = write_vicuna(tmp_path / "whole", "7B")
-    needs = [estimate(draft_of(folder, "chat")) for folder in (tied, whole)]
-    grouped, plain = (found[0] for found in needs if found)
+    grouped, plain = (needed(draft_of(folder, "chat")) for folder in (tied, whole))
     assert 4 * grouped.per_sample == plain.per_sample == 2000 * 32 * 2 * 4096 * 4
     saved = 32001 * 4096 + 32 * 2 * 4096 * (4096 - 1024)
     assert plain.parts["language model"] - grouped.parts["language model"] == 4 * saved
@@ -269,18 +245,15 @@ def test_every_family_of_language_models_is_estimated(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     draft = draft_of(tmp_path)
-    model, found = draft.meta_model, estimate(draft)
-    assert found is not None
-    numbers = sum(parameter.numel() for parameter in model.llama_model.parameters())
-    assert found[0].parts["language model"] == 4 * numbers
-    assert found[0].per_sample > 0
+    need = needed(draft)
+    numbers = sum(parameter.numel() for parameter in draft.meta_model.llama_model.parameters())
+    assert need.parts["language model"] == 4 * numbers
+    assert need.per_sample > 0
 
 
-def test_lora_is_counted_in_full_precision(tmp_path: Path) -> None:
+def test_lora_is_counted_in_full_precision(vicuna: Vicuna) -> None:
     pytest.importorskip("peft")
-    folder = write_vicuna(tmp_path / "llama", "7B")
-    found = estimate(draft_of(folder, "training", "cuda", "model.trainable=[llama_proj,lora]"))
-    assert found is not None
+    parts = part_bytes(vicuna("7B", "training", "cuda", "model.trainable=[llama_proj,lora]"))
     lora = 32 * 2 * 2 * 8 * 4096
-    assert found[0].parts["language model"] == 2 * 6_738_423_808 + 4 * lora
-    assert found[0].parts["language model's AdamW"] == 12 * lora
+    assert parts["language model"] == 2 * 6_738_423_808 + 4 * lora
+    assert parts["language model's AdamW"] == 12 * lora

@@ -87,7 +87,7 @@ def test_faults_of_every_kind_come_at_once(
         "model.max_text_len: unknown key; did you mean 'max_txt_len'?",
         "model.end_sym: [1]: input should be a valid string",
         f"model.vit_model: {tmp_path}/broken.pth: damaged or cut short",
-        "model.ckpt: ",
+        f"model.ckpt: {tmp_path}/7b.pth: llama_proj.weight is [4096, 768], this model",
         f"model.prompt_path: {tmp_path}/prompts.txt has no line with <ImageHere>",
         "datasets.laion.build_info.storage: '/path/to/laion' is a placeholder",
         "datasets.cc_sbu: no readable sample at the start of",
@@ -147,9 +147,9 @@ def test_weights_of_something_else(checked: Checked, tmp_path: Path, key: str, k
     ("option", "text"),
     [
         ("model.visual_encoder.embed_dim=64", "patch_embed.proj.weight is [128, 3, 14, 14]"),
-        ("model.visual_encoder.depth=9", "blocks.5.attn.qkv.weight is not there"),
+        ("model.visual_encoder.depth=9", "52 missing (first: blocks.5.attn.proj.bias"),
         ("model.num_query_token=8", "query_tokens is [1, 16, 128], the model wants [1, 8, 128]"),
-        ("model.q_former.num_hidden_layers=3", "layer.2.attention.self.query.weight is not there"),
+        ("model.q_former.num_hidden_layers=3", "missing (first: Qformer.bert.encoder.layer.2."),
         ("model.visual_encoder.num_heads=3", "128 is no multiple of the number of heads, 3"),
         ("model.image_size=7", "7 pixels are less than a patch (14)"),
         ("model.has_qformer=False", "llama_proj.weight is [160, 128], this model wants [160, 512]"),
@@ -184,7 +184,7 @@ def test_every_weight_of_a_tower_is_compared(
     torch.save(content, tmp_path / file)
     code, (line,) = checked(f"model.{key}={tmp_path}/{file}")
     assert code == 2
-    assert f"{tmp_path}/{file}: {name} is not there, the model wants [" in line
+    assert f"{tmp_path}/{file}: does not fit this model: 1 missing (first: {name})" in line
 
 
 def test_more_blocks_and_positions_in_a_visual_encoder_are_no_fault(
@@ -320,15 +320,14 @@ def test_a_folder_of_pairs_without_what_is_read(
     [
         ("run.iters_per_epoch=null", "run.iters_per_epoch: missing; streams of shards have no"),
         ("run.batch_size_train=null", "run.batch_size_train: missing, and datasets.laion has no"),
-        ("run.lr_sched=linear_warmup_step_lr", "run.lr_decay_rate: linear_warmup_step_lr needs it"),
         ("model.precision=fp16", "model.precision: fp16 needs a GPU"),
-        ("run.max_epoch=1000000000", "checkpoints of 247.7 KB need about"),
+        ("datasets.laion.sample_ratio=0 datasets.cc_sbu.sample_ratio=0", "every sample_ratio is 0"),
     ],
 )
 def test_a_fault_of_the_run(checked: Checked, change: str, text: str) -> None:
-    code, (line,) = checked(change, "run.device=cpu")
+    code, (line,) = checked(*change.split(), "run.device=cpu")
     assert code == 2
-    assert text.split(" of 247.7 KB")[0] in line
+    assert text in line
 
 
 def test_a_config_json_of_impossible_dimensions_is_no_traceback(
@@ -340,12 +339,6 @@ def test_a_config_json_of_impossible_dimensions_is_no_traceback(
     for width in widths:
         (folder / "config.json").write_text(json.dumps({**settings, "hidden_size": width}))
         checked(f"model.llama_model={folder}", f"model.ckpt={projection}")
-
-
-def test_every_sample_ratio_0(checked: Checked) -> None:
-    code, (line,) = checked("datasets.laion.sample_ratio=0", "datasets.cc_sbu.sample_ratio=0")
-    assert code == 2
-    assert "every sample_ratio is 0" in line
 
 
 def test_a_disk_without_room_for_the_checkpoints(

@@ -110,9 +110,6 @@ class Case:
                 self.tensors.part(f"{name}."),
             )
 
-    def mode(self, name: str) -> Mode:
-        return next(mode for mode in self.modes() if mode.name == name)
-
 
 def find_cases(folder: Path) -> list[Case]:
     return [Case(file.parent) for file in files_of(folder, "case.json")]
