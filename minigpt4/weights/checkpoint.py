@@ -42,10 +42,8 @@ logger = logging.getLogger(__name__)
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
     """Return the content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
 
-    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later.
-
-    Raises:
-        CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
+    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later. A
+    file that is missing, damaged, or holds more than plain weights is a ``CheckpointError``.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,8 +86,7 @@ def kind_of_file(content: Any) -> str:
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Load exactly these weights, the tensors themselves with their dtype, not copies.
 
-    Raises:
-        CheckpointError: naming the file and the first entries that do not fit.
+    Others are a ``CheckpointError`` with the file and the first entries that do not fit.
     """
     own = module.state_dict()
     if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
