@@ -40,7 +40,6 @@ from minigpt4.metrics import build_metrics, score_rows
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.distributed import Distributed
 from minigpt4.runners.trainer import Validated
-from minigpt4.tasks import Task
 
 logger = logging.getLogger(__name__)
 

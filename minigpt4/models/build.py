@@ -122,8 +122,7 @@ def build_towers(options: TowerOptions, device: torch.device, dtype: torch.dtype
             former = build_q_former(tower.width, options.q_former)
             shape = (1, options.num_query_token, options.q_former.hidden_size)
             queries = torch.empty(shape, device="meta")
-    # torch's default eps, unlike the encoder's 1e-6. Without a Q-Former the original reads nothing
-    # from BLIP-2's file: ln_vision stays as made.
+    # torch's default eps, unlike the encoder's 1e-6; loaded with the Q-Former only, as originally.
     norm = nn.LayerNorm(tower.width)
     towers = Towers(None, norm, former, queries, dtype, tower.prefix_tokens)
     if device.type != "meta":
@@ -151,8 +150,5 @@ def convert_blip2(content: Any, origin: str) -> Tensors:
 
 
 def _in_fp32(weights: Tensors) -> Tensors:
-    return {
-        name: value.float()
-        for name, value in weights.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-    }
+    tensors = {name: value for name, value in weights.items() if torch.is_tensor(value)}
+    return {name: value.float() for name, value in tensors.items() if value.is_floating_point()}

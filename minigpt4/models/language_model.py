@@ -29,10 +29,8 @@ def load_language_model(
     """Return the language model of a folder or hub id, on the CPU.
 
     Quantised weights are put on ``device``, and compute in ``dtype``; the device map ``auto``
-    spreads the layers over all GPUs and main memory, ``device`` first.
-
-    Raises:
-        MiniGPT4Error: when transformers cannot load it or quantise it here.
+    spreads the layers over all GPUs and main memory, ``device`` first. A model that transformers
+    cannot load or quantise here is a ``MiniGPT4Error``.
     """
     device, options = device or torch.device("cpu"), dict[str, object]()
     if quantize != "none" or device_map != "none":
@@ -128,8 +126,7 @@ def empty_language_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
 def vocabulary_fault(folder: str | Path, separator: str | None) -> str | None:
     """Return why a folder's language model does not fit its tokenizer or this separator.
 
-    Only ``config.json`` and ``tokenizer.model`` are read. Vicuna v0 has 32001 rows and was trained
-    on ``###``; Vicuna v1.1 and later, LLaMA and Llama-2 have 32000 and were not.
+    Only Vicuna v0, with 32001 rows, was trained on ``###``, but not those with 32000.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,8 +26,8 @@ class Learnt(list[int]):
     """Token ids that are targets; otherwise a segment like others."""
 
 
-Segment = list[int] | torch.Tensor  # token ids, or embeddings [n, D]
-Embed = Callable[[torch.Tensor], torch.Tensor]
+Segment = list[int] | Tensor  # token ids, or embeddings [n, D]
+Embed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Joined:
         lead: Positions with which every row begins, if they are shared.
     """
 
-    embeds: torch.Tensor
+    embeds: Tensor
     lengths: list[int]
     targets: list[list[int]]
     lead: int = 0
@@ -57,9 +58,9 @@ class Spliced:
         lengths: Real positions of each row.
     """
 
-    embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    targets: torch.Tensor
+    embeds: Tensor
+    attention_mask: Tensor
+    targets: Tensor
     lengths: list[int]
 
 
@@ -74,10 +75,10 @@ def join(
     parts = [rows[0][0][:lead]] if lead else []
     for row in rows:
         parts += [row[0][lead:], *row[1:]]
-    texts = [part for part in parts if not isinstance(part, torch.Tensor)]
+    texts = [part for part in parts if not isinstance(part, Tensor)]
     words = embed(on_device([i for text in texts for i in text], device))
     pieces = iter(words.split([len(text) for text in texts]))
-    embeds = [part.to(words) if isinstance(part, torch.Tensor) else next(pieces) for part in parts]
+    embeds = [part.to(words) if isinstance(part, Tensor) else next(pieces) for part in parts]
     lengths = [sum(map(len, row)) for row in rows]
     return Joined(torch.cat(embeds), lengths, [_targets(row) for row in rows], lead)
 
@@ -92,15 +93,15 @@ def _targets(row: Sequence[Segment]) -> list[int]:
 def _common_lead(rows: Sequence[Sequence[Segment]]) -> int:
     """Count the tokens with which all rows begin, before their first image."""
     for row in rows:
-        if len(row) < 2 or isinstance(row[0], torch.Tensor) or isinstance(row[1], list):
+        if len(row) < 2 or isinstance(row[0], Tensor) or isinstance(row[1], list):
             return 0
     columns = zip(*(row[0] for row in rows), strict=False)  # as long as the shortest
     return sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
 
 
-def on_device(numbers: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
+def on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """Return integers as a tensor on the device, without waiting for its pending work."""
-    made = numbers if isinstance(numbers, torch.Tensor) else torch.tensor(numbers, dtype=torch.long)
+    made = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=torch.long)
     return made.to(device, non_blocking=True)
 
 
@@ -149,9 +150,7 @@ def stage_rows(
     return [[Exchange(*pair)] for pair in zip(asked, (t + end_sym for t in text), strict=True)]
 
 
-def prompt_segments(
-    tokenizer: Tokenizer, prompt: str, images: Sequence[torch.Tensor]
-) -> list[Segment]:
+def prompt_segments(tokenizer: Tokenizer, prompt: str, images: Sequence[Tensor]) -> list[Segment]:
     """Return the segments of a prompt that is still to be answered; see :func:`row_segments`."""
     return row_segments(tokenizer, [Exchange(prompt, "")], images, max_txt_len=0)[:-1]
 
@@ -159,7 +158,7 @@ def prompt_segments(
 def row_segments(
     tokenizer: Tokenizer,
     row: Row,
-    images: Sequence[torch.Tensor],
+    images: Sequence[Tensor],
     max_txt_len: int,
     longest: int | None = None,
 ) -> list[Segment]:
@@ -202,7 +201,7 @@ def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]
         last = position + len(segment) - 1
         where = f"{position}" if len(segment) == 1 else f"{position}-{last}"
         text = "the image"
-        if not isinstance(segment, torch.Tensor):
+        if not isinstance(segment, Tensor):
             text = repr(tokenizer.decode(segment, skip_special=False))
         if isinstance(segment, Learnt):
             text = f"learnt: {text} ({' '.join(map(tokenizer.piece, segment))})"
@@ -211,16 +210,14 @@ def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]
     return lines
 
 
-def target_loss(
-    logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
-) -> torch.Tensor:
+def target_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Return the cross-entropy, in fp32, of logits ``[n, V]`` with ids ``[n]``; -100 count as 0."""
     return functional.cross_entropy(
         logits.float(), targets, reduction=reduction, ignore_index=IGNORED
     )
 
 
-def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def target_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits ``[n, V]`` that predict the n targets not ignored, and these ``[n]``.
 
     Arguments are ``[B, S, V]`` and the ids to predict *at* each position, ``[B, S]``.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -118,10 +118,7 @@ class MiniGPT4(Towers):
         return self
 
     def choose_packing(self, packing: Packing) -> str | None:
-        """Choose whether :meth:`forward` packs, and return the reason why ``auto`` does not.
-
-        Where packing would change numbers, ``on`` is a ``ConfigError``.
-        """
+        """Choose whether to pack; return why ``auto`` does not, for which ``on`` is refused."""
         self.packed = self.shares_prefix = False
         if packing == "off":
             return None
@@ -142,20 +139,18 @@ class MiniGPT4(Towers):
     def device(self) -> torch.device:
         return self.llama_proj.weight.device
 
-    def encode_img(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_img(self, image: Tensor) -> Tensor:
         """Return tokens ``[N, Q, H]`` of pixels ``[N, 3, s, s]``, or of features ``[N, Q, D]``."""
         with self.autocast(image.device):
             cached = image.ndim == 3
             features = image.to(self.llama_proj.weight) if cached else self.encode_frozen(image)
-            projected: torch.Tensor = self.llama_proj(features)
-            return projected
+            return self.llama_proj(features)
 
-    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """Return the word embeddings ``[n, H]`` of ids ``[n]``."""
-        embedded: torch.Tensor = self.llama_model.get_input_embeddings()(ids)
-        return embedded
+        return self.llama_model.get_input_embeddings()(ids)
 
-    def prompt_segments(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Segment]:
+    def prompt_segments(self, prompt: str, images: Sequence[Tensor]) -> list[Segment]:
         """Return a prompt as segments, with an image ``[Q, H]`` at each ``<ImageHere>``."""
         return prompt_segments(self.tokenizer, prompt, images)
 
@@ -165,16 +160,14 @@ class MiniGPT4(Towers):
         """Return rows as both stages have them; see :func:`.llm_input.stage_rows`."""
         return stage_rows(text, prompts, self.end_sym)
 
-    def splice_batch(self, image: torch.Tensor, rows: Sequence[Row]) -> Spliced:
+    def splice_batch(self, image: Tensor, rows: Sequence[Row]) -> Spliced:
         """Pad the training rows of B samples: prompts with images, and answers as targets.
 
         The images of all rows come in order, ``[N, 3, s, s]`` or ``[N, Q, D]``; N may be 0.
         """
         return pad(self._join_batch(image, rows))
 
-    def _join_batch(
-        self, image: torch.Tensor, rows: Sequence[Row], share_lead: bool = False
-    ) -> Joined:
+    def _join_batch(self, image: Tensor, rows: Sequence[Row], share_lead: bool = False) -> Joined:
         if not len(image):
             image = self.llama_proj.weight.new_zeros(0, 1, self.llama_proj.in_features)
         encoded = self.encode_img(image)
@@ -192,31 +185,24 @@ class MiniGPT4(Towers):
             segments[0].append(encoded.flatten(0, 1))
         return join(segments, self.embed_tokens, self.device, share_lead)
 
-    def logits(self, spliced: Spliced) -> torch.Tensor:
+    def logits(self, spliced: Spliced) -> Tensor:
         """The language model's output ``[B, S, V]``; only real positions mean anything."""
-        logits: torch.Tensor = self.llama_model(
-            inputs_embeds=spliced.embeds, attention_mask=spliced.attention_mask, use_cache=False
-        ).logits
-        return logits
+        given = {"inputs_embeds": spliced.embeds, "attention_mask": spliced.attention_mask}
+        return self.llama_model(**given, use_cache=False).logits
 
-    def forward(self, image: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the mean cross-entropy over the target tokens in fp32; see :meth:`splice_batch`.
-
-        A batch without any target token is a ``DataError``.
-        """
+    def forward(self, image: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Return the mean cross-entropy of the target tokens in fp32; see :meth:`splice_batch`."""
         return target_loss(*self._target_logits(image, rows))
 
     @torch.no_grad()
-    def target_scores(self, image: torch.Tensor, rows: Sequence[Row]) -> TargetScores:
+    def target_scores(self, image: Tensor, rows: Sequence[Row]) -> TargetScores:
         """Return how well the target tokens of the batch are predicted; see :meth:`forward`."""
         logits, targets = self._target_logits(image, rows)
         loss = target_loss(logits, targets, reduction="sum")
         hits = (logits.argmax(-1) == targets).sum()
         return TargetScores(len(targets), float(loss), int(hits))
 
-    def _target_logits(
-        self, image: torch.Tensor, rows: Sequence[Row]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _target_logits(self, image: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Return logits ``[n, V]`` of the n target tokens of the batch, and these ``[n]``."""
         joined = self._join_batch(image, rows, share_lead=self.packed and self.shares_prefix)
         if all(target == IGNORED for row in joined.targets for target in row):

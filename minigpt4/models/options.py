@@ -99,8 +99,7 @@ class TowerOptions:
         """The tower that ``vision_tower`` names, else EVA by the original's keys."""
         if self.vision_tower is None:
             return EvaVisionTower(self.vit_model, self.image_size, self.visual_encoder)
-        tower: VisionTower = self.vision_tower.build()
-        return tower
+        return self.vision_tower.build()
 
     def tower_key(self, name: str) -> str:
         """Return the dotted key under which an option of the tower is set."""

@@ -148,10 +148,8 @@ def load_tokenizer(folder: str, bos: Bos = "auto") -> Tokenizer:
     """Return the tokenizer of a language-model folder or hub id.
 
     ``bos`` says whether rows begin with it; ``auto``: LLaMA's do, as in the original, others where
-    their tokenizer puts one in front of a text.
-
-    Raises:
-        MiniGPT4Error: when no tokenizer can be read, or has no bos to begin with.
+    their tokenizer puts one in front of a text. A tokenizer that cannot be read, or lacks the bos,
+    is a ``MiniGPT4Error``.
     """
     tokenizer: Tokenizer
     if model_file := sentencepiece_file(Path(folder)):

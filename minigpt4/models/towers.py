@@ -92,5 +92,4 @@ class Towers(nn.Module):
         assert self.query_tokens is not None
         queries = self.query_tokens.expand(len(image), -1, -1)
         output = self.q_former(query_embeds=queries, encoder_hidden_states=patches)
-        assert isinstance(output.last_hidden_state, torch.Tensor)
         return output.last_hidden_state

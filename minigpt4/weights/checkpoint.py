@@ -48,10 +48,8 @@ logger = logging.getLogger(__name__)
 def load_weights(path: str | Path, mapped: bool = False) -> Any:
     """Return the content of a ``.pth``/``.bin`` or ``.safetensors`` file, on the CPU.
 
-    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later.
-
-    Raises:
-        CheckpointError: for a file that is missing, damaged, or holds more than plain weights.
+    ``mapped`` reads numbers only when they are used; for files written by torch 1.6 and later. A
+    file that is missing, damaged, or holds more than plain weights is a ``CheckpointError``.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,7 +92,7 @@ def kind_of_file(content: Any) -> str:
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Load exactly these weights, the tensors themselves with their dtype, not copies.
 
-    Errors are those of :func:`check_fit`.
+    Others are a ``CheckpointError`` with the file and the first entries that do not fit.
     """
     check_fit(module.state_dict(), weights, origin)
     module.load_state_dict(dict(weights), assign=True)

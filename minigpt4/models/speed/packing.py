@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -37,11 +37,11 @@ class Samples:
         places: Place of each position of the row in that batch: ``[T]``.
     """
 
-    starts: torch.Tensor
-    key_starts: torch.Tensor
-    keys: torch.Tensor | None
-    padded: torch.Tensor
-    places: torch.Tensor
+    starts: Tensor
+    key_starts: Tensor
+    keys: Tensor | None
+    padded: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Packed:
         samples: For the attention.
     """
 
-    embeds: torch.Tensor
-    position_ids: torch.Tensor
-    learnt: torch.Tensor
-    targets: torch.Tensor
+    embeds: Tensor
+    position_ids: Tensor
+    learnt: Tensor
+    targets: Tensor
     samples: Samples
 
 
@@ -101,14 +101,14 @@ def pack(joined: Joined) -> Packed:
 
 def attention_per_sample(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     *_: Any,
     samples: Samples,
     scaling: float | None = None,
     **__: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Return causal attention within each sample, ``[1, T, heads, d]``, as transformers calls it.
 
     The query is ``[1, heads, T, d]``; key and value may have fewer heads.
@@ -121,12 +121,8 @@ def attention_per_sample(
 
 
 def _attend_padded(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    samples: Samples,
-    scaling: float | None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, samples: Samples, scaling: float | None
+) -> Tensor:
     """Attend in a padded batch, where there is no kernel for samples of several lengths."""
     grouped = query.shape[1] != key.shape[1]
     # An embedding: of all ways to gather rows, torch's fastest backward pass.
@@ -143,7 +139,7 @@ def _attend_padded(
 
 
 @cache
-def _gpu_kernel() -> Callable[..., torch.Tensor] | None:
+def _gpu_kernel() -> Callable[..., Tensor] | None:
     """Attention over samples of several lengths: torch's own, else flash-attn's if installed."""
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -158,33 +154,25 @@ def _gpu_kernel() -> Callable[..., torch.Tensor] | None:
     )
 
     def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        samples: Samples,
-        scaling: float | None,
-    ) -> torch.Tensor:
+        query: Tensor, key: Tensor, value: Tensor, samples: Samples, scaling: float | None
+    ) -> Tensor:
         key, value = (_all_heads(_of_samples(s, samples), query) for s in (key, value))
         starts, longest = (samples.starts, samples.key_starts), (samples.padded.shape[1],) * 2
         out = varlen_attn(query, key, value, *starts, *longest, scale=scaling, **causal)
-        assert isinstance(out, torch.Tensor)
+        assert isinstance(out, Tensor)
         return out
 
     return attend
 
 
-def _flash_kernel() -> Callable[..., torch.Tensor] | None:
+def _flash_kernel() -> Callable[..., Tensor] | None:
     if importlib.util.find_spec("flash_attn") is None:
         return None
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        samples: Samples,
-        scaling: float | None,
-    ) -> torch.Tensor:
+        query: Tensor, key: Tensor, value: Tensor, samples: Samples, scaling: float | None
+    ) -> Tensor:
         key, value = (_of_samples(states, samples) for states in (key, value))
         starts, longest = (samples.starts, samples.key_starts), (samples.padded.shape[1],) * 2
         given = {"softmax_scale": scaling, "causal": True}
@@ -193,12 +181,12 @@ def _flash_kernel() -> Callable[..., torch.Tensor] | None:
     return attend
 
 
-def _of_samples(states: torch.Tensor, samples: Samples) -> torch.Tensor:
+def _of_samples(states: Tensor, samples: Samples) -> Tensor:
     """Keys or values of whole samples: the kernels align the last query with the last key."""
     return states if samples.keys is None else states.index_select(0, samples.keys)
 
 
-def _all_heads(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+def _all_heads(states: Tensor, query: Tensor) -> Tensor:
     groups = query.shape[1] // states.shape[1]
     return states if groups == 1 else states.repeat_interleave(groups, dim=1)
 
@@ -217,10 +205,10 @@ def attending(model: PreTrainedModel, implementation: str = PER_SAMPLE) -> Itera
         model.config._attn_implementation = before
 
 
-def packed_logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
+def packed_logits(model: PreTrainedModel, packed: Packed) -> Tensor:
     """Return the language model's output ``[n, V]`` at the positions that predict a target."""
     with attending(model):
-        logits: torch.Tensor = model(
+        logits: Tensor = model(
             inputs_embeds=packed.embeds,
             position_ids=packed.position_ids,
             use_cache=False,
