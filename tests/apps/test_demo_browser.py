@@ -56,6 +56,11 @@ def server(
 
 
 @pytest.fixture
+def pictures(pictures: list[Path]) -> list[Path]:
+    return pictures[:2]
+
+
+@pytest.fixture
 def visitor(browser: Any, server: ServerProcess) -> Iterator[PageVisitor]:
     """A visitor with a fresh page, which must not ask for anything from another host."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
