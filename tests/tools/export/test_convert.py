@@ -96,11 +96,12 @@ def test_every_dtype_is_kept_and_shared_memory_is_written_apart(
     whole = torch.arange(12.0).reshape(3, 4)
     dtypes = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
     tensors = {str(dtype): torch.ones(2, dtype=dtype) for dtype in dtypes}
-    tensors |= {"a": whole, "b": whole, "c": whole[1], "d": whole.T, "e": torch.empty(0)}
-    torch.save(tensors, tmp_path / "a.pth")
-    convert(run_entry, tmp_path / "a.pth", tmp_path / "a.safetensors")
-    convert(run_entry, tmp_path / "a.safetensors", tmp_path / "b.pth")
-    assert_equal(load_weights(tmp_path / "b.pth"), tensors)
+    tensors |= {"a": whole, "b": whole, "c": whole[1], "d": whole.T}
+    for name, content in (("all", tensors), ("empty", {"a": whole, "e": torch.empty(0)})):
+        torch.save(content, tmp_path / f"{name}.pth")
+        convert(run_entry, tmp_path / f"{name}.pth", tmp_path / f"{name}.safetensors")
+        convert(run_entry, tmp_path / f"{name}.safetensors", tmp_path / f"{name}.pt")
+        assert_equal(load_weights(tmp_path / f"{name}.pt"), content)
 
 
 # Mistakes
