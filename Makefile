@@ -72,7 +72,7 @@ lmms-env: .lmms-env/installed
 	@touch $@
 
 docs: env
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv .dataset-env .lmms-env build *.egg-info .mypy_cache .ruff_cache .pytest_cache
