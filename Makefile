@@ -2,6 +2,7 @@
 # make test         set up, run the tests
 # make demo         chat with the result of the quickstart in a browser
 # make lint         ruff and mypy
+# make docs         the documentation as a site in output/site; fails on a broken link
 # make dataset-env  an environment of its own for downloading stage 1's pictures, .dataset-env
 # make lmms-env     lmms-eval in an environment of its own over .venv, .lmms-env
 # SEED=n chooses another seed of the quickstart; PYTHON=python3.12 another Python.
@@ -11,7 +12,7 @@ SEED ?= 0
 BIN := .venv/bin
 NEEDED_KB := 8000000
 
-.PHONY: quickstart test slow-test demo lint env dataset-env lmms-env clean
+.PHONY: quickstart test slow-test demo lint docs env dataset-env lmms-env clean
 
 quickstart: env
 	@$(BIN)/python -m minigpt4 quickstart --seed $(SEED)
@@ -69,6 +70,9 @@ lmms-env: .lmms-env/installed
 	@.lmms-env/bin/python -m pip install --quiet --disable-pip-version-check -r $< || { \
 	  echo "error: installing failed, pip's reason stands above; is there a network? Run make again to go on"; exit 2; }
 	@touch $@
+
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv .dataset-env .lmms-env build *.egg-info .mypy_cache .ruff_cache .pytest_cache

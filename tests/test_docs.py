@@ -5,6 +5,8 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +136,28 @@ def test_messages_quoted_in_troubleshooting_exist_in_the_program():
     quoted = list(quoted_messages((ROOT / "docs/troubleshooting.md").read_text()))
     assert len(quoted) >= 40
     assert [quote for quote in quoted if not any(quote in text for text in texts)] == []
+
+
+def test_the_site_is_built_and_a_broken_link_fails(tmp_path: Path):
+    def build(root: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "out"]
+        return finished(command, cwd=root)
+
+    result = build(ROOT)
+    assert result.returncode == 0, result.stderr
+    for page in ("index", "chat", "dataset/README_1_STAGE", "benchmarks/RESULTS"):
+        assert (tmp_path / "out" / f"{page}.html").exists(), page
+    copy = tmp_path / "copy"
+    for name in ("docs", "dataset", "benchmarks", "assets"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("mkdocs.yml", "CONTRIBUTING.md", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    with (copy / "docs/chat.md").open("a") as file:
+        file.write("\n[nowhere](captions.md#no-such-heading) [none](no_such_page.md)\n")
+    result = build(copy)
+    assert result.returncode != 0
+    assert "no-such-heading" in result.stderr
+    assert "no_such_page.md" in result.stderr
 
 
 def anchor_of(heading: str) -> str:

@@ -310,12 +310,12 @@ def test_questions_that_cannot_be_asked_are_one_line(chat: Chat, pictures: list[
         chat.ask("  ", pictures[:1])
 
 
-def test_the_readme_example_runs(
+def test_the_documented_example_runs(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     import minigpt4.chat
 
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/chat.md").read_text(), flags=re.S)
     picture = str(scenes / "heldout_seen" / "image" / "0.jpg")
     original = minigpt4.chat.load_chat
     monkeypatch.setattr(minigpt4.chat, "load_chat", lambda path: original(path, ["model.ckpt="]))
