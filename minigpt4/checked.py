@@ -21,6 +21,7 @@ from minigpt4.registry import (
     RUNNERS,
     UNKNOWN,
     Bound,
+    Entry,
     Registry,
     UnknownOptionError,
     bind,
@@ -93,22 +94,14 @@ def check_sections(config: Config, purpose: Purpose) -> CheckedConfig:
 
 def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list[Fault]]:
     """Bind every section of a config once; return what is valid of it, and all errors."""
-    used, partial = _USED[purpose], _PARTIAL.get(purpose, ())
     faults: list[Fault] = []
-
-    def bind_section(entry: Callable[..., Any], options: Mapping[str, Any], where: str) -> Bound:
-        section = where.partition(".")[0]
-        dry, may_lack = section in used, section in partial or section not in used
-        bound, found = bind(entry, options, where, dry, may_lack)
-        faults.extend(found)
-        return bound
-
+    bind_section = functools.partial(_bind_section, purpose, faults)
     model, runner, schedule = UNKNOWN, UNKNOWN, dict[str, Any]()
     if config.arch in MODELS.names():
         model = bind_section(MODELS.get(config.arch), config.model_options(), "model")
     else:
         faults += _unknown_keys(MODELS, config.model, ("arch", "model_type"), "model")
-    if "datasets" in used and not config.datasets:
+    if "datasets" in _USED[purpose] and not config.datasets:
         faults.append(Fault("datasets", "no data set is named"))
     datasets = dict.fromkeys(config.datasets, UNKNOWN)
     for name, entry in config.datasets.items():
@@ -134,6 +127,16 @@ def bind_sections(config: Config, purpose: Purpose) -> tuple[CheckedConfig, list
     if purpose != "data":
         faults += run_check(_chat_faults, checked)
     return checked, faults
+
+
+def _bind_section(
+    purpose: Purpose, faults: list[Fault], entry: Entry, options: Mapping[str, Any], where: str
+) -> Bound:
+    section, used = where.partition(".")[0], _USED[purpose]
+    may_lack = section in _PARTIAL.get(purpose, ()) or section not in used
+    bound, found = bind(entry, options, where, section in used, may_lack)
+    faults += found
+    return bound
 
 
 def run_check(check: Callable[[Any], Iterable[Fault]], subject: Any) -> list[Fault]:

@@ -76,16 +76,16 @@ class Registry:
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[_Part], _Part]:
-        def add(entry: _Part) -> _Part:
-            self._import(name)
-            known = self._entries.get(name)
-            # The same file imported twice (a plugin run again) is no conflict.
-            if known is not None and _origin(known) != _origin(entry):
-                raise ConfigError(f"the {self.kind} {name!r} is registered already; choose another")
-            self._entries[name] = entry
-            return entry
+        return functools.partial(self._add, name)
 
-        return add
+    def _add(self, name: str, entry: _Part) -> _Part:
+        self._import(name)
+        known = self._entries.get(name)
+        # The same file imported twice (a plugin run again) is no conflict.
+        if known is not None and _origin(known) != _origin(entry):
+            raise ConfigError(f"the {self.kind} {name!r} is registered already; choose another")
+        self._entries[name] = entry
+        return entry
 
     def names(self) -> list[str]:
         importlib.import_module(self._home)
@@ -179,14 +179,10 @@ UNKNOWN = Bound(_is_unknown, _Options())
 def bind(
     entry: Entry, options: Mapping[str, Any], where: str, dry: bool = False, partial: bool = False
 ) -> tuple[Bound, list[Fault]]:
-    """Return the entry with its options as values of the right types, and every error found.
+    """Return a typed entry with the options of a YAML as values of its types, and every error.
 
-    Args:
-        entry: A function or class with a fully typed signature.
-        options: What the YAML says.
-        where: Dotted key of the options, for messages.
-        dry: Also run the ``check`` functions of ``Annotated`` parameters (they look at the disk).
-        partial: A missing option is no error.
+    ``dry`` also runs the checks of ``Annotated`` parameters, which look at the disk; with
+    ``partial`` a missing option is no error. ``where`` is the dotted key of the options.
     """
     hints, parameters = visible_parameters(entry)
     prefix = f"{where}." if where else ""

@@ -28,6 +28,7 @@ from minigpt4.datasets.samples import (
 from minigpt4.errors import DataError
 
 RECENT = 1000  # samples of which the fraction of bad ones is compared with its limit
+_SHARED_PARTS = "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
 _LOGGED_BAD_SAMPLES = 5  # per reader; later ones are only counted
 
 logger = logging.getLogger(__name__)
@@ -63,18 +64,14 @@ class MixedLoader:
         self._workers = max(1, self.num_workers)
         self._readers = self.world_size * self._workers
         self._delivered = dict.fromkeys(self._names, 0)
-        self._positions = {
-            name: [StreamPosition() for _ in range(self._workers)] for name in self._names
-        }
+        workers = range(self._workers)
+        self._positions = {name: [StreamPosition() for _ in workers] for name in self._names}
         self._iterators: dict[str, Iterator[WorkerBatch]] = {}
         self._bad: list[tuple[str, BadSample]] = []
         for dataset in self.datasets if self.rank == 0 else ():
             self._bad += [(dataset.name, bad) for bad in dataset.missing]
             if (units := dataset.source.units) < self._readers:
-                text = (
-                    "datasets.%s: %d parts for %d readers; they share parts, each in its own order"
-                )
-                logger.info(text, dataset.name, units, self._readers)
+                logger.info(_SHARED_PARTS, dataset.name, units, self._readers)
 
     def __iter__(self) -> Iterator[Batch]:
         self._iterators = {own.name: iter(self._open(own)) for own in self.datasets}
@@ -91,16 +88,10 @@ class MixedLoader:
             yield found.batch
 
     def _open(self, dataset: DataSet) -> "DataLoader[WorkerBatch]":
-        stream = SampleStream(
-            dataset,
-            dataset.batch_size or self.batch_size or 0,
-            f"{self.seed}{self._suffix}",
-            self.rank,
-            self.world_size,
-            self.max_bad_fraction,
-            self._positions[dataset.name],
-            self._delivered[dataset.name],
-        )
+        batch_size, seed = dataset.batch_size or self.batch_size or 0, f"{self.seed}{self._suffix}"
+        place = self.rank, self.world_size, self.max_bad_fraction
+        start = self._positions[dataset.name], self._delivered[dataset.name]
+        stream = SampleStream(dataset, batch_size, seed, *place, *start)
         return DataLoader(
             stream,
             batch_size=None,

@@ -83,11 +83,7 @@ def build_dataset(
     text_processor: Callable[[str], str],
     missing: tuple[BadSample, ...] = (),
 ) -> DataSet:
-    """Return the data set that the options describe.
-
-    Raises:
-        MiniGPT4Error: for two validation sets, or one that leaves nothing to train on.
-    """
+    """Return the data set of these options; a wrong validation set is a ``MiniGPT4Error``."""
     stored, processors = options.stored, options.vis_processor
     if fault := validation_set_fault(stored):
         raise ConfigError(f"datasets.{name}: {fault}")

@@ -84,14 +84,8 @@ class MiniGPT4(Towers):
         end_sym: str = "\n",
         trainable: Sequence[Trainable] = ("llama_proj",),
     ) -> None:
-        super().__init__(
-            towers.visual_encoder,
-            towers.ln_vision,
-            towers.q_former,
-            towers.query_tokens,
-            towers.compute_dtype,
-            towers.prefix_tokens,
-        )
+        frozen = towers.visual_encoder, towers.ln_vision, towers.q_former, towers.query_tokens
+        super().__init__(*frozen, towers.compute_dtype, towers.prefix_tokens)
         self.llama_model, self.tokenizer = llama_model, tokenizer
         self.prompts, self.max_txt_len, self.end_sym = list(prompts), max_txt_len, end_sym
         self.batch_positions, self.packed, self.shares_prefix = 0, False, True

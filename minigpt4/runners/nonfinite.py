@@ -62,9 +62,8 @@ def describe_sample(model: MiniGPT4, batch: Batch, rows: Sequence[Row]) -> str:
     """Return the first sample as the model reads it: text, images and target tokens."""
     count = batch["image_counts"][0]
     images = [*model.encode_img(batch["image"][:count])] if count else []
-    segments = row_segments(
-        model.tokenizer, rows[0], images, model.max_txt_len, model.most_positions
-    )
+    limits = model.max_txt_len, model.most_positions
+    segments = row_segments(model.tokenizer, rows[0], images, *limits)
     head = f"what the model reads of the first sample ({batch['keys'][0]}), by position:"
     return "\n".join([head, *describe_row(model.tokenizer, segments)])
 

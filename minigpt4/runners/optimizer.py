@@ -52,9 +52,8 @@ class OptimizerStep:
         self.optimizer = torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, 0.999), fused=True)
         # Also where nothing is scaled: it skips non-finite steps on the device.
         self.scales_loss = model.compute_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(
-            model.device.type, init_scale=2.0**16 if self.scales_loss else 1.0
-        )
+        scale = 2.0**16 if self.scales_loss else 1.0
+        self.scaler = torch.amp.GradScaler(model.device.type, init_scale=scale)
         self.window: list[MicroBatch] = []  # since the last step of the optimizer
         self._pending: PendingStep | None = None  # the last step, until it is known to be finite
         self.grad_norm = math.nan  # of the last finite step

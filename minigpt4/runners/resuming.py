@@ -40,16 +40,10 @@ class RandomState:
     def state(self) -> dict[str, Any]:
         kind, keys, position, has_gauss, gauss = numpy.random.get_state()
         version, internal, gauss_next = random.getstate()
-        on_gpu = self._device.type == "cuda"
         own = [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]
-        return {
-            "rng": {
-                "python": [version, list(internal), gauss_next],
-                "numpy": own,
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self._device) if on_gpu else None,
-            }
-        }
+        cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        saved = {"python": [version, list(internal), gauss_next], "numpy": own}
+        return {"rng": {**saved, "torch": torch.get_rng_state(), "cuda": cuda}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         saved = state["rng"]

@@ -213,10 +213,9 @@ def _launch(path: Path) -> str | None:
 
 
 def record(folder: Path, config: Mapping[str, Any], seed: int, processes: int = 1) -> None:
-    """Write ``environment.json`` and ``config.yaml``, without host, user and other folders.
+    """Write ``environment.json``, earlier launches included, and ``config.yaml``; no host or user.
 
-    A resumed run keeps the launches before under ``earlier_launches``, oldest first. Only a folder
-    that cannot be written ends the run, with a ``MiniGPT4Error``.
+    Only a folder that cannot be written is a ``MiniGPT4Error``.
     """
     path = folder / "environment.json"
     facts = environment(seed, processes) | {"earlier_launches": _launches(path)}
@@ -251,10 +250,7 @@ def _found_out(fact: Callable[[], Any]) -> Any:
 
 
 def git_state(folder: Path = _HERE) -> dict[str, Any] | None:
-    """Return commit, branch (None when detached) and whether tracked files were changed.
-
-    None without git, and for an untracked folder, such as a virtual environment in a repository.
-    """
+    """Return commit, branch, and whether tracked files changed; None if git tracks no file here."""
     if not _git(folder, "ls-files", "."):
         return None
     commit, branch = _git(folder, "rev-parse", "HEAD"), _git(folder, "branch", "--show-current")

@@ -91,10 +91,7 @@ class Trainer:
         self.batches = iter(self.loader)
 
     def train(self) -> RunFolder:
-        """Train all epochs, each ending with a checkpoint.
-
-        After SIGTERM or Ctrl-C everything is saved, and an ``InterruptedRunError`` raised.
-        """
+        """Train all epochs; SIGTERM and Ctrl-C save first and raise ``InterruptedRunError``."""
         if self.processes.main:
             logger.info("what is trained:\n%s", parameter_table(self.model))
             logger.info("this run's folder: %s", self.folder.path)

@@ -90,10 +90,7 @@ def kind_of_file(content: Any) -> str:
 
 
 def load_into(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Load exactly these weights, the tensors themselves with their dtype, not copies.
-
-    Others are a ``CheckpointError`` with the file and the first entries that do not fit.
-    """
+    """Load exactly these tensors, with their dtype and without copies, or raise CheckpointError."""
     check_fit(module.state_dict(), weights, origin)
     module.load_state_dict(dict(weights), assign=True)
 

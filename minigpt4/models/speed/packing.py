@@ -220,10 +220,7 @@ def packed_logits(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 @torch.no_grad()
 def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -> str | None:
-    """Return why a language model's packed results are not its padded ones; None where they are.
-
-    It is tried with three short rows of noise, which share ``lead`` positions, at most two.
-    """
+    """Return why packed and padded results differ for three rows of noise; None if they do not."""
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return "it takes no logits_to_keep"
     if not model.is_backend_compatible():
@@ -237,9 +234,8 @@ def packing_fault(model: PreTrainedModel, device: torch.device, lead: int = 0) -
     padded = pad(Joined(whole, lengths, targets))
     try:
         ours = packed_logits(model, pack(Joined(own, lengths, targets, lead))).float()
-        theirs = model(
-            inputs_embeds=padded.embeds, attention_mask=padded.attention_mask, use_cache=False
-        ).logits
+        mask = {"attention_mask": padded.attention_mask}
+        theirs = model(inputs_embeds=padded.embeds, use_cache=False, **mask).logits
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return f"it does not run packed ({type(error).__name__})"
     theirs = target_logits(theirs, padded.targets)[0].float()
