@@ -88,7 +88,7 @@ def memory_report(checked: CheckedConfig, device: str | None = None) -> str | No
 
 def described(config: Config) -> str:
     """Return the merged config as YAML, and after each value where it came from."""
-    from minigpt4.config.sources import describe
+    from minigpt4.preflight.sources import describe
 
     return describe(config, asdict(GenerationOptions()))
 

@@ -8,9 +8,10 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from minigpt4.models.tokenizer import Tokenizer
 from minigpt4.processors import ImageProcessor
 from minigpt4.tools.export.weights_folder import WeightsFolder
 from minigpt4.weights.checkpoint import load_into, save_atomically
-from minigpt4.weights.names import convert_to_blip2
+from minigpt4.weights.names import Tensors
 
 # Stands for one image token in a text. It is ``<unk>``, which a LLaMA never writes, renamed: a new
 # token would need another row in the embedding, and change the logits.
@@ -56,6 +57,27 @@ _PROJECTION = {
     "llama_proj.weight": "language_projection.weight",
     "llama_proj.bias": "language_projection.bias",
 }
+
+# Our names, and those of transformers' ``Blip2ForConditionalGeneration``; the first match counts.
+_BLIP2_NAMES = (
+    (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
+    (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+    (r"visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"visual_encoder\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision_model.encoder.layers.\1.self_attn.projection.",
+    ),
+    (
+        r"visual_encoder\.blocks\.(\d+)\.attn\.",
+        r"vision_model.encoder.layers.\1.self_attn.",
+    ),
+    (r"visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+    (r"ln_vision\.", "vision_model.post_layernorm."),
+    (r"q_former\.", "qformer."),
+    (r"llama_proj\.", "language_projection."),
+    (r"llama_model\.", "language_model."),
+)
 
 # Preceded by the values of its variables.
 _CHAT_TEMPLATE = (
@@ -264,3 +286,24 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def convert_to_blip2(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """All weights of our model, for transformers' ``Blip2ForConditionalGeneration``.
+
+    Its vision attention has one bias where ours has those of q and v: k has none, zeros here.
+    """
+    converted = {}
+    for name, value in weights.items():
+        if name.endswith(".attn.v_bias"):
+            continue
+        if name.endswith(".attn.q_bias"):
+            v_bias = weights[name.replace("q_bias", "v_bias")]
+            name = name.replace("q_bias", "qkv.bias")
+            value = torch.cat([value, torch.zeros_like(value), v_bias])
+        for ours, theirs in _BLIP2_NAMES:
+            name, found = re.subn(f"^{ours}", theirs, name)
+            if found:
+                break
+        converted[name] = value
+    return converted
