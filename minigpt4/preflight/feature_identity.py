@@ -264,7 +264,16 @@ def _data_difference(index: Index, source: CacheableSource) -> str | None:
     """Return the first file that is another than when its group was cached."""
     if difference := groups_difference(index, source):
         return difference
-    groups = ((group["files"], files_of(source, n)) for n, group in enumerate(index.groups))
+    groups = [(group["files"], files_of(source, n)) for n, group in enumerate(index.groups)]
+    pairs = [pair for facts, files in groups for pair in zip(facts, files, strict=False)]
+    times = {file: FileFact(*fact).mtime_ns for fact, file in pairs if file.is_file()}
+    touched = [file for file, before in times.items() if file.stat().st_mtime_ns != before]
+    if touched:
+        text = (
+            "%d files (first: %s) were touched since their features were computed: their content "
+            "is compared; cache-features once more notes their new times"
+        )
+        logger.info(text, len(touched), touched[0])
     return next(filter(None, (files_difference(*group) for group in groups)), None)
 
 

@@ -204,7 +204,7 @@ def test_the_memory_of_the_towers_is_not_asked_for(
         command(["check", STAGE1, "--options", *options, *more])
         assert "no fault found" in caplog.text
         assert ("visual encoder" in caplog.text) is told
-        assert "projection + AdamW" in caplog.text
+        assert "projection's AdamW" in caplog.text
 
 
 # The sequence
