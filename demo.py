@@ -11,7 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.apps.arguments import add_model_arguments, check_positive, open_socket, plan_chat
+from minigpt4.apps.arguments import (
+    add_model_arguments,
+    check_positive,
+    open_socket,
+    plan_chat,
+    without_proxies,
+)
 from minigpt4.errors import ConfigError, run_guarded
 
 EXAMPLES = Path(__file__).parent / "assets" / "examples"
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if plan is None:
         return
 
-    from minigpt4.apps.page.serving import serve_page
+    with without_proxies():  # gradio builds its client when it is imported
+        from minigpt4.apps.page.serving import serve_page
 
     # As Ctrl-C does: uploaded files are deleted.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

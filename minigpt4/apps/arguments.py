@@ -4,9 +4,12 @@ Nothing heavy is imported until the arguments are parsed: a wrong one fails at o
 """
 
 import argparse
+import contextlib
 import logging
+import os
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     from minigpt4.chat import Chat
     from minigpt4.checked import CheckedConfig
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +115,21 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Return a listening socket; raise ConfigError if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError, UnicodeError) as error:
         text = f"--host {host} --port {port}: cannot serve there ({error})"
         raise ConfigError(f"{text}; choose another --port") from error
+    # Connections inherit it; asyncio does not set it, and a reply would wait 40 ms for an ACK.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hide the proxies of the environment from a library that sends requests to this machine."""
+    names = [name for name in os.environ if name.lower() in _PROXIES]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

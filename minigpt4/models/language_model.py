@@ -40,7 +40,7 @@ def load_language_model(
     transformers_logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, dtype=dtype, **options
+            folder, output_loading_info=True, dtype=dtype, trust_remote_code=False, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise _unusable(folder, f"cannot be loaded: {one_line(error)}") from error

@@ -133,7 +133,7 @@ def load_auto_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         text = f"no tokenizer.model, and no other tokenizer loads ({one_line(error)})"
         raise CheckpointError(f"{folder}: {text}") from error

@@ -264,3 +264,11 @@ async def test_ctrl_c_while_an_answer_is_made(visitor: Visitor, server: ServerPr
     assert log.endswith("interrupted\n")
     assert "Traceback" not in log
     assert not list(server.folder.glob("uploads/minigpt4-page-*"))
+
+
+def test_a_proxy_in_the_environment_does_not_stop_the_page(tmp_path: Path):
+    """gradio asks itself whether it is up."""
+    dead = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    dead |= {"all_proxy": "socks5://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    with serve(tmp_path, options=["model.ckpt="], **dead) as server:
+        assert httpx.get(server.url, trust_env=False, timeout=60).status_code == 200

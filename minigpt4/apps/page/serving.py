@@ -1,5 +1,6 @@
 """Serving: the page opens before the model is loaded; at the end all uploads are deleted."""
 
+import contextlib
 import logging
 import os
 import time
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 import gradio as gr
 from starlette.middleware import Middleware
 
-from minigpt4.apps.arguments import ChatPlan
+from minigpt4.apps.arguments import ChatPlan, without_proxies
 from minigpt4.apps.page.desk import Desk
 from minigpt4.apps.page.gate import Gate
 from minigpt4.apps.page.layout import STYLE, build_page
@@ -49,22 +50,24 @@ def serve_page(
         visits = Visits(uploads, keep)
         desk = Desk(visits, plan.checked.generation, places)
         page = build_page(desk, examples)
-        page.queue(default_concurrency_limit=None).launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=auth,
-            max_file_size="20mb",
-            max_threads=places + _SPARE_THREADS,
-            prevent_thread_lock=True,
-            quiet=True,
-            theme=gr.themes.Default(primary_hue="indigo", font=[font, "sans-serif"]),
-            css=STYLE,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=[],
-            app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
-        )
+        # gradio asks itself whether it is up; a public link may need the proxy.
+        with contextlib.nullcontext() if share else without_proxies():
+            page.queue(default_concurrency_limit=None).launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                auth=auth,
+                max_file_size="20mb",
+                max_threads=places + _SPARE_THREADS,
+                prevent_thread_lock=True,
+                quiet=True,
+                theme=gr.themes.Default(primary_hue="indigo", font=[font, "sans-serif"]),
+                css=STYLE,
+                ssr_mode=False,
+                run_history=False,
+                footer_links=[],
+                app_kwargs={"middleware": [Middleware(Gate, uploads=uploads)]},
+            )
         visits.keep_files()
         logger.info("the page is open at %s", page.local_url)
         try:

@@ -58,15 +58,15 @@ def build_reader(checked: CheckedConfig, faults: Sequence[Fault]) -> Reader | No
     """Return the reader of a language model; None where too little is known of the model."""
     options = checked.model_options
     try:
-        prompts = options.load_prompts()
+        folder, prompts = options.llama_model, options.load_prompts()
         task = ImageTextPretrainTask(prompts, seed=0, rank=0, template=checked.template)
         return Reader(
-            load_tokenizer(options.llama_model, options.bos),
+            load_tokenizer(folder, options.bos),
             task,
             options.image_tokens,
             options.max_txt_len,
             options.end_sym,
-            most_positions(AutoConfig.from_pretrained(options.llama_model)),
+            most_positions(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
         )
     except UnknownOptionError:
         reasons = [f"{fault.key}: {fault.text}" for fault in faults]
