@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from datetime import timezone
 from statistics import median
@@ -21,6 +22,7 @@ _TRAINING = {
     "memory_gb": ("Memory", "GB, the highest so far in the main process."),
 }
 _SHUFFLED = "shuffled_"
+_MAX_NAME = 100  # characters
 _COUNTS = ("samples", "unreadable")
 _VALIDATION = {
     "loss": "Mean over the target tokens.",
@@ -69,9 +71,11 @@ def validation_charts(runs: Sequence[Run]) -> list[Chart]:
                 note += " Ringed: the best, which is checkpoint_best.pth."
             if any(line.dashed for line in lines):
                 note += " Dashed: with another sample's picture, a control."
-            stem = f"valid_{re.sub(r'[^A-Za-z0-9_.-]', '_', figure)}"
-            title = figure.replace("_", " ").capitalize()
-            charts.append(Chart(stem, title, lines, note + _lost(lines)))
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", figure)
+            if len(name) > _MAX_NAME:  # a file's name has a limit
+                name = f"{name[:_MAX_NAME]}_{zlib.crc32(figure.encode()):08x}"
+            title = figure.replace("_", " ").capitalize()[:_MAX_NAME]
+            charts.append(Chart(f"valid_{name}", title, lines, note + _lost(lines)))
     return charts
 
 

@@ -27,6 +27,7 @@ _STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
 _NO_FIGURES = ("epoch", "step", "valid")
 _MAX_EXAMPLES, _MAX_LOST = 3, 20
+_MAX_GROUPS, _MAX_TEXT = 50, 300  # causes of bad samples; characters
 
 Points = list[tuple[float, float]]  # step, value; NaN where the log has no finite value
 
@@ -202,11 +203,15 @@ def read_bad_samples(folder: Path, notes: Notes) -> list[tuple[str, str, int, li
     for row in read_rows(folder / "bad_samples.jsonl", notes):
         place = "/".join(str(row[name]) for name in ("shard", "key") if row.get(name))
         text = f"{place}: {row['detail']}" if row.get("detail") else place
-        group = str(row.get("dataset", "")), str(row.get("cause", "unknown"))
+        named = row.get("dataset", ""), row.get("cause", "unknown")
+        group = str(named[0])[:_MAX_TEXT], str(named[1])[:_MAX_TEXT]
         counts[group] += 1
         if counts[group] <= _MAX_EXAMPLES:
-            examples.setdefault(group, []).append(text)
-    return [(*group, total, examples[group]) for group, total in counts.most_common()]
+            examples.setdefault(group, []).append(text[:_MAX_TEXT])
+    if (more := len(counts) - _MAX_GROUPS) > 0:
+        notes.add(f"{folder / 'bad_samples.jsonl'}: {more:,} rarer causes are not listed here")
+    most = counts.most_common(_MAX_GROUPS)
+    return [(*group, total, examples[group]) for group, total in most]
 
 
 def read_lost_steps(folder: Path, notes: Notes) -> tuple[list[JsonObject], int]:

@@ -324,3 +324,17 @@ def test_lists_of_lines_may_be_empty(tmp_path: Path):
         write_rows(run / name, [])
     page = report(run, output=tmp_path / "report")
     assert not {"samples", "failures", "bad", "notes"} & set(page.texts)
+
+
+def test_long_names_and_many_causes_and_figures_make_a_page_of_usual_size(tmp_path: Path):
+    figures = {"f" * 400: 0.5, "f" * 401: 0.5} | {f"figure_{n:03}": 0.1 for n in range(60)}
+    valid = {"epoch": 0, "step": 10, "valid": {"cc_sbu": figures}}
+    run = make_run(tmp_path / "run", [*log_rows(1), valid])
+    causes = [{"dataset": "d", "cause": f"cause {n} {'x' * 2000}"} for n in range(3000)]
+    write_rows(run / "bad_samples.jsonl", causes)
+    page = report(run, output=tmp_path / "out")
+    assert len(page.content) < 3_000_000
+    assert "2,950 rarer causes are not listed here" in page.text
+    assert "more figures of validations have no chart here" in page.text
+    assert max(len(file.name) for file in (tmp_path / "out").iterdir()) < 130
+    assert len(list((tmp_path / "out").glob("valid_f*.png"))) > 30
