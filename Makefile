@@ -1,4 +1,4 @@
-# make quickstart   set up, train both stages on the embedded default, show what was learnt
+# make quickstart   set up, train both stages on the embedded default, show the result
 # make test         set up, run the tests
 # make demo         chat with the result of the quickstart in a browser
 # make lint         ruff and mypy

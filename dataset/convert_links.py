@@ -169,7 +169,7 @@ def open_lists(files: Sequence[Path], wanted: Sequence[str]) -> Iterator[RowFile
     """The lists; those with a header have the columns.
 
     Raises:
-        DataError: for a file that is none, or has others.
+        DataError: for a file of another form.
     """
     for file in files:
         rows = RowFile(file)

@@ -79,7 +79,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a json file of ours.
 
     Raises:
-        MiniGPT4Error: where there is none.
+        MiniGPT4Error: without one.
     """
     try:
         value = json.loads(file.read_bytes())

@@ -155,9 +155,9 @@ def test_a_row_is_cut_where_the_language_model_ends(model: MiniGPT4) -> None:
     limit = 60
     first = row_segments(model.tokenizer, rows[0], [], model.max_txt_len, limit)
     assert sum(map(len, first)) == limit
-    assert "learnt" not in "\n".join(describe_row(model.tokenizer, first))
+    assert "target" not in "\n".join(describe_row(model.tokenizer, first))
     whole = row_segments(model.tokenizer, rows[1], [], model.max_txt_len, 10_000)
-    assert "learnt: 'Four.###'" in "\n".join(describe_row(model.tokenizer, whole))
+    assert "target: 'Four.###'" in "\n".join(describe_row(model.tokenizer, whole))
 
 
 def test_a_caption_of_several_images_has_them_side_by_side(model: MiniGPT4) -> None:

@@ -95,7 +95,7 @@ class CaptionOutput:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ConfigError(
-            f"--output {self.path}: {reason}; choose another, or start anew with --overwrite"
+            f"--output {self.path}: {reason}; choose another, or start again with --overwrite"
         )
 
 

@@ -15,7 +15,7 @@ _LETTER = re.compile(r"(?<![\w'])([A-Z])(?=[).:,]|\s*$)")
 def short_answer(text: str, form: AnswerForm) -> str:
     """Return the first ``Yes`` or ``No``, or the first option letter that stands alone.
 
-    If there is none, or the form is ``whole``, that is the whole text.
+    Without one, or if the form is ``whole``, that is the whole text.
     """
     if form == "yes_no":
         found = _YES_NO.search(text)

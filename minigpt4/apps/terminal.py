@@ -23,9 +23,9 @@ from minigpt4.files import write_atomically
 
 HELP = """\
 /image PATH   show a picture with the next question; several times for several pictures
-/retry        answer the last question anew
+/retry        answer the last question again
 /undo         take back the last question; its pictures go with the next one
-/clear        start anew
+/clear        start a new chat
 /save FILE    write the conversation, as .json or .md
 /help         this list
 /quit         leave, as Ctrl-D does

@@ -202,7 +202,7 @@ class Chat:
             if shorter is None:
                 raise DataError(
                     f"the question and its images take {length} tokens, but only {room} fit "
-                    f"({limit} less chat.max_new_tokens); ask less, or start anew"
+                    f"({limit} less chat.max_new_tokens); ask less, or start a new chat"
                 )
             asked.conversation = shorter
             asked.dropped += 1

@@ -184,7 +184,7 @@ def has_any(text: str, stops: Sequence[str]) -> bool:
 
 
 def before_stops(text: str, stops: Sequence[str]) -> str:
-    """Return the text before the first stop text; all of it if there is none."""
+    """Return the text before the first stop text; all of it without one."""
     places = [text.index(stop) for stop in stops if stop and stop in text]
     return text[: min(places, default=len(text))]
 

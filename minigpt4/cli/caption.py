@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=int, default=16, help="pictures answered together (default 16)")
     add("--num-workers", type=int, default=4, help="threads that read pictures (default 4)")
-    add("--overwrite", action="store_true", help="start anew, whatever the output holds")
+    add("--overwrite", action="store_true", help="start again, whatever the output holds")
 
 
 def run(arguments: argparse.Namespace) -> None:

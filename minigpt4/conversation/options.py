@@ -45,9 +45,9 @@ class GenerationOptions:
         length_penalty: Of beams; above 0 favours longer answers.
         min_length: Fewest tokens of an answer, its end-of-sequence token counted.
         max_length: Longest prompt and answer together; older turns are dropped beyond it.
-        seed: Of the sampling; None draws anew each time.
+        seed: Of the sampling; None samples differently each time.
         kept_tokens: Tokens whose keys and values are kept for the next turn, of all chats together;
-            0 reads everything anew.
+            0 reads everything again.
         static_cache: Keys and values in tensors of a fixed size, and on a GPU compiled steps:
             quicker tokens after a slow first answer. Nothing is kept for the next turn then.
     """

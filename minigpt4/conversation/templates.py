@@ -24,7 +24,7 @@ def own_template(llama_model: str) -> Template:
     """Return the chat template that came with a language model, cut out of what it writes.
 
     Raises:
-        ConfigError: where there is none, or it writes other conversations otherwise.
+        ConfigError: without one, or if it writes other conversations otherwise.
     """
     try:
         ours, tokenizer = load_tokenizer(llama_model), load_auto_tokenizer(llama_model)

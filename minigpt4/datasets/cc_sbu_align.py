@@ -188,8 +188,8 @@ def _nothing_found(file: Path, names: Sequence[str]) -> str:
         return f"{file}: its list of annotations is empty"
     text = f"{file}: none of its {len(names)} images is in {file.parent / 'image'}"
     ends = tuple(f".{kind}" for kind in IMAGE_SUFFIXES)
-    mend = "; write ids without the suffix" if names[0].lower().endswith(ends) else ""
-    return f"{text} (first: {printable(names[0])}){mend}"
+    advice = "; write ids without the suffix" if names[0].lower().endswith(ends) else ""
+    return f"{text} (first: {printable(names[0])}){advice}"
 
 
 def _report_duplicates(

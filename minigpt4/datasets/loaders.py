@@ -318,6 +318,6 @@ class SampleStream(IterableDataset[WorkerBatch]):
             return DataError(f"{name}: no readable sample among the last {position.seen:,} {found}")
         return DataError(
             f"{name}: {share:.0%} of the last {position.seen:,} samples are bad, more than "
-            f"run.max_bad_fraction {self.max_bad_fraction} {found}; mend the data "
+            f"run.max_bad_fraction {self.max_bad_fraction} {found}; fix the data "
             "(check-shards lists what is wrong) or raise the limit"
         )

@@ -1,6 +1,6 @@
 """N-grams: BLEU, chrF, ROUGE-L and CIDEr, how many of a reference's word sequences an output has.
 
-METEOR is none of them: its data (WordNet) is no part of any package. chrF stands in for it: it
+METEOR is missing: its data (WordNet) is no part of any package. chrF stands in for it: it
 forgives another ending of a word as METEOR's stems do.
 """
 

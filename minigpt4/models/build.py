@@ -61,7 +61,7 @@ def build_minigpt4(
     """
     dtype = dtype or choose_dtype(options.precision, device)
     if not options.has_qformer and {"q_former", "query_tokens"} & {*options.trainable}:
-        raise ConfigError("model.trainable: model.has_qformer is False: there is none to train")
+        raise ConfigError("model.trainable: model.has_qformer is False: no Q-Former to train")
     if "llama_proj" not in options.trainable and not options.ckpt and device.type != "meta":
         raise ConfigError("model.trainable: llama_proj is left out, and model.ckpt names none")
     quantize, folder = options.quantize, options.llama_model

@@ -204,7 +204,7 @@ def describe_row(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]
         if not isinstance(segment, Tensor):
             text = repr(tokenizer.decode(segment, skip_special=False))
         if isinstance(segment, Learnt):
-            text = f"learnt: {text} ({' '.join(map(tokenizer.piece, segment))})"
+            text = f"target: {text} ({' '.join(map(tokenizer.piece, segment))})"
         lines.append(f"  {where:>9}  {text}")
         position = last + 1
     return lines

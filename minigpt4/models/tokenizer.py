@@ -181,7 +181,7 @@ def _added_words(folder: Path) -> dict[str, int]:
 
 
 def _read(file: Path, key: str | None = None) -> dict[str, Any]:
-    """Return the object in a JSON file, or the one under its ``key``; empty where there is none."""
+    """Return the object in a JSON file, or the one under its ``key``; empty without one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         content = content if key is None else content[key]

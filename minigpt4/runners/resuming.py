@@ -164,7 +164,7 @@ def _go_on(folder: RunFolder) -> ResumePoint:
     folder.clear_half_written()
     state = folder.newest_state()
     if state is None:
-        logger.info("%s: nothing was saved yet; this run starts anew in it", folder.path)
+        logger.info("%s: nothing was saved yet; this run starts there again", folder.path)
         return ResumePoint(folder)
     logger.info("%s: going on after step %d", folder.path, state["step"])
     return ResumePoint(folder, state, str(folder.path), same_folder=True)

@@ -125,7 +125,7 @@ def trained_weights(checkpoint: Any, origin: str) -> Tensors:
     Q-Former that the original trained has the original's names.
 
     Raises:
-        CheckpointError: when there are none.
+        CheckpointError: without any.
     """
     top = checkpoint if isinstance(checkpoint, Mapping) else {}
     own = top.get("model", top)

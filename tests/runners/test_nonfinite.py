@@ -128,7 +128,7 @@ def test_the_first_sample_is_shown_as_the_model_reads_it(
     assert lines[2].split() == [*lines[2].split()[:1], "the", "image"]
     assert "</Img>" in lines[3]
     assert "###Assistant: " in lines[3]
-    assert "learnt: " in lines[4]
+    assert "target: " in lines[4]
     assert "###" in lines[4]
     positions = [line.split()[0].split("-") for line in lines[1:]]
     assert all(int(a[-1]) + 1 == int(b[0]) for a, b in itertools.pairwise(positions))

@@ -17,7 +17,7 @@ QUESTIONS = (
     "What is the background like?",
 )
 HEADER = """<h1>MiniGPT-4</h1>
-<p>A frozen language model that learnt to see by training one linear layer.</p>"""
+<p>A frozen language model that learned to see by training one linear layer.</p>"""
 EMPTY = "**Show a picture and ask about it**\n\nUpload, paste or drag one, or click an example."
 # A file made in the browser: nothing has to lie on the server for it.
 DOWNLOAD = """text => {

@@ -245,7 +245,7 @@ def _places(reader: _RowReader) -> Iterator[tuple[int, int, float, bool]]:
     for number, (row, sample) in enumerate(reader):
         if isinstance(sample, BadSample) and sample.cause == OUTSIDE:
             raise DataError(
-                f"{sample.key}: {sample.detail}; only what lies in it is read: mend the row, "
+                f"{sample.key}: {sample.detail}; only what lies in it is read: fix the row, "
                 "or name the folder above all pictures"
             )
         images, own = image_files(sample), _own_id(row)

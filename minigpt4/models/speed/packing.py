@@ -51,14 +51,14 @@ class Packed:
     Attributes:
         embeds: ``[1, T, D]``.
         position_ids: ``[1, T]``, from 0 in each sample.
-        learnt: Positions whose output predicts a target: ``[n]``.
+        predicting: Positions whose output predicts a target: ``[n]``.
         targets: Those targets: ``[n]``.
         samples: For the attention.
     """
 
     embeds: Tensor
     position_ids: Tensor
-    learnt: Tensor
+    predicting: Tensor
     targets: Tensor
     samples: Samples
 
@@ -90,13 +90,13 @@ def pack(joined: Joined) -> Packed:
         targets[is_target],
     ]
     sent = on_device(torch.cat(parts), joined.embeds.device).split([len(part) for part in parts])
-    starts, key_starts, keys, padded, places, position_ids, learnt, targets = sent
+    starts, key_starts, keys, padded, places, position_ids, predicting, targets = sent
     starts = starts.int()
     # One tensor for both shows torch that queries and keys are alike, so that more kernels fit.
     key_starts = key_starts.int() if lead else starts
     padded = padded.view(-1, longest)
     samples = Samples(starts, key_starts, keys if lead else None, padded, places)
-    return Packed(joined.embeds[None], position_ids[None], learnt, targets, samples)
+    return Packed(joined.embeds[None], position_ids[None], predicting, targets, samples)
 
 
 def attention_per_sample(
@@ -212,7 +212,7 @@ def packed_logits(model: PreTrainedModel, packed: Packed) -> Tensor:
             inputs_embeds=packed.embeds,
             position_ids=packed.position_ids,
             use_cache=False,
-            logits_to_keep=packed.learnt,
+            logits_to_keep=packed.predicting,
             samples=packed.samples,
         ).logits
     return logits.squeeze(0)

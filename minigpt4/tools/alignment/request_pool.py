@@ -149,7 +149,7 @@ class RequestPool:
         return limit is None and len(under_way) < self._server.concurrency
 
     def _complete(self, client: "openai.OpenAI", text_id: str, text: str) -> dict[str, Any]:
-        """Return the reply to a text, or why there is none, as the journal has it."""
+        """Return the reply to a text, or the reason for its absence, as the journal has it."""
         import openai
 
         failed, tokens = "200 with something that is no completion", self._most(text)

@@ -134,7 +134,7 @@ def build_page(reviewing: Reviewing, finished: threading.Event) -> gr.Blocks:
                 picture = gr.HTML(elem_id="picture")
             with gr.Column(scale=1, min_width=320):
                 text = gr.Textbox(
-                    label="Polished: what is learnt", lines=9, max_lines=16, elem_id="polished"
+                    label="Polished: the target text", lines=9, max_lines=16, elem_id="polished"
                 )
                 with gr.Row():
                     accept = _button("Accept (A)", "primary")

@@ -41,9 +41,9 @@ class Reader:
     def describe(self, sample: RawSample, number: int) -> str:
         """Describe the sample by positions, and which of them are target tokens."""
         segments = self._segments(sample, number, self.max_txt_len, self.longest)
-        learnt = sum(len(s) for s in segments if isinstance(s, Learnt))
+        targets = sum(len(s) for s in segments if isinstance(s, Learnt))
         total = sum(map(len, segments))
-        head = f"what the model reads of {sample.key}: {total} positions, {learnt} of them learnt"
+        head = f"what the model reads of {sample.key}: {total} positions, {targets} of them targets"
         return "\n".join([head, *describe_row(self.tokenizer, segments)])
 
     def _segments(

@@ -80,12 +80,12 @@ def test_a_yaml_shows_tokens_mask_and_what_is_cut(check: Check, tmp_path: Path, 
     (told,) = json.loads(figures.read_text())
     assert (told["unit"], told["cut"], told["cut_share"]) == ("tokens", 1, 0.25)
     assert "1 answers (25.0%) are longer than model.max_txt_len 9" in out
-    assert "learnt: 'a red square###' (▁a ▁red ▁square ###)" in out
+    assert "target: 'a red square###' (▁a ▁red ▁square ###)" in out
     # The longest row, all of which is shown, has as many positions as the histogram says.
     shown = [int(line.split()[-6]) for line in out.splitlines() if " positions, " in line]
     assert f"positions of a row: {min(shown)} to {max(shown)}," in out
     # Only the assistant's words: everything else is read and not learnt.
-    learnt = [line for line in out.splitlines() if "learnt: " in line]
+    learnt = [line for line in out.splitlines() if "target: " in line]
     assert len(learnt) == 4
     assert not any("alike" in line or "Sure" in line or "Human" in line for line in learnt)
     assert sum(line.endswith("  the image") for line in out.splitlines()) == 4
