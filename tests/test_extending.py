@@ -290,6 +290,10 @@ BUILDER = "from typing import Annotated\nfrom minigpt4.registry import BUILDERS,
             "the task 'mine' lacks rows and evaluation_step",
         ),
         (BUILDER + "TASKS.register('mine')(3)\n", "the task 'mine': 3 is neither"),
+        (
+            "from minigpt4.metrics import Metric\nclass Mine(Metric): ...\n",
+            "cannot be imported (TypeError: the metric Mine defines neither score nor measure",
+        ),
     ],
 )
 def test_a_mistake_in_a_plug_in_is_one_line(

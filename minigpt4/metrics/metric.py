@@ -85,6 +85,10 @@ class Metric:
     lower_is_better: ClassVar[bool] = False
     needs: ClassVar[str] = "reference"
 
+    def __init_subclass__(cls) -> None:
+        if cls.score is Metric.score and cls.measure is Metric.measure:
+            raise TypeError(f"the metric {cls.__name__} defines neither score nor measure")
+
     def measure(self, rows: Sequence[Row]) -> Figure:
         """Return the figure of the rows; at least one."""
         return Figure([self.score(row) for row in rows])
